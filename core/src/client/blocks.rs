@@ -1,0 +1,238 @@
+//! Reading blocks: from the cache, from a fetch that is under way, or from the store; always verified.
+//!
+//! Owns: the block cache, one fetch per block however many ask.
+//! Leaves to others: which bytes of a file a block holds (`file`), what the cache keeps (`store::cache`).
+//!
+//! Invariants
+//! - No byte leaves here that was not verified against checksums bound to volume, slice, index and length.
+//! - Buffers are owned: what a late answer of the store writes to, nobody else has.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::time::Duration;
+use std::sync::Mutex;
+
+use bytes::Bytes;
+
+use super::std;
+use super::wait::{Flight, flight, join_all, lock};
+use crate::env::{Env, ObjectStore, StoreError};
+use crate::errno::Errno;
+use crate::format::block::{BlockError, decode_head, head_len, object_key, object_len, verify_object};
+use crate::format::values::Volume;
+use crate::store::cache::{CacheShard, shard_of};
+use crate::types::{BlockId, SliceId, VolumeId};
+
+const SHARDS: usize = 16;
+/// Blocks up to this length are fetched whole whatever is asked of them: a round trip costs more.
+const WHOLE_MAX: u32 = 256 << 10;
+/// A damaged or short answer is asked for again so many times before it counts as damage of the object.
+const DAMAGED_TRIES: u32 = 4;
+
+#[derive(Debug)]
+struct Shard {
+    cache: CacheShard,
+    flights: BTreeMap<(SliceId, u32), Flight<Result<Bytes, Errno>>>,
+}
+
+struct Inner<E: Env> {
+    env: E,
+    volume: VolumeId,
+    frame_size: u32,
+    timeout: Duration,
+    shards: Vec<Mutex<Shard>>,
+}
+
+pub(super) struct Blocks<E: Env>(Arc<Inner<E>>);
+
+/// How much of a block to fetch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fetch {
+    /// All of it: the rest will be read soon.
+    Whole,
+    /// What was asked for, unless it is much of the block.
+    Part,
+}
+
+impl<E: Env> Blocks<E> {
+    pub(super) fn new(env: E, volume: &Volume, cache_bytes: u64, timeout: Duration) -> Self {
+        // A shard must hold several blocks, or it evicts what it just fetched.
+        let count = (cache_bytes / (4 * u64::from(volume.geometry.block_size))).clamp(1, SHARDS as u64);
+        let shard = |_| {
+            Mutex::new(Shard { cache: CacheShard::new(cache_bytes / count), flights: BTreeMap::new() })
+        };
+        let shards = (0..count).map(shard).collect();
+        Self(Arc::new(Inner { env, volume: volume.id, frame_size: volume.geometry.frame_size, timeout, shards }))
+    }
+
+    /// Keeps a block that was just stored.
+    pub(super) fn insert(&self, id: BlockId, payload: Bytes) {
+        lock(self.0.shard(id)).cache.insert(id.slice, id.index, payload);
+    }
+
+    /// Bytes cached.
+    pub(super) fn cached_bytes(&self) -> u64 {
+        self.0.shards.iter().map(|shard| lock(shard).cache.len_bytes()).sum()
+    }
+
+    /// `[off, off + len)` of a block's payload if it is cached.
+    pub(super) fn cached(&self, id: BlockId, off: u32, len: u32) -> Option<Bytes> {
+        lock(self.0.shard(id)).cache.get(id.slice, id.index).map(|payload| part(&payload, off, len))
+    }
+
+    /// `[off, off + len)` of a block's payload.
+    pub(super) async fn read(&self, id: BlockId, off: u32, len: u32, fetch: Fetch) -> Result<Bytes, Errno> {
+        if fetch == Fetch::Part && id.len > WHOLE_MAX && len < id.len / 4 {
+            if let Some(bytes) = self.cached(id, off, len) {
+                return Ok(bytes);
+            }
+            return self.0.fetch_part(id, off, len).await;
+        }
+        self.0.whole(id).await.map(|payload| part(&payload, off, len))
+    }
+
+    /// Fetches a block into the cache, in the background.
+    pub(super) fn prefetch(&self, id: BlockId) {
+        let wanted = {
+            let mut shard = lock(self.0.shard(id));
+            !shard.flights.contains_key(&(id.slice, id.index)) && shard.cache.get(id.slice, id.index).is_none()
+        };
+        if wanted {
+            let inner = self.0.clone();
+            // Whoever reads the block asks again and gets the error.
+            self.0.env.spawn(async move { drop(inner.whole(id).await) });
+        }
+    }
+}
+
+impl<E: Env> Inner<E> {
+    fn shard(&self, id: BlockId) -> &Mutex<Shard> {
+        &self.shards[shard_of(id.slice, id.index, self.shards.len())]
+    }
+
+    async fn whole(&self, id: BlockId) -> Result<Bytes, Errno> {
+        let key = (id.slice, id.index);
+        loop {
+            self.env.pause().await;
+            let (waiting, publisher) = {
+                let mut shard = lock(self.shard(id));
+                if let Some(payload) = shard.cache.get(id.slice, id.index) {
+                    return Ok(payload);
+                }
+                match shard.flights.get(&key) {
+                    Some(flight) => (Some(flight.wait()), None),
+                    None => {
+                        let (publisher, flight) = flight();
+                        shard.flights.insert(key, flight);
+                        (None, Some(publisher))
+                    }
+                }
+            };
+            let Some(publisher) = publisher else {
+                // `None`: the fetching future was dropped; one of those who wait fetches instead.
+                match waiting.expect("either of the two").await {
+                    Some(result) => return result,
+                    None => continue,
+                }
+            };
+            let mut landing = Landing { shard: self.shard(id), key, payload: None };
+            let result = self.fetch_whole(id).await;
+            landing.payload = result.as_ref().ok().cloned();
+            drop(landing);
+            publisher.publish(result.clone());
+            return result;
+        }
+    }
+
+    async fn fetch_whole(&self, id: BlockId) -> Result<Bytes, Errno> {
+        let len = object_len(self.frame_size, id.len);
+        self.patiently(id, async || {
+            let object = self.env.objects().get(&object_key(id), 0..len).await.map_err(Fault::Store)?;
+            verify_object(self.volume, id, self.frame_size, &object).map_err(Fault::Damaged)
+        })
+        .await
+    }
+
+    /// Fetches the frames around `[off, off + len)`, and the head that verifies them.
+    async fn fetch_part(&self, id: BlockId, off: u32, len: u32) -> Result<Bytes, Errno> {
+        let head = head_len(self.frame_size, id.len);
+        let first = off / self.frame_size;
+        let from = first * self.frame_size;
+        let to = (off + len).next_multiple_of(self.frame_size).min(id.len);
+        let key = object_key(id);
+        self.patiently(id, async || {
+            let ranges = [0..u64::from(head), u64::from(head + from)..u64::from(head + to)];
+            let gets = ranges.into_iter().map(|range| self.env.objects().get(&key, range)).collect();
+            let mut answers = join_all(gets).await.into_iter();
+            let head = answers.next().expect("two were asked for").map_err(Fault::Store)?;
+            let frames = answers.next().expect("two were asked for").map_err(Fault::Store)?;
+            let head = decode_head(self.volume, id, self.frame_size, &head).map_err(Fault::Damaged)?;
+            head.verify(first, &frames).map_err(Fault::Damaged)?;
+            Ok(part(&frames, off - from, len))
+        })
+        .await
+    }
+
+    /// Tries until the answer is good, damage is certain or the time is up.
+    async fn patiently<F>(&self, id: BlockId, attempt: impl Fn() -> F) -> Result<Bytes, Errno>
+    where
+        F: Future<Output = Result<Bytes, Fault>>,
+    {
+        let deadline = self.env.now() + self.timeout;
+        let mut tries = 0;
+        let mut damaged = 0;
+        loop {
+            let fault = match attempt().await {
+                Ok(bytes) => return Ok(bytes),
+                Err(fault) => fault,
+            };
+            let object = object_key(id);
+            match fault {
+                Fault::Damaged(_) | Fault::Store(StoreError::Short) if damaged + 1 < DAMAGED_TRIES => damaged += 1,
+                Fault::Store(StoreError::Retry | StoreError::Full) if self.env.now() < deadline => {}
+                Fault::Store(StoreError::Retry | StoreError::Full) => {
+                    tracing::warn!(object, "the object store did not answer in time");
+                    return Err(Errno::EIO);
+                }
+                Fault::Damaged(error) => {
+                    tracing::error!(object, %error, "a block is damaged");
+                    return Err(Errno::EIO);
+                }
+                Fault::Store(error @ (StoreError::NotFound | StoreError::Short | StoreError::Denied)) => {
+                    tracing::error!(object, %error, "a block cannot be read");
+                    return Err(Errno::EIO);
+                }
+            }
+            let delay = Duration::from_millis(10 << tries.min(8));
+            tries += 1;
+            self.env.sleep_until(self.env.now() + delay).await;
+        }
+    }
+}
+
+enum Fault {
+    Store(StoreError),
+    Damaged(BlockError),
+}
+
+/// Ends a flight: the block goes into the cache, the flight out of the table, also if the fetch was dropped.
+struct Landing<'a> {
+    shard: &'a Mutex<Shard>,
+    key: (SliceId, u32),
+    payload: Option<Bytes>,
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        let mut shard = lock(self.shard);
+        shard.flights.remove(&self.key);
+        if let Some(payload) = self.payload.take() {
+            shard.cache.insert(self.key.0, self.key.1, payload);
+        }
+    }
+}
+
+fn part(payload: &Bytes, off: u32, len: u32) -> Bytes {
+    payload.slice(off as usize..(off + len) as usize)
+}

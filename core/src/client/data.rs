@@ -1,0 +1,483 @@
+//! Operations on contents: open, write, read, truncate, fsync, close; and reaping what was unlinked.
+//!
+//! Owns: who waits for memory, for a flush, for blocks. Leaves to others: the machine (`file`), its tasks (`driver`).
+//!
+//! Promise 1 is kept in `fsync`: the file's members are committed (each behind put and barrier), then the metadata
+//! log is synced past them. Promise 5 is kept by `File::error_since` and `OpenFile::seen`. Promise 7: every wait here
+//! has a deadline.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+
+use super::blocks::Fetch;
+use super::files::{Cell, Handle, OpenFile, OpenFlags};
+use super::wait::{join_all, lock, timeout};
+use super::{Client, Shared};
+use crate::env::Env;
+use crate::errno::Errno;
+use crate::file::{File, Segment};
+use crate::meta::{self, SetAttr};
+use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino};
+
+/// Zeros for holes; longer ones are made of several.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+/// Blocks fetched ahead of a sequential reader at most.
+const READAHEAD_BLOCKS: u64 = 4;
+
+/// The bytes of a read, in pieces as they lie in memory.
+#[derive(Clone, Debug, Default)]
+pub struct ReadData {
+    /// The pieces in order; together at most what was asked for, less only at the end of the file.
+    pub segments: Vec<Bytes>,
+}
+
+impl ReadData {
+    /// Number of bytes.
+    pub fn len(&self) -> usize {
+        self.segments.iter().map(Bytes::len).sum()
+    }
+
+    /// At or past the end of the file.
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty()
+    }
+
+    /// One piece: as it is if it is one already, else copied together.
+    pub fn into_contiguous(mut self) -> Bytes {
+        match self.segments.len() {
+            0 => Bytes::new(),
+            1 => self.segments.swap_remove(0),
+            _ => {
+                let mut all = BytesMut::with_capacity(self.len());
+                self.segments.iter().for_each(|segment| all.extend_from_slice(segment));
+                all.freeze()
+            }
+        }
+    }
+}
+
+impl<E: Env> Client<E> {
+    /// Opens a regular file. EISDIR, EINVAL (neither file nor directory), EROFS.
+    pub async fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Handle, Errno> {
+        let shared = &self.0;
+        if flags.write && shared.options.read_only {
+            return Err(Errno::EROFS);
+        }
+        let cell = shared.pin(ino).await?;
+        if flags.truncate {
+            shared.truncate(&cell, 0);
+        }
+        Ok(shared.files.open(cell, flags))
+    }
+
+    /// Ends a handle. What it wrote stays on its way.
+    pub async fn release(&self, handle: Handle) -> Result<(), Errno> {
+        self.0.env.pause().await;
+        let file = self.0.files.close(handle)?;
+        self.0.files.unpin(&file.cell);
+        Ok(())
+    }
+
+    /// close(2): reports an error that the handle was not told. Starts no flush: this mount is alone on its volume.
+    pub async fn flush(&self, handle: Handle) -> Result<(), Errno> {
+        self.0.env.pause().await;
+        let file = self.0.files.handle(handle)?;
+        let state = lock(&file.cell.state);
+        report(&file, &state.file)
+    }
+
+    /// Accepts a write if memory is free: all of `data` or, with `false`, nothing of it, then `write` waits.
+    /// EBADF, EFBIG, ENOSPC, or an error of earlier writes.
+    pub fn write_now(&self, handle: Handle, offset: u64, data: &[u8], drop_privileges: bool) -> Result<bool, Errno> {
+        let shared = &self.0;
+        let file = shared.writable(handle, offset, data.len())?;
+        let len = data.len() as u64;
+        if file.flags.sync || shared.near_capacity(len) || !shared.memory.try_take(len) {
+            return Ok(false);
+        }
+        shared.accept(&file, offset, data, drop_privileges)?;
+        Ok(true)
+    }
+
+    /// Accepts a write; waits for memory, and on O_SYNC handles until it is durable. `data` is counted while it waits.
+    pub async fn write(&self, handle: Handle, offset: u64, data: Bytes, drop_privileges: bool) -> Result<(), Errno> {
+        let shared = &self.0;
+        shared.env.pause().await;
+        let len = data.len() as u64;
+        let file = shared.writable(handle, offset, data.len())?;
+        if shared.near_capacity(len) {
+            shared.refresh_usage().await?;
+            if shared.near_capacity(len) {
+                return Err(Errno::ENOSPC);
+            }
+        }
+        shared.take_memory(len).await?;
+        shared.accept(&file, offset, &data, drop_privileges)?;
+        if file.flags.sync { self.fsync(handle).await } else { Ok(()) }
+    }
+
+    /// Reads up to `len` bytes; fewer only at the end of the file.
+    pub async fn read(&self, handle: Handle, offset: u64, len: u32) -> Result<ReadData, Errno> {
+        let shared = &self.0;
+        let file = shared.files.handle(handle)?;
+        if !file.flags.read {
+            return Err(Errno::EBADF);
+        }
+        // Before the plan is made: what it refers to is not deleted while the guard lives.
+        let _reading = shared.grace.enter();
+        let segments = shared.plan(&file.cell, offset, len).await?;
+        let end = offset + segments.iter().map(segment_len).sum::<u64>();
+        let fetch = shared.read_ahead(&file, offset..end);
+        if let [Segment::Block { id, off, len }] = segments[..] {
+            // The common case, without a list of futures.
+            let bytes = match shared.blocks.cached(id, off, len) {
+                Some(bytes) => bytes,
+                None => shared.blocks.read(id, off, len, fetch).await?,
+            };
+            return Ok(ReadData { segments: Vec::from([bytes]) });
+        }
+        shared.collect(segments, fetch).await
+    }
+
+    /// fsync(2), fdatasync(2): everything accepted for the file is durable, with its attributes and names.
+    pub async fn fsync(&self, handle: Handle) -> Result<(), Errno> {
+        let shared = &self.0;
+        shared.env.pause().await;
+        let file = shared.files.handle(handle)?;
+        report(&file, &lock(&file.cell.state).file)?;
+        let seen = file.seen.load(Ordering::Acquire);
+        let flushed = shared.flush(&file.cell, seen, shared.deadline()).await;
+        if flushed.is_err() {
+            // Told here; not again at the next call.
+            file.seen.store(lock(&file.cell.state).file.error_count(), Ordering::Release);
+        }
+        flushed?;
+        shared.sync_meta().await
+    }
+
+    /// fsync(2) of a directory: every namespace operation that has returned is durable.
+    pub async fn fsyncdir(&self, _ino: Ino) -> Result<(), Errno> {
+        self.0.sync_meta().await
+    }
+
+    /// sync(2), syncfs(2): everything accepted is durable.
+    pub async fn sync(&self) -> Result<(), Errno> {
+        let shared = &self.0;
+        shared.env.pause().await;
+        let cells = shared.files.dirty();
+        shared.start_flush(&cells);
+        let deadline = shared.deadline();
+        let mut first_error = Ok(());
+        for cell in cells {
+            let seen = lock(&cell.state).file.error_count();
+            let flushed = shared.flush(&cell, seen, deadline).await;
+            first_error = first_error.and(flushed);
+        }
+        first_error?;
+        shared.sync_meta().await
+    }
+}
+
+impl<E: Env> Shared<E> {
+    /// The machine of a regular file, pinned: `files.unpin` ends that.
+    pub(super) async fn pin(&self, ino: Ino) -> Result<Arc<Cell>, Errno> {
+        loop {
+            self.env.pause().await;
+            let ticket = match self.files.pin(ino) {
+                Ok(cell) => return Ok(cell),
+                Err(ticket) => ticket,
+            };
+            let attr = self.read(|read| meta::attr::load(read, ino)).await?;
+            match attr.kind {
+                FileType::Regular => {}
+                FileType::Directory => return Err(Errno::EISDIR),
+                FileType::Symlink
+                | FileType::Fifo
+                | FileType::CharDevice
+                | FileType::BlockDevice
+                | FileType::Socket => return Err(Errno::EINVAL),
+            }
+            if let Some(cell) = self.files.insert(ino, ticket, || self.machine(ino, &attr)) {
+                return Ok(cell);
+            }
+        }
+    }
+
+    pub(super) fn machine(&self, ino: Ino, attr: &Attr) -> File {
+        File::new(ino, attr, self.volume.geometry, self.options.store_timeout)
+    }
+
+    pub(super) fn truncate(self: &Arc<Self>, cell: &Arc<Cell>, length: u64) {
+        self.change(cell, |file, now, wall| {
+            // Cutting nothing off nothing changes no byte, but times.
+            file.truncate(now, wall, length);
+        });
+    }
+
+    pub(super) fn set_attr(self: &Arc<Self>, cell: &Arc<Cell>, set: &SetAttr) {
+        self.change(cell, |file, now, wall| file.set_attr(now, wall, set));
+    }
+
+    fn change(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        change: impl FnOnce(&mut File, Duration, crate::types::Timestamp),
+    ) {
+        let now = self.env.now();
+        let first = {
+            let mut state = lock(&cell.state);
+            let first = state.file.dirty_since().is_none();
+            change(&mut state.file, now, self.env.wall());
+            first
+        };
+        if first {
+            self.files.age(cell);
+        }
+    }
+
+    fn writable(&self, handle: Handle, offset: u64, len: usize) -> Result<Arc<OpenFile>, Errno> {
+        let file = self.files.handle(handle)?;
+        if !file.flags.write {
+            return Err(Errno::EBADF);
+        }
+        match offset.checked_add(len as u64) {
+            Some(end) if end <= FILE_SIZE_MAX => Ok(file),
+            Some(_) | None => Err(Errno::EFBIG),
+        }
+    }
+
+    /// `len` bytes more might not fit on the volume, by the figure last read.
+    fn near_capacity(&self, len: u64) -> bool {
+        let capacity = self.volume.capacity;
+        capacity > 0 && self.used_bytes.load(Ordering::Acquire) + self.memory.used() + len > capacity
+    }
+
+    /// Waits for a permit of `len` bytes. Files are flushed meanwhile, so that permits come back.
+    async fn take_memory(self: &Arc<Self>, len: u64) -> Result<(), Errno> {
+        if self.memory.try_take(len) {
+            return Ok(());
+        }
+        self.waiting.fetch_add(len, Ordering::AcqRel);
+        let take = self.memory.take(len);
+        self.press();
+        let taken = timeout(&self.env, self.deadline(), take).await;
+        self.waiting.fetch_sub(len, Ordering::AcqRel);
+        taken.ok_or(Errno::EIO)
+    }
+
+    /// Hands bytes with their permit to the machine.
+    fn accept(self: &Arc<Self>, open: &OpenFile, offset: u64, data: &[u8], drop_privileges: bool) -> Result<(), Errno> {
+        let (len, now) = (data.len() as u64, self.env.now());
+        let accepted = {
+            let mut state = lock(&open.cell.state);
+            let file = &mut state.file;
+            let offset = if open.flags.append { file.length() } else { offset };
+            report(open, file).map(|()| file.write(now, self.env.wall(), offset, data, drop_privileges))
+        };
+        let written = match accepted {
+            Ok(written) => written,
+            Err(errno) => {
+                self.memory.give(len);
+                return Err(errno);
+            }
+        };
+        self.memory.give(len - written.grown);
+        if written.first {
+            self.files.age(&open.cell);
+        }
+        if written.work {
+            self.drive(&open.cell);
+        }
+        // Half full: flush all, so that the other half lasts until permits come back.
+        if self.memory.used() > self.memory.capacity() / 2 {
+            self.press();
+        }
+        Ok(())
+    }
+
+    /// Memory runs short: flushes every dirty file, in the background, one such flush at a time.
+    fn press(self: &Arc<Self>) {
+        if self.pressed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let shared = self.clone();
+        self.env.spawn(async move {
+            let cells = shared.files.dirty();
+            shared.start_flush(&cells);
+            // The oldest half of them done is enough to look again.
+            for cell in cells.iter().take(cells.len().div_ceil(2)) {
+                let seen = lock(&cell.state).file.error_count();
+                // An error is told to those who have the file open.
+                let _ = shared.flush(cell, seen, shared.deadline()).await;
+            }
+            shared.pressed.store(false, Ordering::Release);
+            if shared.memory.waiting() > 0 {
+                shared.press();
+            }
+        });
+    }
+
+    fn start_flush(self: &Arc<Self>, cells: &[Arc<Cell>]) {
+        for cell in cells {
+            lock(&cell.state).file.flush();
+            self.drive(cell);
+        }
+    }
+
+    /// Flushes the file if it has members accepted at or before `before`. To be called with what `Files::aged` took.
+    pub(super) fn flush_if_aged(self: &Arc<Self>, cell: &Arc<Cell>, before: Duration) {
+        let aged = lock(&cell.state).file.flush_aged(before).is_some();
+        if aged {
+            self.drive(cell);
+        }
+        self.files.age(cell);
+    }
+
+    /// Waits until everything accepted so far is committed, or an error newer than `seen` is raised.
+    pub(super) async fn flush(self: &Arc<Self>, cell: &Arc<Cell>, seen: u64, deadline: Duration) -> Result<(), Errno> {
+        let number = lock(&cell.state).file.flush();
+        self.drive(cell);
+        loop {
+            let changed = cell.changed.listen();
+            {
+                let state = lock(&cell.state);
+                if state.file.committed() >= number {
+                    return Ok(());
+                }
+                if let Some((_, errno)) = state.file.error_since(seen) {
+                    return Err(errno);
+                }
+            }
+            if timeout(&self.env, deadline, changed).await.is_none() {
+                tracing::warn!(ino = cell.ino.0, "a flush was not done in time; its bytes stay dirty");
+                return Err(Errno::EIO);
+            }
+        }
+    }
+
+    /// The segments of a read; loads the slices of chunks that are not in memory.
+    async fn plan(&self, cell: &Cell, offset: u64, len: u32) -> Result<Vec<Segment>, Errno> {
+        loop {
+            self.env.pause().await;
+            let (chunks, version) = match lock(&cell.state).file.read(offset, u64::from(len)) {
+                Ok(segments) => return Ok(segments),
+                Err(missing) => missing,
+            };
+            for chunk in chunks {
+                let slices = self.read(|read| meta::data::chunk(read, cell.ino, chunk)).await?;
+                lock(&cell.state).file.install(version, chunk, slices.iter().map(|(_, record)| record));
+            }
+        }
+    }
+
+    /// Starts fetching what a sequential reader wants next; says how to fetch what it wants at once.
+    fn read_ahead(&self, file: &OpenFile, range: Range<u64>) -> Fetch {
+        let block = u64::from(self.geometry().block_size);
+        let ahead = {
+            let mut readahead = lock(&file.readahead);
+            let ahead = readahead.on_read(range, block, READAHEAD_BLOCKS * block);
+            if !readahead.is_stream() {
+                return Fetch::Part;
+            }
+            ahead
+        };
+        if !ahead.is_empty() {
+            // A chunk that is not loaded is fetched ahead of when the reader has come to it.
+            let planned = lock(&file.cell.state).file.read(ahead.start, ahead.end - ahead.start);
+            for segment in planned.unwrap_or_default() {
+                if let Segment::Block { id, .. } = segment {
+                    self.blocks.prefetch(id);
+                }
+            }
+        }
+        Fetch::Whole
+    }
+
+    async fn collect(&self, segments: Vec<Segment>, fetch: Fetch) -> Result<ReadData, Errno> {
+        let blocks = segments.iter().filter_map(|segment| match *segment {
+            Segment::Block { id, off, len } => Some(self.blocks.read(id, off, len, fetch)),
+            Segment::Bytes(_) | Segment::Zeros(_) => None,
+        });
+        let mut fetched = join_all(blocks.collect()).await.into_iter();
+        let mut data = ReadData { segments: Vec::with_capacity(segments.len()) };
+        for segment in segments {
+            match segment {
+                Segment::Bytes(bytes) => data.segments.push(bytes),
+                Segment::Block { .. } => data.segments.push(fetched.next().expect("one for each block")?),
+                Segment::Zeros(mut len) => {
+                    while len > 0 {
+                        let part = len.min(ZEROS.len() as u64);
+                        data.segments.push(Bytes::from_static(&ZEROS[..part as usize]));
+                        len -= part;
+                    }
+                }
+            }
+        }
+        Ok(data)
+    }
+
+    /// Removes an orphan that nobody can reach any more, and what it had not committed.
+    pub(super) async fn reap(self: Arc<Self>, ino: Ino) {
+        let mut given_up = Vec::new();
+        if let Some(cell) = self.files.get(ino) {
+            lock(&cell.state).file.discard();
+            // A handle may be released after its inode was forgotten: requests of the kernel overtake each other.
+            loop {
+                let changed = cell.changed.listen();
+                {
+                    let mut state = lock(&cell.state);
+                    if !state.file.is_busy() && state.pins == 0 {
+                        let (slices, freed) = state.file.take_given_up();
+                        self.memory.give(freed);
+                        given_up = slices;
+                        break;
+                    }
+                }
+                changed.await;
+            }
+            self.files.retire(&cell);
+        }
+        match self.mutate(|txn, ctx| meta::remove::reap(txn, ctx, ino, &given_up)).await {
+            Ok(()) => self.collector.kick(),
+            Err(errno) => {
+                // The next mount finds the orphan, and the objects under the leases of this session.
+                self.unsure.store(true, Ordering::Release);
+                tracing::warn!(ino = ino.0, ?errno, "an unlinked inode could not be removed; the next mount will");
+            }
+        }
+    }
+
+    /// Removes all orphans: the kernel is gone and holds none of them open.
+    pub(super) async fn reap_all(self: &Arc<Self>) {
+        for file in self.files.close_all() {
+            self.files.unpin(&file.cell);
+        }
+        for ino in self.files.orphans() {
+            self.clone().reap(ino).await;
+        }
+    }
+}
+
+/// Tells the handle an error of the file that it was not told.
+fn report(open: &OpenFile, file: &File) -> Result<(), Errno> {
+    match file.error_since(open.seen.load(Ordering::Acquire)) {
+        Some((count, errno)) => {
+            open.seen.store(count, Ordering::Release);
+            Err(errno)
+        }
+        None => Ok(()),
+    }
+}
+
+fn segment_len(segment: &Segment) -> u64 {
+    match segment {
+        Segment::Bytes(bytes) => bytes.len() as u64,
+        Segment::Zeros(len) => *len,
+        Segment::Block { len, .. } => u64::from(*len),
+    }
+}

@@ -1,0 +1,269 @@
+//! The tables of a mount: dirty or open files, handles, the kernel's lookup counts.
+//!
+//! Owns: which machine serves an inode, how long it stays, what the kernel still knows.
+//! Leaves to others: what a machine does (`driver`), reaping (`data`).
+//!
+//! Invariants
+//! - One inode has one machine at a time. It stays while it is pinned (by a handle or an operation) or not clean.
+//! - Every file that is not clean has an entry in the aging queue of its shard.
+//! - Locks: shard before cell.
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
+use std::sync::Mutex;
+
+use super::std;
+use super::wait::{Notify, lock};
+use crate::errno::Errno;
+use crate::file::File;
+use crate::file::readahead::Readahead;
+use crate::types::Ino;
+
+const SHARDS: usize = 64;
+
+/// An open file, as the kernel names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Handle(pub u64);
+
+/// How a file is opened (open(2)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenFlags {
+    /// Reads are allowed.
+    pub read: bool,
+    /// Writes are allowed.
+    pub write: bool,
+    /// Every write goes to the end (O_APPEND).
+    pub append: bool,
+    /// The contents are dropped (O_TRUNC).
+    pub truncate: bool,
+    /// A write returns when it is durable (O_SYNC, O_DSYNC).
+    pub sync: bool,
+    /// The file must not exist yet (O_EXCL; `create` only).
+    pub exclusive: bool,
+}
+
+/// One inode's machine and those who wait for it.
+#[derive(Debug)]
+pub(super) struct Cell {
+    pub(super) ino: Ino,
+    pub(super) state: Mutex<CellState>,
+    /// Something completed, or a pin was dropped.
+    pub(super) changed: Notify,
+}
+
+#[derive(Debug)]
+pub(super) struct CellState {
+    pub(super) file: File,
+    pub(super) pins: u32,
+    /// A timer will drive this file at that time.
+    pub(super) timer: Option<Duration>,
+    /// The file is in the aging queue of its shard.
+    aging: bool,
+}
+
+/// One open(2).
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    pub(super) cell: Arc<Cell>,
+    pub(super) flags: OpenFlags,
+    /// Errors of the file that this handle was told or that are older than it.
+    pub(super) seen: AtomicU64,
+    pub(super) readahead: Mutex<Readahead>,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    cells: BTreeMap<Ino, Arc<Cell>>,
+    /// Counts cells taken out: what was read before may be older than what one of them committed.
+    retired: u64,
+    /// (since when it is dirty, which file), nearly in order of time; a file is in it once.
+    aging: VecDeque<(Duration, Ino)>,
+    /// How often the kernel was told of an inode, less what it forgot.
+    lookups: BTreeMap<Ino, u64>,
+    /// Unlinked by this mount and known to the kernel still.
+    orphans: BTreeSet<Ino>,
+}
+
+#[derive(Debug)]
+pub(super) struct Files {
+    shards: [Mutex<Shard>; SHARDS],
+    handles: [Mutex<BTreeMap<u64, Arc<OpenFile>>>; SHARDS],
+    next_handle: AtomicU64,
+    /// Sum of all shards' `retired`.
+    retired: AtomicU64,
+}
+
+impl Files {
+    pub(super) fn new() -> Self {
+        Self {
+            shards: core::array::from_fn(|_| Mutex::default()),
+            handles: core::array::from_fn(|_| Mutex::default()),
+            next_handle: AtomicU64::new(1),
+            retired: AtomicU64::new(0),
+        }
+    }
+
+    fn shard(&self, ino: Ino) -> &Mutex<Shard> {
+        &self.shards[ino.0 as usize % SHARDS]
+    }
+
+    pub(super) fn get(&self, ino: Ino) -> Option<Arc<Cell>> {
+        lock(self.shard(ino)).cells.get(&ino).cloned()
+    }
+
+    /// Counts machines that were taken out of the table.
+    pub(super) fn retired(&self) -> u64 {
+        self.retired.load(Ordering::Acquire)
+    }
+
+    /// The machine of `ino`, and the count of machines that were taken out of its shard.
+    pub(super) fn get_counted(&self, ino: Ino) -> (Option<Arc<Cell>>, u64) {
+        let shard = lock(self.shard(ino));
+        (shard.cells.get(&ino).cloned(), shard.retired)
+    }
+
+    /// Pins the machine of `ino` if there is one; else the ticket to `insert` it with attributes read after this.
+    pub(super) fn pin(&self, ino: Ino) -> Result<Arc<Cell>, u64> {
+        let shard = lock(self.shard(ino));
+        match shard.cells.get(&ino) {
+            Some(cell) => {
+                lock(&cell.state).pins += 1;
+                Ok(cell.clone())
+            }
+            None => Err(shard.retired),
+        }
+    }
+
+    /// Puts a machine in place and pins it, or pins the one that got there first; `None`: what `make` knows may be
+    /// stale (a machine came and went since the ticket).
+    pub(super) fn insert(&self, ino: Ino, ticket: u64, make: impl FnOnce() -> File) -> Option<Arc<Cell>> {
+        let mut shard = lock(self.shard(ino));
+        if let Some(cell) = shard.cells.get(&ino) {
+            lock(&cell.state).pins += 1;
+            return Some(cell.clone());
+        }
+        if shard.retired != ticket {
+            return None;
+        }
+        let state = Mutex::new(CellState { file: make(), pins: 1, timer: None, aging: false });
+        let cell = Arc::new(Cell { ino, state, changed: Notify::default() });
+        shard.cells.insert(ino, cell.clone());
+        Some(cell)
+    }
+
+    /// Drops a pin, and the machine with the last one if it is clean.
+    pub(super) fn unpin(&self, cell: &Arc<Cell>) {
+        lock(&cell.state).pins -= 1;
+        cell.changed.notify_all();
+        self.retire(cell);
+    }
+
+    /// Takes the machine out if nobody needs it.
+    pub(super) fn retire(&self, cell: &Arc<Cell>) {
+        let mut shard = lock(self.shard(cell.ino));
+        let state = lock(&cell.state);
+        let listed = shard.cells.get(&cell.ino).is_some_and(|listed| Arc::ptr_eq(listed, cell));
+        if listed && state.pins == 0 && state.file.is_clean() {
+            shard.cells.remove(&cell.ino);
+            shard.retired += 1;
+            self.retired.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// The file has become dirty, or was looked at and still is: puts it into the aging queue.
+    pub(super) fn age(&self, cell: &Cell) {
+        let mut shard = lock(self.shard(cell.ino));
+        let mut state = lock(&cell.state);
+        if let Some(since) = state.file.dirty_since()
+            && !core::mem::replace(&mut state.aging, true)
+        {
+            shard.aging.push_back((since, cell.ino));
+        }
+    }
+
+    /// Takes the files that entered the aging queue at or before `before`.
+    pub(super) fn aged(&self, before: Duration) -> Vec<Arc<Cell>> {
+        let mut cells = Vec::new();
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            while let Some(&(_, ino)) = shard.aging.front().filter(|(since, _)| *since <= before) {
+                shard.aging.pop_front();
+                if let Some(cell) = shard.cells.get(&ino) {
+                    lock(&cell.state).aging = false;
+                    cells.push(cell.clone());
+                }
+            }
+        }
+        cells
+    }
+
+    /// All files that may be dirty.
+    pub(super) fn dirty(&self) -> Vec<Arc<Cell>> {
+        let mut cells = Vec::new();
+        for shard in &self.shards {
+            let shard = lock(shard);
+            cells.extend(shard.aging.iter().filter_map(|(_, ino)| shard.cells.get(ino).cloned()));
+        }
+        cells
+    }
+
+    pub(super) fn open(&self, cell: Arc<Cell>, flags: OpenFlags) -> Handle {
+        let seen = AtomicU64::new(lock(&cell.state).file.error_count());
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        let file = Arc::new(OpenFile { cell, flags, seen, readahead: Mutex::default() });
+        lock(&self.handles[handle as usize % SHARDS]).insert(handle, file);
+        Handle(handle)
+    }
+
+    pub(super) fn handle(&self, handle: Handle) -> Result<Arc<OpenFile>, Errno> {
+        lock(&self.handles[handle.0 as usize % SHARDS]).get(&handle.0).cloned().ok_or(Errno::EBADF)
+    }
+
+    pub(super) fn close(&self, handle: Handle) -> Result<Arc<OpenFile>, Errno> {
+        lock(&self.handles[handle.0 as usize % SHARDS]).remove(&handle.0).ok_or(Errno::EBADF)
+    }
+
+    pub(super) fn open_count(&self) -> u64 {
+        self.handles.iter().map(|shard| lock(shard).len() as u64).sum()
+    }
+
+    /// The kernel was told of `ino` once more.
+    pub(super) fn remember(&self, ino: Ino) {
+        *lock(self.shard(ino)).lookups.entry(ino).or_insert(0) += 1;
+    }
+
+    /// The kernel forgot `count` lookups; true if it knows the inode no more and the inode is an orphan.
+    pub(super) fn forget(&self, ino: Ino, count: u64) -> bool {
+        let mut shard = lock(self.shard(ino));
+        let Some(known) = shard.lookups.get_mut(&ino) else { return false };
+        *known = known.saturating_sub(count);
+        if *known > 0 {
+            return false;
+        }
+        shard.lookups.remove(&ino);
+        shard.orphans.remove(&ino)
+    }
+
+    /// `ino` lost its last name; true if the kernel does not know it.
+    pub(super) fn orphan(&self, ino: Ino) -> bool {
+        let mut shard = lock(self.shard(ino));
+        let known = shard.lookups.contains_key(&ino);
+        if known {
+            shard.orphans.insert(ino);
+        }
+        !known
+    }
+
+    /// Takes all orphans: the kernel is gone.
+    pub(super) fn orphans(&self) -> Vec<Ino> {
+        self.shards.iter().flat_map(|shard| core::mem::take(&mut lock(shard).orphans)).collect()
+    }
+
+    /// Drops all handles: the kernel is gone.
+    pub(super) fn close_all(&self) -> Vec<Arc<OpenFile>> {
+        self.handles.iter().flat_map(|shard| core::mem::take(&mut *lock(shard)).into_values()).collect()
+    }
+}

@@ -1,0 +1,434 @@
+//! The thin async client: one `async fn` per file-system operation, over the machines and metadata operations.
+//!
+//! Owns: who waits for what; the tables of open files and handles; permits.
+//! Leaves to others: order (`file`), meaning (`meta`), the world (`env`). It names no executor.
+//!
+//! Invariants
+//! - Dropping any future here loses a waiter, never a byte: what must go on is spawned.
+//! - No lock is held across an await. Locks are taken in the order shard, cell.
+//! - Promise 1 (fsync) is kept in `data::fsync`, 4 (rename) in `names::rename`, 6 (deletion) in `upkeep`.
+
+extern crate std;
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::time::Duration;
+
+use crate::env::{Committed, Env, MetaError, MetaStore, ObjectStore, StoreError, TxnSeq};
+use crate::errno::Errno;
+use crate::format::block::{VOLUME_OBJECT, decode_marker};
+use crate::format::values::Volume;
+use crate::kv::{OpError, OpResult, Read, Txn};
+use crate::meta::{self, OpCtx};
+use crate::types::{Geometry, SessionId};
+
+mod admin;
+mod blocks;
+mod budget;
+pub mod check;
+mod data;
+mod driver;
+mod files;
+mod ids;
+mod names;
+mod upkeep;
+pub(crate) mod wait;
+
+pub use admin::{FileInfo, Status};
+pub use data::ReadData;
+pub use files::{Handle, OpenFlags};
+pub use names::{Caller, Entry, StatFs};
+
+use blocks::Blocks;
+use budget::Budget;
+use files::Files;
+use ids::IdPool;
+use upkeep::{Collector, Grace};
+use wait::{Notify, race, timeout};
+
+/// Inode numbers leased at a time. (a few seconds of creates)
+const INODE_LEASE: u64 = 1 << 16;
+/// How often aged files are looked for, as a part of `commit_interval`.
+const TICKS_PER_INTERVAL: u32 = 8;
+
+/// How a mount behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Memory for dirty bytes and cached blocks together.
+    pub buffer_size: u64,
+    /// Age at which dirty bytes are flushed, and the metadata log synced.
+    pub commit_interval: Duration,
+    /// Deadline of every wait for a store.
+    pub store_timeout: Duration,
+    /// No change is made and no session begun.
+    pub read_only: bool,
+    /// Puts under way at once.
+    pub max_uploads: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            buffer_size: 512 << 20,
+            commit_interval: Duration::from_secs(5),
+            store_timeout: Duration::from_secs(300),
+            read_only: false,
+            max_uploads: 16,
+        }
+    }
+}
+
+/// Why a volume could not be mounted. Nothing was changed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum MountError {
+    /// The metadata store holds no volume.
+    #[error("the metadata store holds no volume")]
+    NoVolume,
+    /// The object store's prefix belongs to another volume, or to none.
+    #[error("the bucket does not hold this volume's data ({found})")]
+    WrongBucket {
+        /// What is there.
+        found: String,
+    },
+    /// The volume is of a format that this program does not know.
+    #[error("the volume has format version {0}, which this program is too old for")]
+    Version(u32),
+    /// The metadata store failed.
+    #[error("metadata: {0}")]
+    Meta(#[from] MetaError),
+    /// The object store failed.
+    #[error("object store: {0}")]
+    Store(#[from] StoreError),
+}
+
+/// An unmount that left something behind.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("{dirty_bytes} bytes could not be stored ({errno:?})")]
+pub struct Unmounted {
+    /// Why.
+    pub errno: Errno,
+    /// Accepted bytes that are not in the store.
+    pub dirty_bytes: u64,
+}
+
+/// A mounted volume. Clones are the same mount.
+pub struct Client<E: Env>(Arc<Shared<E>>);
+
+impl<E: Env> Clone for Client<E> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+struct Shared<E: Env> {
+    env: E,
+    volume: Volume,
+    options: Options,
+    session: Option<SessionId>,
+    started: Duration,
+    files: Files,
+    inodes: IdPool,
+    slices: IdPool,
+    blocks: Blocks<E>,
+    grace: Arc<Grace>,
+    collector: Arc<Collector<E>>,
+    /// Permits for dirty bytes.
+    memory: Budget,
+    uploads: Budget,
+    /// A flush of everything is under way because memory runs short.
+    pressed: AtomicBool,
+    /// Payload bytes of writes that wait for memory.
+    waiting: AtomicU64,
+    /// Bytes used on the volume, as last read; only kept up on volumes with a limit.
+    used_bytes: AtomicU64,
+    /// A put failed: it may be applied later, so objects may be left that nothing refers to.
+    unsure: AtomicBool,
+    stopping: AtomicBool,
+    stop: Notify,
+}
+
+impl<E: Env> Client<E> {
+    /// Mounts the volume of `env`: checks that bucket and metadata belong together, ends the sessions of crashed
+    /// mounts and begins its own.
+    pub async fn mount(env: E, options: Options) -> Result<Self, MountError> {
+        let volume = load_volume(&env).await?;
+        check_bucket(&env, &volume).await?;
+        let shared = Arc::new(Shared::new(env, volume, options).await?);
+        if !shared.options.read_only {
+            shared.begin().await?;
+            let collector = shared.collector.clone();
+            shared.env.spawn(async move { collector.run().await });
+            let flusher = shared.clone();
+            shared.env.spawn(async move { flusher.flush_aged().await });
+        }
+        Ok(Self(shared))
+    }
+
+    /// Makes everything durable and ends the session. On an error the rest is still in memory and may be tried again.
+    pub async fn unmount(&self) -> Result<(), Unmounted> {
+        let shared = &self.0;
+        if shared.options.read_only {
+            return Ok(());
+        }
+        let left = |errno| Unmounted { errno, dirty_bytes: shared.memory.used() };
+        self.sync().await.map_err(left)?;
+        shared.reap_all().await;
+        shared.stopping.store(true, Ordering::Release);
+        shared.stop.notify_all();
+        shared.collector.stop().await;
+        let session = shared.session.expect("a writable mount has a session");
+        let unsure = shared.unsure.load(Ordering::Acquire);
+        let ended = shared
+            .mutate(|txn, _| if unsure { meta::session::fence(txn, session) } else { meta::session::end(txn, session) })
+            .await;
+        ended.map_err(left)?;
+        shared.sync_meta().await.map_err(left)
+    }
+
+    /// The volume's settings.
+    pub fn volume(&self) -> &Volume {
+        &self.0.volume
+    }
+}
+
+/// Reads the volume's settings.
+pub async fn load_volume<E: Env>(env: &E) -> Result<Volume, MountError> {
+    match env.meta().read(|read| meta::volume::load(read)).await {
+        Ok(volume) => Ok(volume),
+        Err(MetaError::Op(OpError::Errno(Errno::ENOENT))) => Err(MountError::NoVolume),
+        Err(error) => match env.meta().read(|read| meta::volume::version(read)).await {
+            Ok(version) if version > crate::format::values::VOLUME_VERSION => Err(MountError::Version(version)),
+            Ok(_) | Err(_) => Err(error.into()),
+        },
+    }
+}
+
+/// Checks that the object store's prefix belongs to `volume`.
+async fn check_bucket<E: Env>(env: &E, volume: &Volume) -> Result<(), MountError> {
+    let len = crate::format::block::encode_marker(volume.id).len() as u64;
+    let mut attempts = 0;
+    let marker = loop {
+        match env.objects().get(VOLUME_OBJECT, 0..len).await {
+            Ok(marker) => break marker,
+            Err(StoreError::NotFound) => return Err(MountError::WrongBucket { found: "no volume there".into() }),
+            Err(StoreError::Retry | StoreError::Short) if attempts < 8 => {
+                env.sleep_until(env.now() + Duration::from_millis(20 << attempts)).await;
+                attempts += 1;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    };
+    match decode_marker(&marker) {
+        Ok(id) if id == volume.id => Ok(()),
+        Ok(_) => Err(MountError::WrongBucket { found: "another volume's data".into() }),
+        Err(_) => Err(MountError::WrongBucket { found: "a damaged marker object".into() }),
+    }
+}
+
+impl<E: Env> Shared<E> {
+    async fn new(env: E, volume: Volume, options: Options) -> Result<Self, MountError> {
+        // A quarter of the memory caches blocks, the rest holds dirty bytes.
+        let cache = options.buffer_size / 4;
+        let grace = Arc::new(Grace::new());
+        let session = if options.read_only {
+            None
+        } else {
+            // A session that is still there belongs to a mount that crashed: this store has one client at a time.
+            // Its ids can be committed by nobody once the end of the session is durable.
+            let ctx = ctx(&env, volume.geometry);
+            let begun = env.meta().write(|txn| {
+                for session in meta::session::list(txn.as_read())? {
+                    meta::session::fence(txn, session)?;
+                }
+                meta::session::begin(txn, &ctx)
+            });
+            let Committed { value, seq } = begun.await?;
+            env.meta().sync(seq).await?;
+            Some(value)
+        };
+        Ok(Self {
+            started: env.now(),
+            blocks: Blocks::new(env.clone(), &volume, cache, options.store_timeout),
+            collector: Collector::new(env.clone(), volume.geometry, grace.clone()),
+            memory: Budget::new(options.buffer_size - cache),
+            uploads: Budget::new(options.max_uploads as u64),
+            files: Files::new(),
+            inodes: IdPool::new(),
+            slices: IdPool::new(),
+            session,
+            grace,
+            pressed: AtomicBool::new(false),
+            waiting: AtomicU64::new(0),
+            used_bytes: AtomicU64::new(0),
+            unsure: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            stop: Notify::default(),
+            env,
+            volume,
+            options,
+        })
+    }
+
+    /// What a mount does before it serves: leases, orphans and left-overs of crashed mounts.
+    async fn begin(self: &Arc<Self>) -> Result<(), MountError> {
+        let failed = |_| MountError::Meta(MetaError::Failed);
+        let session = self.session.expect("only writable mounts begin");
+        self.refill_inodes().await.map_err(failed)?;
+        self.refill_slices().await.map_err(failed)?;
+        self.refresh_usage().await.map_err(failed)?;
+        self.collector.reap_orphans().await?;
+        let leases = self.env.meta().read(|read| meta::session::leases(read)).await?;
+        let ended = leases.into_iter().filter(|(_, owner)| *owner != session).map(|(ids, _)| ids);
+        self.collector.adopt(ended.collect());
+        Ok(())
+    }
+
+    fn ctx(&self) -> OpCtx {
+        ctx(&self.env, self.volume.geometry)
+    }
+
+    fn geometry(&self) -> &Geometry {
+        &self.volume.geometry
+    }
+
+    /// When a wait that begins at this moment is given up.
+    fn deadline(&self) -> Duration {
+        self.env.now() + self.options.store_timeout
+    }
+
+    /// Runs a mutating operation until it is committed or declined.
+    async fn mutate<T: Send>(
+        &self,
+        op: impl Fn(&mut dyn Txn, &OpCtx) -> OpResult<T> + Send + Sync,
+    ) -> Result<T, Errno> {
+        self.mutate_at(op).await.map(|committed| committed.value)
+    }
+
+    async fn mutate_at<T: Send>(
+        &self,
+        op: impl Fn(&mut dyn Txn, &OpCtx) -> OpResult<T> + Send + Sync,
+    ) -> Result<Committed<T>, Errno> {
+        if self.options.read_only {
+            return Err(Errno::EROFS);
+        }
+        let (ctx, deadline) = (self.ctx(), self.deadline());
+        let mut attempts = 0;
+        loop {
+            match self.env.meta().write(|txn| op(txn, &ctx)).await {
+                Ok(committed) => return Ok(committed),
+                Err(MetaError::Retry) if self.env.now() < deadline => {
+                    let delay = Duration::from_millis(1 << attempts.min(10));
+                    attempts += 1;
+                    self.env.sleep_until(self.env.now() + delay).await;
+                }
+                Err(error) => return Err(errno(error)),
+            }
+        }
+    }
+
+    async fn read<T: Send>(&self, op: impl Fn(&mut dyn Read) -> OpResult<T> + Send + Sync) -> Result<T, Errno> {
+        let deadline = self.deadline();
+        let mut attempts = 0;
+        loop {
+            match self.env.meta().read(&op).await {
+                Ok(value) => return Ok(value),
+                Err(MetaError::Retry) if self.env.now() < deadline => {
+                    let delay = Duration::from_millis(1 << attempts.min(10));
+                    attempts += 1;
+                    self.env.sleep_until(self.env.now() + delay).await;
+                }
+                Err(error) => return Err(errno(error)),
+            }
+        }
+    }
+
+    /// Makes every transaction that has returned durable.
+    ///
+    /// What fsync must sync is the last transaction that changed the inode, its names or the directories that lead
+    /// to it; the end of the log is past all of them, and costs nothing when it is durable already.
+    async fn sync_meta(&self) -> Result<(), Errno> {
+        self.sync_to(self.env.meta().last()).await
+    }
+
+    async fn sync_to(&self, seq: TxnSeq) -> Result<(), Errno> {
+        if self.env.meta().synced() >= seq {
+            return Ok(());
+        }
+        match timeout(&self.env, self.deadline(), self.env.meta().sync(seq)).await {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(errno(error)),
+            None => Err(Errno::EIO),
+        }
+    }
+
+    /// Refills the pool of inode numbers: the lease is durable before its first number is used.
+    async fn refill_inodes(&self) -> Result<(), Errno> {
+        self.inodes.refill(async || {
+            let lease = self.mutate_at(|txn, _| meta::volume::lease_inodes(txn, INODE_LEASE)).await?;
+            self.sync_to(lease.seq).await.map(|()| lease.value)
+        })
+        .await
+    }
+
+    /// Refills the pool of slice ids: the lease is durable before its first id is used.
+    async fn refill_slices(&self) -> Result<(), Errno> {
+        let session = self.session.ok_or(Errno::EROFS)?;
+        self.slices.refill(async || {
+            let lease = self.mutate_at(|txn, _| meta::volume::lease_slices(txn, session)).await?;
+            self.sync_to(lease.seq).await.map(|()| lease.value)
+        })
+        .await
+    }
+
+    async fn refresh_usage(&self) -> Result<(), Errno> {
+        if self.volume.capacity > 0 {
+            let usage = self.read(meta::volume::usage).await?;
+            self.used_bytes.store(usage.bytes, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// The long-lived task that flushes files by age and keeps the metadata log synced.
+    async fn flush_aged(self: Arc<Self>) {
+        let interval = self.options.commit_interval;
+        let mut synced_at = self.env.now();
+        while !self.stopping.load(Ordering::Acquire) {
+            let stop = self.stop.listen();
+            let tick = self.env.now() + (interval / TICKS_PER_INTERVAL).max(Duration::from_millis(1));
+            race(stop, self.env.sleep_until(tick)).await;
+            let now = self.env.now();
+            for cell in self.files.aged(now.saturating_sub(interval)) {
+                self.env.pause().await;
+                self.flush_if_aged(&cell, now.saturating_sub(interval));
+            }
+            if now >= synced_at + interval {
+                synced_at = now;
+                let shared = self.clone();
+                self.env.spawn(async move {
+                    if let Err(errno) = shared.sync_meta().await {
+                        tracing::warn!(?errno, "the metadata log could not be synced");
+                    }
+                    // A failure leaves the figure of the last tick, which is checked again before it refuses a write.
+                    let _ = shared.refresh_usage().await;
+                });
+            }
+        }
+    }
+}
+
+fn ctx<E: Env>(env: &E, geometry: Geometry) -> OpCtx {
+    OpCtx { now: env.wall(), stripe: env.stripe(), geometry }
+}
+
+/// What a caller is told. Damage is an error of the volume, and logged.
+fn errno(error: MetaError) -> Errno {
+    match error {
+        MetaError::Op(OpError::Errno(errno)) => errno,
+        MetaError::Op(OpError::Damaged(what)) => {
+            tracing::error!(what, "damaged metadata; run fsck");
+            Errno::EIO
+        }
+        MetaError::Op(OpError::Kv(_)) | MetaError::Retry | MetaError::Unknown | MetaError::Failed => Errno::EIO,
+    }
+}

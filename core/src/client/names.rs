@@ -1,0 +1,434 @@
+//! Operations on names and attributes: one metadata transaction each, seen through what the file machines hold.
+//!
+//! Owns: the overlay of uncommitted attributes, promise 4 (`rename`), lookup counts.
+//! Leaves to others: what the transactions do (`meta`).
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use bytes::Bytes;
+
+use super::files::{Handle, OpenFlags};
+use super::wait::lock;
+use super::{Client, Shared};
+use crate::env::{Env, Point};
+use crate::errno::Errno;
+use crate::kv::{OpError, Read};
+use crate::meta::{self, DirEntry, New, Removed, RenameMode, SetAttr, XattrMode};
+use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino, SYMLINK_MAX};
+
+/// Inode numbers below which the next lease is fetched in the background.
+const INODES_LOW: u64 = 1 << 14;
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// User that new inodes belong to.
+    pub uid: u32,
+    /// Group that new inodes belong to, unless the directory is sgid.
+    pub gid: u32,
+}
+
+/// An inode as a lookup shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Which.
+    pub ino: Ino,
+    /// Its attributes, with everything accepted.
+    pub attr: Attr,
+}
+
+/// Use and limits of a volume (statfs(2)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StatFs {
+    /// Bytes that may be stored; 0: no limit.
+    pub capacity_bytes: u64,
+    /// Bytes stored or accepted.
+    pub used_bytes: u64,
+    /// Inodes that may exist; 0: no limit.
+    pub capacity_inodes: u64,
+    /// Inodes that exist.
+    pub used_inodes: u64,
+}
+
+impl<E: Env> Client<E> {
+    /// Finds a name. Counts one lookup of the inode, as every operation here that returns an `Entry`.
+    pub async fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Entry, Errno> {
+        let shared = &self.0;
+        shared.env.pause().await;
+        let retired = shared.files.retired();
+        let (ino, mut attr) = shared.read(|read| meta::lookup::lookup(read, dir, name)).await?;
+        if attr.kind == FileType::Regular && shared.may_be_dirty(ino, retired) {
+            attr = shared.getattr(ino).await?;
+        }
+        shared.files.remember(ino);
+        Ok(Entry { ino, attr })
+    }
+
+    /// The kernel forgot `count` lookups of `ino`.
+    pub fn forget(&self, ino: Ino, count: u64) {
+        if self.0.files.forget(ino, count) {
+            self.0.env.spawn(self.0.clone().reap(ino));
+        }
+    }
+
+    /// Counts a lookup of an inode that a listing showed.
+    pub fn remember(&self, ino: Ino) {
+        self.0.files.remember(ino);
+    }
+
+    /// Attributes, with everything accepted.
+    pub async fn getattr(&self, ino: Ino) -> Result<Attr, Errno> {
+        self.0.getattr(ino).await
+    }
+
+    /// Changes attributes, and the length if `size` is given. EISDIR, EINVAL (length of what has none), EFBIG.
+    pub async fn setattr(&self, ino: Ino, set: SetAttr, size: Option<u64>) -> Result<Attr, Errno> {
+        let shared = &self.0;
+        if shared.options.read_only {
+            return Err(Errno::EROFS);
+        }
+        if let Some(length) = size {
+            if length > FILE_SIZE_MAX {
+                return Err(Errno::EFBIG);
+            }
+            let cell = shared.pin(ino).await?;
+            shared.truncate(&cell, length);
+            if set != SetAttr::default() {
+                shared.set_attr(&cell, &set);
+            }
+            let attr = shared.getattr(ino).await;
+            shared.files.unpin(&cell);
+            return attr;
+        }
+        // In its place among what is accepted and not committed; else at once.
+        if let Ok(cell) = shared.files.pin(ino) {
+            let dirty = lock(&cell.state).file.dirty_since().is_some();
+            if dirty {
+                shared.set_attr(&cell, &set);
+            }
+            let attr = if dirty { Some(shared.getattr(ino).await) } else { None };
+            shared.files.unpin(&cell);
+            if let Some(attr) = attr {
+                return attr;
+            }
+        }
+        shared.mutate(|txn, ctx| meta::attr::set(txn, ctx, ino, &set)).await?;
+        shared.getattr(ino).await
+    }
+
+    /// Makes an inode of any kind but a symbolic link. `mode`: permission bits.
+    pub async fn mknod(
+        &self,
+        caller: Caller,
+        dir: Ino,
+        name: &[u8],
+        kind: FileType,
+        mode: u16,
+        rdev: u32,
+    ) -> Result<Entry, Errno> {
+        self.0.make(caller, dir, name, kind, mode, rdev, None).await
+    }
+
+    /// Makes a symbolic link. ENAMETOOLONG, ENOENT (empty target).
+    pub async fn symlink(&self, caller: Caller, dir: Ino, name: &[u8], target: &[u8]) -> Result<Entry, Errno> {
+        if target.is_empty() {
+            return Err(Errno::ENOENT);
+        }
+        if target.len() > SYMLINK_MAX {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        let target = Some(Bytes::copy_from_slice(target));
+        self.0.make(caller, dir, name, FileType::Symlink, 0o777, 0, target).await
+    }
+
+    /// Makes and opens a regular file; opens the one that is there unless `flags.exclusive`.
+    pub async fn create(
+        &self,
+        caller: Caller,
+        dir: Ino,
+        name: &[u8],
+        mode: u16,
+        flags: OpenFlags,
+    ) -> Result<(Entry, Handle), Errno> {
+        let shared = &self.0;
+        match shared.make(caller, dir, name, FileType::Regular, mode, 0, None).await {
+            Ok(entry) => {
+                let cell = match shared.files.pin(entry.ino) {
+                    Ok(cell) => cell,
+                    Err(ticket) => {
+                        let made = shared.files.insert(entry.ino, ticket, || shared.machine(entry.ino, &entry.attr));
+                        match made {
+                            Some(cell) => cell,
+                            None => shared.pin(entry.ino).await?,
+                        }
+                    }
+                };
+                Ok((entry, shared.files.open(cell, flags)))
+            }
+            Err(Errno::EEXIST) if !flags.exclusive => {
+                let entry = self.lookup(dir, name).await?;
+                match self.open(entry.ino, flags).await {
+                    Ok(handle) => Ok((entry, handle)),
+                    Err(errno) => {
+                        self.forget(entry.ino, 1);
+                        Err(errno)
+                    }
+                }
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Gives a file one more name.
+    pub async fn link(&self, ino: Ino, dir: Ino, name: &[u8]) -> Result<Entry, Errno> {
+        self.0.env.pause().await;
+        self.0.mutate(|txn, ctx| meta::create::link(txn, ctx, ino, dir, name)).await?;
+        let attr = self.0.getattr(ino).await?;
+        self.0.files.remember(ino);
+        Ok(Entry { ino, attr })
+    }
+
+    /// Removes a name of what is not a directory.
+    pub async fn unlink(&self, dir: Ino, name: &[u8]) -> Result<(), Errno> {
+        self.0.env.pause().await;
+        let removed = self.0.mutate(|txn, ctx| meta::remove::unlink(txn, ctx, dir, name)).await?;
+        self.0.removed(removed);
+        Ok(())
+    }
+
+    /// Removes an empty directory.
+    pub async fn rmdir(&self, dir: Ino, name: &[u8]) -> Result<(), Errno> {
+        self.0.env.pause().await;
+        let removed = self.0.mutate(|txn, ctx| meta::remove::rmdir(txn, ctx, dir, name)).await?;
+        self.0.removed(removed);
+        Ok(())
+    }
+
+    /// Renames (renameat2(2)). Promise 4: if a name is replaced or exchanged, what was accepted for the renamed
+    /// files is committed first, so a crash leaves the old contents or the new, whole. If that fails or takes too
+    /// long: EIO, and nothing is renamed.
+    pub async fn rename(
+        &self,
+        dir: Ino,
+        name: &[u8],
+        new_dir: Ino,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<(), Errno> {
+        let shared = &self.0;
+        shared.env.pause().await;
+        let names = [(dir, name), (new_dir, new_name)];
+        let mut settled: [Option<Ino>; 2] = [None, None];
+        loop {
+            let done = shared
+                .mutate(|txn, ctx| {
+                    // The files that must be settled are looked up in the same transaction that renames.
+                    let wanted = to_settle(txn.as_read(), names, mode)?;
+                    if wanted.iter().any(|ino| ino.is_some() && !settled.contains(ino) && shared.is_dirty(*ino)) {
+                        return Ok(Err(wanted));
+                    }
+                    let over = wanted.iter().any(Option::is_some);
+                    if over {
+                        shared.env.at(Point::RenameOver);
+                    }
+                    meta::rename::rename(txn, ctx, dir, name, new_dir, new_name, mode).map(|done| Ok((done, over)))
+                })
+                .await?;
+            match done {
+                Ok((renamed, over)) => {
+                    if over {
+                        shared.env.at(Point::RenameOver);
+                    }
+                    if let Some(removed) = renamed.replaced {
+                        shared.removed(removed);
+                    }
+                    return Ok(());
+                }
+                Err(wanted) => {
+                    let deadline = shared.deadline();
+                    for ino in wanted.into_iter().flatten() {
+                        let Some(cell) = shared.files.get(ino) else { continue };
+                        let seen = lock(&cell.state).file.error_count();
+                        shared.flush(&cell, seen, deadline).await?;
+                    }
+                    settled = wanted;
+                }
+            }
+        }
+    }
+
+    /// The target of a symbolic link.
+    pub async fn readlink(&self, ino: Ino) -> Result<Bytes, Errno> {
+        self.0.read(|read| meta::lookup::readlink(read, ino)).await
+    }
+
+    /// Up to `limit` entries after `cookie` (0: from the start), without `.` and `..`.
+    pub async fn readdir(&self, dir: Ino, cookie: u64, limit: usize) -> Result<Vec<DirEntry>, Errno> {
+        self.0.read(|read| meta::lookup::readdir(read, dir, cookie, limit)).await
+    }
+
+    /// The same with attributes. Counts no lookup: `remember` does, for each entry that reaches the kernel.
+    pub async fn readdirplus(&self, dir: Ino, cookie: u64, limit: usize) -> Result<Vec<(DirEntry, Attr)>, Errno> {
+        let shared = &self.0;
+        let retired = shared.files.retired();
+        let mut entries = shared
+            .read(|read| {
+                let entries = meta::lookup::readdir(read, dir, cookie, limit)?;
+                let with_attr = |entry: DirEntry| Ok((entry.clone(), meta::attr::load(read, entry.ino)?));
+                entries.into_iter().map(with_attr).collect::<Result<Vec<_>, OpError>>()
+            })
+            .await?;
+        for (entry, attr) in &mut entries {
+            if entry.kind == FileType::Regular && shared.may_be_dirty(entry.ino, retired) {
+                match shared.getattr(entry.ino).await {
+                    // Removed since the listing: it shows what was there.
+                    Err(Errno::ENOENT) => {}
+                    result => *attr = result?,
+                }
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Use and limits.
+    pub async fn statfs(&self) -> Result<StatFs, Errno> {
+        let shared = &self.0;
+        let usage = shared.read(meta::volume::usage).await?;
+        Ok(StatFs {
+            capacity_bytes: shared.volume.capacity,
+            used_bytes: usage.bytes + shared.memory.used(),
+            capacity_inodes: shared.volume.inodes,
+            used_inodes: usage.inodes,
+        })
+    }
+
+    /// The value of an extended attribute. ENODATA.
+    pub async fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Bytes, Errno> {
+        self.0.read(|read| meta::xattr::get(read, ino, name)).await
+    }
+
+    /// Sets an extended attribute.
+    pub async fn setxattr(&self, ino: Ino, name: &[u8], value: Bytes, mode: XattrMode) -> Result<(), Errno> {
+        self.0.mutate(|txn, ctx| meta::xattr::set(txn, ctx, ino, name, &value, mode)).await
+    }
+
+    /// Names of the extended attributes.
+    pub async fn listxattr(&self, ino: Ino) -> Result<Vec<Bytes>, Errno> {
+        self.0.read(|read| meta::xattr::list(read, ino)).await
+    }
+
+    /// Removes an extended attribute. ENODATA.
+    pub async fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<(), Errno> {
+        self.0.mutate(|txn, ctx| meta::xattr::remove(txn, ctx, ino, name)).await
+    }
+}
+
+impl<E: Env> Shared<E> {
+    /// What the store says of a file at a time when `retired` was read may be behind what was accepted.
+    fn may_be_dirty(&self, ino: Ino, retired: u64) -> bool {
+        self.files.get(ino).is_some() || self.files.retired() != retired
+    }
+
+    pub(super) async fn getattr(&self, ino: Ino) -> Result<Attr, Errno> {
+        loop {
+            self.env.pause().await;
+            let (cell, retired) = self.files.get_counted(ino);
+            let version = cell.map(|cell| lock(&cell.state).file.version());
+            let attr = self.read(|read| meta::attr::load(read, ino)).await?;
+            if attr.kind != FileType::Regular {
+                return Ok(attr);
+            }
+            // Nothing may have been committed by a machine that has let go of it since: the read may be older.
+            match self.files.get_counted(ino) {
+                (Some(cell), now_retired) if now_retired == retired => {
+                    let state = lock(&cell.state);
+                    // A machine that came since and has committed nothing adds to what was read.
+                    if state.file.version() == version.unwrap_or(0) {
+                        return Ok(state.file.overlay_attr(attr));
+                    }
+                }
+                (None, now_retired) if now_retired == retired => return Ok(attr),
+                (Some(_) | None, _) => {}
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "mknod(2) has as many")]
+    async fn make(
+        self: &Arc<Self>,
+        caller: Caller,
+        dir: Ino,
+        name: &[u8],
+        kind: FileType,
+        mode: u16,
+        rdev: u32,
+        target: Option<Bytes>,
+    ) -> Result<Entry, Errno> {
+        self.env.pause().await;
+        if self.options.read_only {
+            return Err(Errno::EROFS);
+        }
+        if self.volume.inodes > 0 && self.read(meta::volume::usage).await?.inodes >= self.volume.inodes {
+            return Err(Errno::ENOSPC);
+        }
+        let ino = Ino(self.next_ino().await?);
+        let new = New { ino, kind, mode, uid: caller.uid, gid: caller.gid, rdev, target };
+        let attr = self.mutate(|txn, ctx| meta::create::create(txn, ctx, dir, name, &new)).await?;
+        self.files.remember(ino);
+        Ok(Entry { ino, attr })
+    }
+
+    async fn next_ino(self: &Arc<Self>) -> Result<u64, Errno> {
+        if self.inodes.is_low(INODES_LOW) {
+            let shared = self.clone();
+            // A failure shows when the pool is empty.
+            self.env.spawn(async move { _ = shared.refill_inodes().await });
+        }
+        loop {
+            match self.inodes.take() {
+                Some(ino) => return Ok(ino),
+                None => self.refill_inodes().await?,
+            }
+        }
+    }
+
+    /// A name went away; the last one makes the inode an orphan, which is reaped when the kernel forgets it.
+    fn removed(self: &Arc<Self>, removed: Removed) {
+        if removed.nlink == 0 && self.files.orphan(removed.ino) {
+            self.env.spawn(self.clone().reap(removed.ino));
+        }
+    }
+
+    fn is_dirty(&self, ino: Option<Ino>) -> bool {
+        let cell = ino.and_then(|ino| self.files.get(ino));
+        cell.is_some_and(|cell| lock(&cell.state).file.dirty_since().is_some())
+    }
+}
+
+/// The regular files that a rename must not show unless what was accepted for them is committed.
+fn to_settle(
+    read: &mut dyn Read,
+    names: [(Ino, &[u8]); 2],
+    mode: RenameMode,
+) -> Result<[Option<Ino>; 2], OpError> {
+    let mut found = [None, None];
+    for (slot, (dir, name)) in found.iter_mut().zip(names) {
+        match meta::lookup::child(read, dir, name) {
+            Ok(dentry) => *slot = Some(dentry),
+            // The rename itself finds the right errno.
+            Err(OpError::Errno(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let regular = |dentry: Option<crate::format::values::Dentry>| {
+        dentry.filter(|dentry| dentry.kind == FileType::Regular).map(|dentry| dentry.ino)
+    };
+    let [source, target] = found;
+    Ok(match mode {
+        RenameMode::NoReplace => [None, None],
+        RenameMode::Replace if target.is_none() => [None, None],
+        RenameMode::Replace => [regular(source), None],
+        RenameMode::Exchange => [regular(source), regular(target)],
+    })
+}

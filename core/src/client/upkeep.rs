@@ -1,0 +1,395 @@
+//! Upkeep of a mounted volume: what was queued for deletion really goes, and what crashed mounts left is collected.
+//!
+//! Owns: the order in which things are destroyed; the task that does so, and its end.
+//! Leaves to others: queueing (`meta::remove`, `meta::data`), what a sweep does to metadata (`meta::sweep`), what lies
+//! under the leases of ended sessions (`leases`), counting readers (`grace`).
+//!
+//! An object is destroyed in `delete_queued` or in `leases::Collector::collect_lease`, nowhere else.
+//!
+//! Invariants (promise 6: nothing live is deleted)
+//! - An object is deleted only after a transaction has proved that nothing refers to it, the metadata log was synced
+//!   past that transaction, and every reader that may have seen the reference has left. In this order.
+//! - A failed read, scan, list or sync deletes nothing.
+//! - A queue entry goes only after all objects of its slice are deleted; so a crash at any point, or dropping any of
+//!   these futures, repeats work and loses none. Deleting twice is harmless: identifiers are never used again, which
+//!   is also why a delete that takes effect after its deadline is.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::future::Future;
+use core::mem;
+use core::ops::Range;
+use core::time::Duration;
+
+use super::std::sync::Mutex;
+use super::wait::{Either, Notify, lock, race, run_bounded, timeout};
+use crate::env::{Env, MetaError, MetaStore, ObjectStore, StoreError};
+use crate::format::block::object_key;
+use crate::meta::{OpCtx, remove, sweep};
+use crate::types::{BlockId, Geometry, Ino, SliceId};
+
+mod grace;
+mod leases;
+
+#[cfg(test)]
+pub(super) mod fake;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use grace::Grace;
+
+/// Least time between the starts of two passes: each syncs the metadata log, so deletes that come in quick succession
+/// share one, and a deleted file is still gone within seconds.
+const PASS_INTERVAL: Duration = Duration::from_secs(1);
+/// A pass starts at least this often; only a safety net, since everything queued kicks.
+const TICK: Duration = Duration::from_secs(5);
+/// Longest pause after passes that failed; the shortest is `PASS_INTERVAL`.
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// Deadline of one store request. A dead store then costs one batch, not the task.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
+/// Objects deleted at once: keeps an S3 connection pool busy without crowding out foreground requests.
+const DELETES: usize = 16;
+/// Queue entries read at once: bounds memory and the size of the transaction that drops them.
+const BATCH: usize = 256;
+/// Records that one sweep transaction handles: some milliseconds each.
+const SWEEP: usize = 512;
+
+/// Why a pass ended early. What it had not done yet is still queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum UpkeepError {
+    /// Reading, changing or syncing metadata.
+    #[error("{0}")]
+    Meta(#[from] MetaError),
+    /// Listing or deleting objects.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// A store request that took too long.
+    #[error("the object store did not answer in time")]
+    Deadline,
+}
+
+/// What one pass did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pass {
+    /// Slices whose objects are gone, and whose queue entries are dropped.
+    pub(crate) slices: u64,
+    /// Objects deleted (or found gone).
+    pub(crate) objects: u64,
+}
+
+/// The garbage collector of one mount.
+pub(crate) struct Collector<E: Env> {
+    env: E,
+    geometry: Geometry,
+    grace: Arc<Grace>,
+    state: Mutex<State>,
+    /// `state` has changed.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// Something was queued since the last pass began.
+    kicked: bool,
+    stopping: bool,
+    /// `run` is inside.
+    running: bool,
+    /// Slice ids leased by ended sessions whose left-overs are yet to be collected.
+    ended: Vec<Range<u64>>,
+}
+
+impl<E: Env> Collector<E> {
+    /// A collector that does nothing until `run` is spawned. Readers of blocks enter `grace`.
+    pub(crate) fn new(env: E, geometry: Geometry, grace: Arc<Grace>) -> Arc<Self> {
+        Arc::new(Self { env, geometry, grace, state: Mutex::default(), changed: Notify::default() })
+    }
+
+    /// Tells that something was queued, and is visible.
+    pub(crate) fn kick(&self) {
+        let first = !mem::replace(&mut lock(&self.state).kicked, true);
+        if first {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Hands over slice ids leased by sessions that a transaction has ended: `run` collects what those left, and tries
+    /// again after errors.
+    pub(crate) fn adopt(&self, ended: Vec<Range<u64>>) {
+        lock(&self.state).ended.extend(ended);
+        self.kick();
+    }
+
+    /// The task: passes when kicked or now and then, until stopped. It counts as running from this call on.
+    pub(crate) fn run(self: Arc<Self>) -> impl Future<Output = ()> + Send {
+        lock(&self.state).running = true;
+        let running = Running(self);
+        async move { running.0.work().await }
+    }
+
+    async fn work(&self) {
+        let mut next = self.env.now();
+        let mut pause = PASS_INTERVAL;
+        loop {
+            if let Either::Left(()) = race(self.stopped(), self.due(next)).await {
+                return;
+            }
+            lock(&self.state).kicked = false;
+            let started = self.env.now();
+            // A pass dropped by `stop` leaves its work queued.
+            let Either::Right(done) = race(self.stopped(), self.pass()).await else { return };
+            match done {
+                Ok(()) => {
+                    pause = PASS_INTERVAL;
+                    next = started + pause;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, ?pause, "deleting what is no longer needed failed; it stays queued");
+                    self.kick();
+                    next = self.env.now() + pause;
+                    pause = (2 * pause).min(BACKOFF_MAX);
+                }
+            }
+        }
+    }
+
+    /// Ends the task and waits for its end. Nothing is deleted after that, but for requests that are under way.
+    pub(crate) async fn stop(&self) {
+        lock(&self.state).stopping = true;
+        self.changed.notify_all();
+        loop {
+            let changed = self.changed.listen();
+            if !lock(&self.state).running {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    async fn stopped(&self) {
+        loop {
+            let changed = self.changed.listen();
+            if lock(&self.state).stopping {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Completes at `earliest` if there was a kick by then, else at the next kick or tick.
+    async fn due(&self, earliest: Duration) {
+        self.env.sleep_until(earliest).await;
+        let tick = earliest + TICK;
+        loop {
+            let changed = self.changed.listen();
+            if lock(&self.state).kicked {
+                return;
+            }
+            if let Either::Right(()) = race(changed, self.env.sleep_until(tick)).await {
+                return;
+            }
+        }
+    }
+
+    async fn pass(&self) -> Result<(), UpkeepError> {
+        self.env.pause().await;
+        let drained = self.drain().await;
+        let ended = mem::take(&mut lock(&self.state).ended);
+        if !ended.is_empty() {
+            let mut left = HandBack { collector: self, ended };
+            self.collect(&mut left.ended).await?;
+        }
+        drained.map(drop)
+    }
+
+    /// One full pass over the queues: sweeps what was removed, then deletes what nothing refers to.
+    pub(crate) async fn drain(&self) -> Result<Pass, UpkeepError> {
+        let swept = self.sweep_all().await;
+        let deleted = self.delete_queued().await;
+        swept?;
+        deleted
+    }
+
+    /// Removes the inodes that were unlinked but open when an earlier session ended: all orphans there are. To be
+    /// called at mount, before anything can be unlinked.
+    pub(crate) async fn reap_orphans(&self) -> Result<u64, MetaError> {
+        let meta = self.env.meta();
+        let mut count = 0;
+        let mut after: Option<Ino> = None;
+        loop {
+            let page = meta.read(|read| sweep::orphans(read, after, BATCH)).await?;
+            let Some(last) = page.last().copied() else { return Ok(count) };
+            for ino in page {
+                let ctx = self.ctx();
+                match meta.write(|txn| remove::reap(txn, &ctx, ino, &[])).await {
+                    Ok(_) => count += 1,
+                    // One damaged inode does not keep the volume from being mounted; fsck reports it.
+                    Err(MetaError::Op(error)) => {
+                        tracing::warn!(ino = ino.0, %error, "an unlinked inode cannot be removed");
+                    }
+                    Err(error @ (MetaError::Retry | MetaError::Unknown | MetaError::Failed)) => return Err(error),
+                }
+            }
+            after = Some(last);
+            self.kick();
+        }
+    }
+
+    /// Removes the slice records of deleted files and those that cuts cover, piece by piece; each piece queues in one
+    /// transaction the slices that it frees.
+    async fn sweep_all(&self) -> Result<(), UpkeepError> {
+        let meta = self.env.meta();
+        loop {
+            let files = meta.read(|read| sweep::delfiles(read, BATCH)).await?;
+            if !self.sweep_page(files, Sweep::Delfile).await? {
+                break;
+            }
+        }
+        loop {
+            let files = meta.read(|read| sweep::cutfiles(read, BATCH)).await?;
+            if !self.sweep_page(files, Sweep::Cuts).await? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sweeps each file of a page of a queue; whether there may be another page. A file that cannot be swept does not
+    /// keep the others of its page waiting, but ends the pass if nothing else is on it.
+    async fn sweep_page(&self, files: Vec<Ino>, kind: Sweep) -> Result<bool, UpkeepError> {
+        let mut failed = None;
+        let mut swept = false;
+        for ino in files {
+            match self.sweep_file(ino, kind).await {
+                Ok(()) => swept = true,
+                Err(error @ MetaError::Failed) => return Err(error.into()),
+                Err(error @ (MetaError::Op(_) | MetaError::Retry | MetaError::Unknown)) => {
+                    tracing::warn!(ino = ino.0, %error, "sweeping a removed file failed");
+                    failed = Some(error);
+                }
+            }
+        }
+        match failed {
+            Some(error) if !swept => Err(error.into()),
+            Some(_) | None => Ok(swept),
+        }
+    }
+
+    async fn sweep_file(&self, ino: Ino, kind: Sweep) -> Result<(), MetaError> {
+        loop {
+            let ctx = self.ctx();
+            let done = self.env.meta().write(|txn| match kind {
+                Sweep::Delfile => sweep::sweep_delfile(txn, &ctx, ino, SWEEP),
+                Sweep::Cuts => sweep::sweep_cuts(txn, &ctx, ino, SWEEP),
+            });
+            if done.await?.value {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Deletes the objects of all slices that are queued, batch by batch.
+    async fn delete_queued(&self) -> Result<Pass, UpkeepError> {
+        let meta = self.env.meta();
+        let mut pass = Pass::default();
+        let mut after: Option<SliceId> = None;
+        loop {
+            // 1. The proof: a slice is queued in the transaction that removes the last record of it.
+            let batch = meta.read(|read| sweep::delslices(read, after, BATCH)).await?;
+            let Some((last, _)) = batch.last().copied() else { return Ok(pass) };
+            // 2. The proof is durable: no power cut brings the reference back.
+            meta.sync(meta.last()).await?;
+            // 3. Whoever reads by a reference seen before has left.
+            self.grace.quiesce().await;
+            // 4. The objects.
+            let (gone, failed) = self.delete_slices(&batch, &mut pass.objects).await;
+            // 5. The entries of slices without objects, and only those.
+            meta.write(|txn| sweep::drop_delslices(txn, &gone)).await?;
+            pass.slices += gone.len() as u64;
+            if let Some(error) = failed {
+                return Err(error);
+            }
+            after = Some(last);
+        }
+    }
+
+    /// Deletes every object of the slices; which slices have none left, and what ended it early.
+    async fn delete_slices(
+        &self,
+        slices: &[(SliceId, u32)],
+        objects: &mut u64,
+    ) -> (Vec<SliceId>, Option<UpkeepError>) {
+        // Objects of each slice that were not deleted yet.
+        let mut left: Vec<u32> = slices.iter().map(|(_, len)| self.geometry.block_count(*len)).collect();
+        let mut objects_left = Vec::new();
+        for (place, (slice, len)) in slices.iter().enumerate() {
+            objects_left.extend(blocks(self.geometry, *slice, *len).map(|id| (place, id)));
+        }
+        let requests = objects_left.into_iter().map(|(place, id)| async move { (place, self.delete(object_key(id)).await) });
+        let mut failed = None;
+        run_bounded(DELETES, requests, |(place, result)| {
+            match result {
+                Ok(()) => {
+                    left[place] -= 1;
+                    *objects += 1;
+                }
+                Err(error) => failed = Some(error),
+            }
+            failed.is_none()
+        })
+        .await;
+        let gone = slices.iter().zip(&left).filter(|(_, left)| **left == 0).map(|((slice, _), _)| *slice);
+        (gone.collect(), failed)
+    }
+
+    /// Deletes one object, within the deadline.
+    async fn delete(&self, key: String) -> Result<(), UpkeepError> {
+        let deadline = self.env.now() + REQUEST_DEADLINE;
+        match timeout(&self.env, deadline, self.env.objects().delete(&key)).await {
+            Some(Ok(()) | Err(StoreError::NotFound)) => Ok(()),
+            Some(Err(error)) => Err(error.into()),
+            None => Err(UpkeepError::Deadline),
+        }
+    }
+
+    fn ctx(&self) -> OpCtx {
+        OpCtx { now: self.env.wall(), stripe: self.env.stripe(), geometry: self.geometry }
+    }
+}
+
+/// Which queue of files is swept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sweep {
+    Delfile,
+    Cuts,
+}
+
+/// The blocks of a slice of `stored_len` bytes.
+pub(super) fn blocks(geometry: Geometry, slice: SliceId, stored_len: u32) -> impl Iterator<Item = BlockId> + Send {
+    (0..geometry.block_count(stored_len)).map(move |index| {
+        let start = index * geometry.block_size;
+        BlockId { slice, index, len: (stored_len - start).min(geometry.block_size) }
+    })
+}
+
+/// Tells `stop` that the task has ended, however it ended.
+struct Running<E: Env>(Arc<Collector<E>>);
+
+impl<E: Env> Drop for Running<E> {
+    fn drop(&mut self) {
+        lock(&self.0.state).running = false;
+        self.0.changed.notify_all();
+    }
+}
+
+/// Gives leases back that were not collected, however the attempt ended.
+struct HandBack<'a, E: Env> {
+    collector: &'a Collector<E>,
+    ended: Vec<Range<u64>>,
+}
+
+impl<E: Env> Drop for HandBack<'_, E> {
+    fn drop(&mut self) {
+        lock(&self.collector.state).ended.append(&mut self.ended);
+    }
+}

@@ -1,0 +1,159 @@
+//! The outside world, as the client sees it. `runtime` and `sim` implement it.
+//!
+//! Every call is a detached operation with one of three outcomes (applied, not applied, unknown): it may take effect
+//! after its deadline, and dropping its future changes nothing about whether it does.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::future::Future;
+use core::ops::Range;
+use core::time::Duration;
+
+use bytes::Bytes;
+
+use crate::kv::{OpError, OpResult, Read, Txn};
+use crate::types::Timestamp;
+
+/// Position in the metadata log: every transaction has one, later transactions have higher ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TxnSeq(pub u64);
+
+/// A transaction that is visible, and durable once `MetaStore::sync` has passed `seq`.
+#[derive(Clone, Copy, Debug)]
+pub struct Committed<T> {
+    /// What the operation returned.
+    pub value: T,
+    /// Its position in the metadata log.
+    pub seq: TxnSeq,
+}
+
+/// Why a transaction gave no `Committed`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MetaError {
+    /// The operation itself declined; nothing was written.
+    #[error(transparent)]
+    Op(OpError),
+    /// Not applied; the same call may succeed later.
+    #[error("the metadata store did not take the transaction")]
+    Retry,
+    /// It may have been applied or may yet be.
+    #[error("the outcome of the transaction is unknown")]
+    Unknown,
+    /// The store has failed and takes no more writes until it is opened again.
+    #[error("the metadata store has failed; mount the volume again")]
+    Failed,
+}
+
+impl From<OpError> for MetaError {
+    fn from(error: OpError) -> Self {
+        Self::Op(error)
+    }
+}
+
+/// The transactional store of metadata.
+pub trait MetaStore: Send + Sync + 'static {
+    /// Runs `op` on a snapshot and commits what it wrote, not synced; on a conflict runs it again on a newer snapshot.
+    /// If `op` fails nothing is written. On an embedded store the future is ready when first polled.
+    fn write<T, F>(&self, op: F) -> impl Future<Output = Result<Committed<T>, MetaError>> + Send
+    where
+        T: Send,
+        F: Fn(&mut dyn Txn) -> OpResult<T> + Send + Sync;
+
+    /// Runs `op` on a snapshot.
+    fn read<T, F>(&self, op: F) -> impl Future<Output = Result<T, MetaError>> + Send
+    where
+        T: Send,
+        F: Fn(&mut dyn Read) -> OpResult<T> + Send + Sync;
+
+    /// Position of the last transaction committed; a transaction that has returned is at or below it.
+    fn last(&self) -> TxnSeq;
+
+    /// Highest position known to be durable.
+    fn synced(&self) -> TxnSeq;
+
+    /// Makes every transaction up to `seq` durable. Callers are grouped. After a failed sync every later one fails.
+    fn sync(&self, seq: TxnSeq) -> impl Future<Output = Result<(), MetaError>> + Send;
+}
+
+/// Why the object store gave no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// There is no such object.
+    #[error("no such object")]
+    NotFound,
+    /// The object is shorter than the range asked for.
+    #[error("the object is shorter than expected")]
+    Short,
+    /// No space left in the store.
+    #[error("no space left in the object store")]
+    Full,
+    /// The store refuses this client.
+    #[error("the object store denies access")]
+    Denied,
+    /// A passing failure; a put may have been applied or may yet be.
+    #[error("the object store failed for now")]
+    Retry,
+}
+
+/// A page of `ObjectStore::list`.
+#[derive(Clone, Debug, Default)]
+pub struct ObjectPage {
+    /// Keys in ascending order.
+    pub keys: Vec<String>,
+    /// Where to go on, if there is more.
+    pub next: Option<String>,
+}
+
+/// The store of immutable objects. Keys are relative to the volume's prefix, without a leading slash.
+pub trait ObjectStore: Send + Sync + 'static {
+    /// Writes the object whole: `body` concatenated. Durable after a `barrier` that began after this returned.
+    fn put(&self, key: &str, body: Vec<Bytes>) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Reads exactly `range`, or fails (`Short` if the object ends before).
+    fn get(&self, key: &str, range: Range<u64>) -> impl Future<Output = Result<Bytes, StoreError>> + Send;
+    /// Removes the object; succeeds if it is not there.
+    fn delete(&self, key: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Makes every put that had returned before the call durable.
+    fn barrier(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
+    /// Keys that start with `prefix` (which ends with `/`), recursively, after `after` (exclusive).
+    fn list(&self, prefix: &str, after: Option<&str>) -> impl Future<Output = Result<ObjectPage, StoreError>> + Send;
+}
+
+/// The world of one client.
+pub trait Env: Clone + Send + Sync + 'static {
+    /// The metadata store.
+    type Meta: MetaStore;
+    /// The object store.
+    type Objects: ObjectStore;
+
+    /// The metadata store.
+    fn meta(&self) -> &Self::Meta;
+    /// The object store.
+    fn objects(&self) -> &Self::Objects;
+    /// Monotonic time since some fixed point.
+    fn now(&self) -> Duration;
+    /// Wall-clock time.
+    fn wall(&self) -> Timestamp;
+    /// Completes at `at` of `now`'s clock or soon after.
+    fn sleep_until(&self, at: Duration) -> impl Future<Output = ()> + Send;
+    /// Runs `task` to its end on the executor.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static);
+    /// Which counter stripe this caller should use, below `STRIPES`; callers that run at once should differ.
+    fn stripe(&self) -> u8;
+    /// Awaited before each lock: ready at once outside the simulator, which may suspend here.
+    fn pause(&self) -> impl Future<Output = ()> + Send;
+    /// Called at each `Point` passed: nothing outside tests, which may end the process or the node there.
+    fn at(&self, _point: Point) {}
+}
+
+/// Moments at which a crash is most instructive; see `Env::at`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Point {
+    /// A block is about to be put, or has been and nobody knows yet.
+    Put,
+    /// A commit is about to run, or has run and nobody knows yet.
+    Commit,
+    /// The same, of a commit that holds a truncate.
+    Truncate,
+    /// A rename over an existing name is about to run, or has run and was not answered.
+    RenameOver,
+}

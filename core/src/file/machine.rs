@@ -1,0 +1,712 @@
+//! Ordered commit of one file: accepted writes, truncates and attribute changes, from accept to visible.
+//!
+//! Owns: the queue of batches, their numbers, the length that callers see, which bytes are dirty, the file's error.
+//! Leaves to others: putting, committing and waiting (the client executes `Action`s and feeds completions back),
+//! handles and who has seen which error, memory permits (it only counts what it holds).
+//!
+//! Invariants
+//! - Every member (write, truncate, attribute change) has a number; numbers ascend from the inode's `commit` number.
+//! - A batch holds all members of an interval of numbers. A commit covers a prefix of the batches, so it is always a
+//!   prefix of what was accepted. At most one commit is in flight, and until its outcome is known it stays the same.
+//! - A batch is committed only when all its bytes are put and a barrier that began after the last put has returned,
+//!   or travel inline.
+//! - Bytes leave memory only when their commit is known to be applied, or with the inode.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use bytes::Bytes;
+
+use super::overlay::{Overlay, Source};
+use super::slice::{DirtySlice, backoff};
+use super::view::{Segment, View, chunks};
+use crate::errno::Errno;
+use crate::meta::{Change, Commit, SetAttr};
+use crate::types::{Attr, BlockId, Geometry, Ino, SliceId, SliceRecord, Timestamp};
+
+/// One slice more than this freezes the batch: random writes commit in groups of so many slices.
+const SLICES_MAX: usize = 64;
+/// Slices that one commit carries at most, beyond its first batch.
+const COMMIT_SLICES_MAX: usize = 256;
+
+/// Something for the client to do. Each is completed by the `handle_*` method of its name.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Put this payload. Completed by `handle_put(key, id.index, ..)`.
+    Put {
+        /// Which dirty slice.
+        key: u64,
+        /// The block's identity.
+        id: BlockId,
+        /// Its payload.
+        payload: Bytes,
+    },
+    /// Take a slice id from a lease; then poll again.
+    NeedId,
+    /// Run a barrier; completed by `handle_barrier(number, ..)`.
+    Barrier {
+        /// Batches up to this member become ready.
+        number: u64,
+    },
+    /// Run this transaction; completed by `handle_commit`.
+    Commit(Arc<Commit>),
+}
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PutOutcome {
+    /// It is done.
+    Done,
+    /// Not, or not known to be: try again. The errno is what a caller is told once it counts as an error: at once if
+    /// waiting cannot help (no space, no access), else after the store's time-out.
+    Failed {
+        /// What to report.
+        errno: Errno,
+        /// Report now.
+        lasting: bool,
+    },
+}
+
+/// How a commit ended.
+#[derive(Clone, Debug)]
+pub enum CommitOutcome {
+    /// Visible. `fresh`: by this attempt, not by an earlier one whose answer was lost.
+    Applied {
+        /// Whether this attempt applied it.
+        fresh: bool,
+    },
+    /// Not applied or unknown: the same commit is tried again.
+    Failed {
+        /// What to report.
+        errno: Errno,
+        /// Report now.
+        lasting: bool,
+    },
+    /// The inode is gone: nobody can read these bytes any more.
+    Gone,
+}
+
+#[derive(Clone, Debug)]
+enum Dirty {
+    Slice { key: u64, off: u32 },
+    Hole { number: u64 },
+}
+
+impl Source for Dirty {
+    fn skip(&self, n: u64) -> Self {
+        match *self {
+            Self::Slice { key, off } => Self::Slice { key, off: off + n as u32 },
+            Self::Hole { number } => Self::Hole { number },
+        }
+    }
+}
+
+/// Members with consecutive numbers that become visible together: slices, then a truncate, then attributes.
+#[derive(Debug)]
+struct Batch {
+    /// When its first member was accepted.
+    first_at: Duration,
+    /// Number of its last member.
+    number: u64,
+    /// Key of its first slice; they are `first_key..` up to the next batch's.
+    first_key: u64,
+    truncate: Option<u64>,
+    attrs: Vec<Change>,
+    frozen: bool,
+    /// A barrier covers its puts.
+    durable: bool,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    commit: Arc<Commit>,
+    running: bool,
+    retry_at: Duration,
+    attempts: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Failure {
+    /// When the current episode of failures began.
+    since: Option<Duration>,
+    /// Whether it was raised already.
+    raised: bool,
+    /// Counts raised errors; a handle that has seen a lower count has one to report. (errseq of Linux)
+    count: u64,
+    errno: Option<Errno>,
+}
+
+/// The contents of one open or dirty regular file.
+#[derive(Debug)]
+pub struct File {
+    ino: Ino,
+    geometry: Geometry,
+    store_timeout: Duration,
+    /// As callers see it: with all accepted members.
+    length: u64,
+    /// Of the last member accepted.
+    number: u64,
+    /// Of the last member known to be visible. (<= number)
+    committed: u64,
+    /// Members up to here are to be committed as soon as possible.
+    wanted: u64,
+    batches: VecDeque<Batch>,
+    slices: BTreeMap<u64, DirtySlice>,
+    next_key: u64,
+    dirty: Overlay<Dirty>,
+    dirty_bytes: u64,
+    view: View,
+    barrier: Option<u64>,
+    barrier_retry_at: Duration,
+    commit: Option<InFlight>,
+    failure: Failure,
+    discarded: bool,
+}
+
+/// What `File::write` changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Bytes that the file holds more than before. (<= data.len())
+    pub grown: u64,
+    /// `poll_action` has something to do.
+    pub work: bool,
+    /// The file had nothing uncommitted before.
+    pub first: bool,
+}
+
+impl File {
+    /// The machine of an inode whose committed attributes are `attr`.
+    pub fn new(ino: Ino, attr: &Attr, geometry: Geometry, store_timeout: Duration) -> Self {
+        Self {
+            ino,
+            geometry,
+            store_timeout,
+            length: attr.length,
+            number: attr.commit,
+            committed: attr.commit,
+            wanted: attr.commit,
+            batches: VecDeque::new(),
+            slices: BTreeMap::new(),
+            next_key: 0,
+            dirty: Overlay::default(),
+            dirty_bytes: 0,
+            view: View::new(&geometry, attr.length),
+            barrier: None,
+            barrier_retry_at: Duration::ZERO,
+            commit: None,
+            failure: Failure::default(),
+            discarded: false,
+        }
+    }
+
+    // ---- getters
+
+    /// Length as callers see it.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Bytes accepted and not known to be committed.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.dirty_bytes
+    }
+
+    /// Nothing is accepted that is not committed, and nothing is under way.
+    pub fn is_clean(&self) -> bool {
+        self.batches.is_empty() && !self.is_busy()
+    }
+
+    /// A put, barrier or commit is under way.
+    pub fn is_busy(&self) -> bool {
+        self.barrier.is_some()
+            || self.commit.as_ref().is_some_and(|commit| commit.running)
+            || self.slices.values().any(DirtySlice::any_running)
+    }
+
+    /// Number of the last member known to be visible.
+    pub fn committed(&self) -> u64 {
+        self.committed
+    }
+
+    /// Version of the committed view: attributes read before it changed are stale.
+    pub fn version(&self) -> u64 {
+        self.view.version()
+    }
+
+    /// The error that a handle which has seen `seen` errors has not been told.
+    pub fn error_since(&self, seen: u64) -> Option<(u64, Errno)> {
+        if self.failure.count > seen { self.failure.errno.map(|errno| (self.failure.count, errno)) } else { None }
+    }
+
+    /// Errors raised so far: what a new handle has seen.
+    pub fn error_count(&self) -> u64 {
+        self.failure.count
+    }
+
+    /// `attr`, read at this `version`, with everything accepted since.
+    pub fn overlay_attr(&self, mut attr: Attr) -> Attr {
+        for change in self.batches.iter().flat_map(|batch| &batch.attrs) {
+            match change {
+                Change::Written { mtime, drop_privileges } => {
+                    let set = SetAttr {
+                        mtime: Some(*mtime),
+                        ctime: Some(*mtime),
+                        drop_suid_sgid: *drop_privileges,
+                        ..SetAttr::default()
+                    };
+                    set.apply(&mut attr, *mtime);
+                }
+                Change::Attrs { set, now } => set.apply(&mut attr, *now),
+                Change::Slice { .. } | Change::Truncate { .. } => {}
+            }
+        }
+        attr.length = self.length;
+        attr.stored += self.dirty_bytes;
+        attr
+    }
+
+    // ---- commands
+
+    /// Accepts a write. `offset + data.len()` must be at most `FILE_SIZE_MAX`.
+    pub fn write(&mut self, now: Duration, wall: Timestamp, offset: u64, data: &[u8], drop_privileges: bool) -> Written {
+        let first = self.batches.is_empty();
+        let before = self.dirty_bytes;
+        // One slice too many freezes all; each member stays whole, so it is asked before the member and after it.
+        let mut work = self.open_slices() >= SLICES_MAX;
+        if work {
+            self.flush();
+        }
+        self.number += 1;
+        let mut done = 0;
+        let mut chunk_complete = false;
+        while done < data.len() {
+            let at = offset + done as u64;
+            let chunk = (at / self.geometry.chunk_size) as u32;
+            let pos = (at % self.geometry.chunk_size) as u32;
+            let count = (data.len() - done).min((self.geometry.chunk_size - u64::from(pos)) as usize);
+            work |= self.write_chunk(now, at, chunk, pos, &data[done..done + count]);
+            done += count;
+            chunk_complete |= u64::from(pos) + count as u64 == self.geometry.chunk_size;
+        }
+        self.length = self.length.max(offset + data.len() as u64);
+        let batch = self.open_batch(now);
+        match batch.attrs.last_mut() {
+            Some(Change::Written { mtime, drop_privileges: dropped }) => {
+                *mtime = wall;
+                *dropped |= drop_privileges;
+            }
+            Some(_) | None => batch.attrs.push(Change::Written { mtime: wall, drop_privileges }),
+        }
+        if chunk_complete {
+            self.flush();
+            work = true;
+        }
+        Written { grown: self.dirty_bytes - before, work, first }
+    }
+
+    /// Accepts a truncate to `length` (shorter or longer).
+    pub fn truncate(&mut self, now: Duration, wall: Timestamp, length: u64) {
+        self.freeze();
+        self.number += 1;
+        let number = self.number;
+        if length < self.length {
+            self.dirty.paint(length..u64::MAX, Dirty::Hole { number });
+        }
+        self.length = length;
+        let batch = self.open_batch(now);
+        batch.truncate = Some(length);
+        batch.attrs.push(Change::Written { mtime: wall, drop_privileges: false });
+        batch.frozen = true;
+    }
+
+    /// Accepts a change of attributes.
+    pub fn set_attr(&mut self, now: Duration, wall: Timestamp, set: &SetAttr) {
+        self.number += 1;
+        self.open_batch(now).attrs.push(Change::Attrs { set: set.clone(), now: wall });
+    }
+
+    /// Asks for everything accepted so far to be committed; it is when `committed() >=` the number returned.
+    pub fn flush(&mut self) -> u64 {
+        self.freeze();
+        self.wanted = self.number;
+        self.number
+    }
+
+    /// The same, if the oldest uncommitted member was accepted at or before `before`.
+    pub fn flush_aged(&mut self, before: Duration) -> Option<u64> {
+        let aged = self.batches.front().is_some_and(|batch| batch.first_at <= before);
+        aged.then(|| self.flush())
+    }
+
+    /// When the oldest uncommitted member was accepted.
+    pub fn dirty_since(&self) -> Option<Duration> {
+        self.batches.front().map(|batch| batch.first_at)
+    }
+
+    /// The inode was removed: starts nothing more. Once not `is_busy`, `take_given_up` ends it.
+    pub fn discard(&mut self) {
+        self.discarded = true;
+    }
+
+    /// Drops all that is uncommitted and returns the slices of which something may have been put, and how many bytes
+    /// of memory are free again.
+    pub fn take_given_up(&mut self) -> (Vec<(SliceId, u32)>, u64) {
+        assert!(self.discarded && !self.is_busy());
+        let given_up = self.slices.values().filter_map(|slice| slice.id.map(|id| (id, slice.len))).collect();
+        self.batches.clear();
+        self.slices.clear();
+        self.dirty = Overlay::default();
+        self.commit = None;
+        self.committed = self.number;
+        (given_up, core::mem::take(&mut self.dirty_bytes))
+    }
+
+    /// What to do for a read of `len` bytes at `offset`, cut at the end of the file; `Err`: load these chunks first
+    /// (at this version), install them and ask again.
+    pub fn read(&self, offset: u64, len: u64) -> Result<Vec<Segment>, (Vec<u32>, u64)> {
+        let end = self.length.min(offset.saturating_add(len));
+        let mut segments = Vec::new();
+        if offset >= end {
+            return Ok(segments);
+        }
+        let pieces = self.dirty.plan(offset..end);
+        let mut missing: Vec<u32> = Vec::new();
+        for piece in pieces.iter().filter(|piece| piece.source.is_none()) {
+            let unloaded = chunks(&self.geometry, piece.range.clone()).filter(|&chunk| !self.view.is_loaded(chunk));
+            missing.extend(unloaded);
+        }
+        if !missing.is_empty() {
+            missing.dedup();
+            return Err((missing, self.view.version()));
+        }
+        for piece in pieces {
+            let len = piece.range.end - piece.range.start;
+            match piece.source {
+                Some(Dirty::Hole { .. }) => segments.push(Segment::Zeros(len)),
+                Some(Dirty::Slice { key, off }) => {
+                    self.slices[&key].read(&self.geometry, off, len as u32, |bytes| {
+                        segments.push(Segment::Bytes(bytes));
+                    });
+                }
+                None => {
+                    for piece in self.view.overlay().plan(piece.range) {
+                        let len = piece.range.end - piece.range.start;
+                        match piece.source {
+                            None => segments.push(Segment::Zeros(len)),
+                            Some(stored) => stored.segments(&self.geometry, len, |segment| segments.push(segment)),
+                        }
+                    }
+                }
+            }
+        }
+        Ok(segments)
+    }
+
+    /// Hands in the committed slices of a chunk (seq order), read at `version`.
+    pub fn install<'a>(&mut self, version: u64, chunk: u32, records: impl Iterator<Item = &'a SliceRecord>) {
+        self.view.install(&self.geometry, version, chunk, records);
+    }
+
+    // ---- completions
+
+    /// A put ended.
+    pub fn handle_put(&mut self, now: Duration, key: u64, index: u32, outcome: PutOutcome) {
+        let slice = self.slices.get_mut(&key).expect("a slice stays until its puts have ended");
+        match outcome {
+            PutOutcome::Done => {
+                slice.put_done(index);
+                self.recover();
+            }
+            PutOutcome::Failed { errno, lasting } => {
+                slice.put_failed(index, now);
+                self.fail(now, errno, lasting);
+            }
+        }
+    }
+
+    /// A barrier ended. If it failed, what was put before it counts as lost and is put again.
+    pub fn handle_barrier(&mut self, now: Duration, number: u64, outcome: PutOutcome) {
+        assert_eq!(self.barrier.take(), Some(number), "completion of a barrier that was not started");
+        match outcome {
+            PutOutcome::Done => {
+                for batch in self.batches.iter_mut().filter(|batch| batch.number <= number) {
+                    batch.durable = true;
+                }
+                self.recover();
+            }
+            PutOutcome::Failed { errno, lasting } => {
+                let retry_at = now + backoff(0);
+                self.barrier_retry_at = retry_at;
+                let from = self.batches.iter().find(|batch| !batch.durable).map_or(0, |batch| batch.first_key);
+                let below = self.key_limit(number);
+                for slice in self.slices.range_mut(from..below).map(|(_, slice)| slice) {
+                    slice.forget_puts(retry_at);
+                }
+                self.fail(now, errno, lasting);
+            }
+        }
+    }
+
+    /// A commit ended. Returns the bytes of memory that are free again; `keep` is handed every block that the store
+    /// now holds.
+    pub fn handle_commit(
+        &mut self,
+        now: Duration,
+        outcome: CommitOutcome,
+        mut keep: impl FnMut(BlockId, Bytes),
+    ) -> u64 {
+        let in_flight = self.commit.as_mut().expect("completion of a commit that was not started");
+        assert!(in_flight.running, "completion of a commit that was not started");
+        in_flight.running = false;
+        match outcome {
+            CommitOutcome::Applied { fresh } => {
+                let commit = in_flight.commit.clone();
+                self.commit = None;
+                self.recover();
+                self.settle(&commit, fresh, &mut keep)
+            }
+            CommitOutcome::Failed { errno, lasting } => {
+                in_flight.retry_at = now + backoff(in_flight.attempts);
+                in_flight.attempts += 1;
+                self.fail(now, errno, lasting);
+                0
+            }
+            CommitOutcome::Gone => {
+                self.discarded = true;
+                0
+            }
+        }
+    }
+
+    /// The commit is visible: its members leave the queue, readers find them in the view.
+    fn settle(&mut self, commit: &Commit, fresh: bool, keep: &mut impl FnMut(BlockId, Bytes)) -> u64 {
+        if fresh {
+            self.view.advance();
+            for change in &commit.changes {
+                match change {
+                    Change::Slice { chunk, record } => self.view.apply(&self.geometry, *chunk, record),
+                    Change::Truncate { length } => self.view.truncate(*length),
+                    Change::Written { .. } | Change::Attrs { .. } => {}
+                }
+            }
+        } else {
+            self.view.forget();
+        }
+        let below = self.key_limit(commit.number);
+        let rest = self.slices.split_off(&below);
+        let left = core::mem::replace(&mut self.slices, rest);
+        self.batches.retain(|batch| batch.number > commit.number);
+        self.dirty.retain(|source| match source {
+            Dirty::Slice { key, .. } => *key >= below,
+            Dirty::Hole { number } => *number > commit.number,
+        });
+        self.committed = commit.number;
+        let mut freed = 0;
+        for slice in left.into_values() {
+            freed += u64::from(slice.len);
+            slice.payloads().for_each(|(id, payload)| keep(id, payload));
+        }
+        self.dirty_bytes -= freed;
+        freed
+    }
+
+    // ---- outputs
+
+    /// The next thing to do at `now`; `next_id` yields slice ids of a synced lease.
+    pub fn poll_action(&mut self, now: Duration, next_id: &mut dyn FnMut() -> Option<SliceId>) -> Option<Action> {
+        if self.discarded {
+            return None;
+        }
+        if let Some(action) = self.poll_put(now, next_id) {
+            return Some(action);
+        }
+        self.poll_barrier(now).or_else(|| self.poll_commit(now))
+    }
+
+    /// When to poll again though nothing completes: a failed attempt is due.
+    pub fn poll_timeout(&self, now: Duration) -> Option<Duration> {
+        if self.discarded {
+            return None;
+        }
+        let puts = self.slices.values().filter_map(|slice| slice.retry_at(now)).min();
+        let commit = self.commit.as_ref().filter(|commit| !commit.running).map(|commit| commit.retry_at);
+        let barrier = (self.barrier_retry_at > now).then_some(self.barrier_retry_at);
+        [puts, commit.filter(|at| *at > now), barrier].into_iter().flatten().min()
+    }
+
+    fn poll_put(&mut self, now: Duration, next_id: &mut dyn FnMut() -> Option<SliceId>) -> Option<Action> {
+        let wanted_below = self.key_limit(self.wanted);
+        let geometry = self.geometry;
+        for (&key, slice) in &mut self.slices {
+            let Some(index) = slice.next_put(&geometry, now) else { continue };
+            // A short tail waits until its batch is wanted; a full block goes out while its slice still grows.
+            if key >= wanted_below && slice.len - index * geometry.block_size < geometry.block_size {
+                continue;
+            }
+            let Some(id) = slice.id.or_else(&mut *next_id) else { return Some(Action::NeedId) };
+            let (id, payload) = slice.start_put(index, id);
+            return Some(Action::Put { key, id, payload });
+        }
+        None
+    }
+
+    fn poll_barrier(&mut self, now: Duration) -> Option<Action> {
+        if self.barrier.is_some() || self.barrier_retry_at > now {
+            return None;
+        }
+        let mut number = None;
+        for index in 0..self.batches.len() {
+            let batch = &self.batches[index];
+            if !batch.frozen || batch.number > self.wanted {
+                break;
+            }
+            if self.slices_of(index).any(|slice| !slice.all_put(&self.geometry)) {
+                break;
+            }
+            // Only bytes in the store need the barrier.
+            if !batch.durable && self.slices_of(index).any(|slice| slice.id.is_some()) {
+                number = Some(batch.number);
+            } else {
+                self.batches[index].durable = true;
+            }
+        }
+        self.barrier = number;
+        number.map(|number| Action::Barrier { number })
+    }
+
+    fn poll_commit(&mut self, now: Duration) -> Option<Action> {
+        if let Some(commit) = &mut self.commit {
+            if commit.running || commit.retry_at > now {
+                return None;
+            }
+            commit.running = true;
+            return Some(Action::Commit(commit.commit.clone()));
+        }
+        let mut changes = Vec::new();
+        let mut slices = 0;
+        let mut number = None;
+        for (index, batch) in self.batches.iter().enumerate() {
+            let ready = batch.frozen && batch.durable && batch.number <= self.wanted;
+            if !ready || (number.is_some() && slices + self.slices_of(index).count() > COMMIT_SLICES_MAX) {
+                break;
+            }
+            for slice in self.slices_of(index) {
+                changes.push(Change::Slice { chunk: slice.chunk, record: slice.record(&self.geometry) });
+                slices += 1;
+            }
+            changes.extend(batch.truncate.map(|length| Change::Truncate { length }));
+            changes.extend(batch.attrs.iter().cloned());
+            number = Some(batch.number);
+        }
+        let commit = Arc::new(Commit { ino: self.ino, number: number?, changes });
+        self.commit = Some(InFlight { commit: commit.clone(), running: true, retry_at: Duration::ZERO, attempts: 0 });
+        Some(Action::Commit(commit))
+    }
+
+    // ---- helpers
+
+    /// Writes within one chunk; returns whether a block was filled.
+    fn write_chunk(&mut self, now: Duration, at: u64, chunk: u32, pos: u32, data: &[u8]) -> bool {
+        let geometry = self.geometry;
+        let end = pos + data.len() as u32;
+        let open_from = self.open_batch(now).first_key;
+        let mut found = None;
+        // Newest first: a slice may grow only if no slice opened after it lies where the growth goes.
+        for (&key, slice) in self.slices.range(open_from..).rev() {
+            if slice.accepts(&geometry, chunk, pos) {
+                found = Some(key);
+                break;
+            }
+            if slice.chunk == chunk && slice.pos < end && pos < slice.end() {
+                break;
+            }
+        }
+        let key = found.unwrap_or_else(|| {
+            let key = self.next_key;
+            self.next_key += 1;
+            self.slices.insert(key, DirtySlice::new(chunk, pos));
+            key
+        });
+        let slice = self.slices.get_mut(&key).expect("it was found or inserted");
+        let blocks_before = slice.len / geometry.block_size;
+        self.dirty_bytes += u64::from(slice.write(&geometry, pos, data));
+        let off = pos - slice.pos;
+        let filled = slice.len / geometry.block_size > blocks_before;
+        self.dirty.paint(at..at + data.len() as u64, Dirty::Slice { key, off });
+        filled
+    }
+
+    fn open_slices(&self) -> usize {
+        let open = self.batches.back().filter(|batch| !batch.frozen);
+        open.map_or(0, |batch| self.slices.range(batch.first_key..).count())
+    }
+
+    /// The batch that takes members, with `number` as its last one.
+    fn open_batch(&mut self, now: Duration) -> &mut Batch {
+        if self.batches.back().is_none_or(|batch| batch.frozen) {
+            self.batches.push_back(Batch {
+                first_at: now,
+                number: self.number,
+                first_key: self.next_key,
+                truncate: None,
+                attrs: Vec::new(),
+                frozen: false,
+                durable: false,
+            });
+        }
+        let batch = self.batches.back_mut().expect("it was just pushed");
+        batch.number = self.number;
+        batch
+    }
+
+    fn freeze(&mut self) {
+        if let Some(batch) = self.batches.back_mut() {
+            batch.frozen = true;
+            for slice in self.slices.range_mut(batch.first_key..).map(|(_, slice)| slice) {
+                slice.freeze();
+            }
+        }
+    }
+
+    /// Slices with keys below belong to batches up to `number`.
+    fn key_limit(&self, number: u64) -> u64 {
+        let later = self.batches.iter().find(|batch| batch.number > number);
+        later.map_or(self.next_key, |batch| batch.first_key)
+    }
+
+    fn slices_of(&self, index: usize) -> impl Iterator<Item = &DirtySlice> {
+        let below = self.batches.get(index + 1).map_or(self.next_key, |batch| batch.first_key);
+        self.slices.range(self.batches[index].first_key..below).map(|(_, slice)| slice)
+    }
+
+    fn fail(&mut self, now: Duration, errno: Errno, lasting: bool) {
+        let since = *self.failure.since.get_or_insert(now);
+        if lasting || (!self.failure.raised && now >= since + self.store_timeout) {
+            self.failure.raised = true;
+            self.failure.count += 1;
+            self.failure.errno = Some(errno);
+        }
+    }
+
+    fn recover(&mut self) {
+        self.failure.since = None;
+        self.failure.raised = false;
+    }
+
+    /// Panics if an invariant does not hold.
+    pub fn check(&self) {
+        self.dirty.check();
+        assert!(self.committed <= self.number && self.wanted <= self.number);
+        let mut last = self.committed;
+        for batch in &self.batches {
+            assert!(batch.number > last, "batch numbers do not ascend");
+            last = batch.number;
+        }
+        assert!(self.batches.iter().rev().skip(1).all(|batch| batch.frozen), "an open batch is not the last");
+        let held: u64 = self.slices.values().map(|slice| u64::from(slice.len)).sum();
+        assert_eq!(held, self.dirty_bytes, "the ledger of dirty bytes is wrong");
+        self.slices.values().for_each(|slice| slice.check(&self.geometry));
+    }
+}

@@ -1,0 +1,162 @@
+//! What is committed of one file: the slices of the chunks that were loaded.
+//!
+//! Owns: the overlay of committed slices, and which chunks it is complete for.
+//! Leaves to others: uncommitted bytes (`machine`), fetching blocks.
+//!
+//! Invariants
+//! - What was loaded before a change and arrives after it is not installed (`version`).
+//! - Nothing is painted at or past the committed length.
+
+use alloc::collections::BTreeSet;
+use core::ops::Range;
+
+use bytes::Bytes;
+
+use super::overlay::{Overlay, Source};
+use crate::types::{BlockId, Geometry, Place, SliceId, SliceRecord};
+
+/// A part of a read, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Segment {
+    /// These bytes.
+    Bytes(Bytes),
+    /// So many zeros: a hole.
+    Zeros(u64),
+    /// `[off, off + len)` of a block's payload.
+    Block {
+        /// Which block.
+        id: BlockId,
+        /// First byte in the block.
+        off: u32,
+        /// How many.
+        len: u32,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Stored {
+    Blocks { slice: SliceId, stored_len: u32, off: u32 },
+    Inline { bytes: Bytes, off: u32 },
+}
+
+impl Source for Stored {
+    fn skip(&self, n: u64) -> Self {
+        match self {
+            Self::Blocks { slice, stored_len, off } => {
+                Self::Blocks { slice: *slice, stored_len: *stored_len, off: off + n as u32 }
+            }
+            Self::Inline { bytes, off } => Self::Inline { bytes: bytes.clone(), off: off + n as u32 },
+        }
+    }
+}
+
+impl Stored {
+    /// Hands out the segments of the first `len` bytes.
+    pub(super) fn segments(&self, geometry: &Geometry, len: u64, mut out: impl FnMut(Segment)) {
+        match self {
+            Self::Inline { bytes, off } => out(Segment::Bytes(bytes.slice(*off as usize..*off as usize + len as usize))),
+            Self::Blocks { slice, stored_len, off } => {
+                let mut at = *off;
+                let end = off + len as u32;
+                while at < end {
+                    let index = at / geometry.block_size;
+                    let start = index * geometry.block_size;
+                    let block_len = (stored_len - start).min(geometry.block_size);
+                    let stop = end.min(start + block_len);
+                    let id = BlockId { slice: *slice, index, len: block_len };
+                    out(Segment::Block { id, off: at - start, len: stop - at });
+                    at = stop;
+                }
+            }
+        }
+    }
+}
+
+/// The committed slices of one file, in file offsets.
+#[derive(Debug)]
+pub(super) struct View {
+    overlay: Overlay<Stored>,
+    loaded: BTreeSet<u32>,
+    /// Chunks from this one on had no slice when the file was opened: complete without being loaded.
+    empty_from: u32,
+    /// Changes with every commit.
+    version: u64,
+}
+
+impl View {
+    /// The view of a file of `length` committed bytes, nothing loaded.
+    pub(super) fn new(geometry: &Geometry, length: u64) -> Self {
+        let empty_from = length.div_ceil(geometry.chunk_size) as u32;
+        Self { overlay: Overlay::default(), loaded: BTreeSet::new(), empty_from, version: 0 }
+    }
+
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    pub(super) fn overlay(&self) -> &Overlay<Stored> {
+        &self.overlay
+    }
+
+    pub(super) fn is_loaded(&self, chunk: u32) -> bool {
+        chunk >= self.empty_from || self.loaded.contains(&chunk)
+    }
+
+    /// Installs the slices of `chunk` in commit order, if they were read at `version`.
+    pub(super) fn install<'a>(
+        &mut self,
+        geometry: &Geometry,
+        version: u64,
+        chunk: u32,
+        records: impl Iterator<Item = &'a SliceRecord>,
+    ) {
+        if version == self.version && !self.is_loaded(chunk) {
+            self.loaded.insert(chunk);
+            for record in records {
+                self.paint(geometry, chunk, record);
+            }
+        }
+    }
+
+    /// A commit begins to be applied here: whatever is being loaded comes too late.
+    pub(super) fn advance(&mut self) {
+        self.version += 1;
+    }
+
+    /// What is committed is unknown: everything is to be loaded again.
+    pub(super) fn forget(&mut self) {
+        let version = self.version + 1;
+        *self = Self { overlay: Overlay::default(), loaded: BTreeSet::new(), empty_from: u32::MAX, version };
+    }
+
+    /// Lays a committed slice over the older ones.
+    pub(super) fn apply(&mut self, geometry: &Geometry, chunk: u32, record: &SliceRecord) {
+        if self.is_loaded(chunk) {
+            self.paint(geometry, chunk, record);
+        }
+    }
+
+    /// A committed truncate. A chunk that lies past it is complete: it is a hole.
+    pub(super) fn truncate(&mut self, length: u64) {
+        self.overlay.clear(length..u64::MAX);
+    }
+
+    fn paint(&mut self, geometry: &Geometry, chunk: u32, record: &SliceRecord) {
+        let start = u64::from(chunk) * geometry.chunk_size + u64::from(record.pos);
+        let source = match &record.place {
+            Place::Inline(bytes) => Stored::Inline { bytes: bytes.clone(), off: record.off },
+            Place::Blocks | Place::Home => {
+                Stored::Blocks { slice: record.slice, stored_len: record.stored_len, off: record.off }
+            }
+        };
+        self.overlay.paint(start..start + u64::from(record.len), source);
+    }
+}
+
+/// The chunks that `range` touches.
+pub(super) fn chunks(geometry: &Geometry, range: Range<u64>) -> Range<u32> {
+    if range.is_empty() {
+        return 0..0;
+    }
+    (range.start / geometry.chunk_size) as u32..((range.end - 1) / geometry.chunk_size) as u32 + 1
+}

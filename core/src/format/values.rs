@@ -1,0 +1,499 @@
+//! Metadata values: their bytes and their ranges.
+//!
+//! Owns: the layout of every value, and records that exist only as values.
+//! Leaves to others: keys (`format::keys`), which values exist together (`meta`).
+//!
+//! Invariants
+//! - The first byte is the version of the format.
+//! - What decodes is in range: no reader of a decoded value checks it again.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use bytes::Bytes;
+
+use super::codec::{DecodeError, Decoder, Encoder, require};
+use crate::types::{
+    Attr, FILE_SIZE_MAX, FileType, Geometry, Ino, Place, SessionId, SliceId, SliceRecord, Timestamp, VolumeId,
+};
+
+/// Version of the volume format made and understood by this code.
+pub const VOLUME_VERSION: u32 = 1;
+
+/// Most frames in a block: keeps the table of checksums of a block below 512 KiB.
+const FRAMES_MAX: u32 = 1 << 16;
+
+/// What can be stored under a metadata key.
+pub trait Value: Sized {
+    /// The bytes to store.
+    fn encode(&self) -> Vec<u8>;
+    /// The value again, all of its ranges checked.
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError>;
+}
+
+/// Settings of a volume, fixed at `format` (but for its limits).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Version of the volume format; `VOLUME_VERSION` when made by this code.
+    pub version: u32,
+    /// Identity.
+    pub id: VolumeId,
+    /// Name given by the user.
+    pub name: String,
+    /// Kind of object store: `file`, `s3`.
+    pub storage: String,
+    /// Where the object store is: a folder or a URL.
+    pub bucket: String,
+    /// Sizes.
+    pub geometry: Geometry,
+    /// Limit of stored bytes; 0 for none.
+    pub capacity: u64,
+    /// Limit of inodes; 0 for none.
+    pub inodes: u64,
+    /// When it was made.
+    pub created: Timestamp,
+}
+
+/// An entry of a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dentry {
+    /// What the name leads to.
+    pub ino: Ino,
+    /// Its type.
+    pub kind: FileType,
+}
+
+/// One stripe of what a directory knows of its entries. Counts are differences and may be negative;
+/// the sum over the stripes is not. Times are the latest of the stripe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DirStat {
+    /// Entries added less entries removed.
+    pub entries: i64,
+    /// Subdirectories added less subdirectories removed.
+    pub subdirs: i64,
+    /// Last change of entries.
+    pub mtime: Timestamp,
+    /// Last change of entries or attributes.
+    pub ctime: Timestamp,
+}
+
+/// A mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// When it began.
+    pub started: Timestamp,
+}
+
+/// A run of slice ids given to a session; its start is in the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Past the last id.
+    pub end: u64,
+    /// Whose it is.
+    pub session: SessionId,
+}
+
+/// A truncation: bytes at or past `offset` in slices of a lower seq are holes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// In the file.
+    pub offset: u64,
+}
+
+/// Where the bytes of a slice with a home are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// In blocks of its own.
+    Blocks,
+    /// In a pack.
+    Pack {
+        /// The pack, stored as a slice.
+        pack: SliceId,
+        /// First byte in the pack.
+        offset: u64,
+    },
+    /// In the write-back log.
+    Log {
+        /// Number of the segment.
+        segment: u64,
+        /// First byte in the segment.
+        offset: u64,
+    },
+}
+
+/// Location and number of references of a staged, packed or shared slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Home {
+    /// Where its bytes are.
+    pub location: Location,
+    /// Slice records that refer to it. (>= 1)
+    pub references: u64,
+}
+
+/// A slice whose blocks wait for deletion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DelSlice {
+    /// Bytes stored, which says how many blocks there are. (>= 1)
+    pub stored_len: u32,
+}
+
+/// Checks the relations that all arithmetic on sizes relies on; the text names the one that does not hold.
+pub fn check_geometry(geometry: &Geometry) -> Result<(), &'static str> {
+    let Geometry { chunk_size, block_size, frame_size, inline_max } = *geometry;
+    let rules = [
+        (frame_size >= 1, "the frame size is 0"),
+        (block_size >= 1, "the block size is 0"),
+        (
+            frame_size >= 1 && block_size.is_multiple_of(frame_size),
+            "the block size is not a multiple of the frame size",
+        ),
+        (block_size / frame_size.max(1) <= FRAMES_MAX, "the frame size is too small for the block size"),
+        (chunk_size >= 1, "the chunk size is 0"),
+        (
+            block_size >= 1 && chunk_size.is_multiple_of(u64::from(block_size)),
+            "the chunk size is not a multiple of the block size",
+        ),
+        (chunk_size < 1 << 32, "the chunk size is 4 GiB or more"),
+        (inline_max <= frame_size, "the inline limit is above the frame size"),
+    ];
+    rules.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, text)| Err(*text))
+}
+
+impl Value for Volume {
+    fn encode(&self) -> Vec<u8> {
+        let Self { version, id, name, storage, bucket, geometry, capacity, inodes, created } = self;
+        Encoder::value(128)
+            .u32(*version)
+            .raw(&id.0)
+            .text(name)
+            .text(storage)
+            .text(bucket)
+            .u64(geometry.chunk_size)
+            .u32(geometry.block_size)
+            .u32(geometry.frame_size)
+            .u32(geometry.inline_max)
+            .u64(*capacity)
+            .u64(*inodes)
+            .time(*created)
+            .finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut d = Decoder::value(bytes)?;
+        let version = d.u32()?;
+        if version != VOLUME_VERSION {
+            // Whatever follows may have another shape.
+            return Err(DecodeError::Version(version));
+        }
+        let volume = Self {
+            version,
+            id: VolumeId(d.bytes16()?),
+            name: d.text()?,
+            storage: d.text()?,
+            bucket: d.text()?,
+            geometry: Geometry {
+                chunk_size: d.u64()?,
+                block_size: d.u32()?,
+                frame_size: d.u32()?,
+                inline_max: d.u32()?,
+            },
+            capacity: d.u64()?,
+            inodes: d.u64()?,
+            created: d.time()?,
+        };
+        d.finish()?;
+        check_geometry(&volume.geometry).map_err(DecodeError::Invalid)?;
+        Ok(volume)
+    }
+}
+
+fn kind_code(kind: FileType) -> u8 {
+    match kind {
+        FileType::Regular => 1,
+        FileType::Directory => 2,
+        FileType::Symlink => 3,
+        FileType::Fifo => 4,
+        FileType::CharDevice => 5,
+        FileType::BlockDevice => 6,
+        FileType::Socket => 7,
+    }
+}
+
+fn kind_of(d: &mut Decoder<'_>) -> Result<FileType, DecodeError> {
+    Ok(match d.u8()? {
+        1 => FileType::Regular,
+        2 => FileType::Directory,
+        3 => FileType::Symlink,
+        4 => FileType::Fifo,
+        5 => FileType::CharDevice,
+        6 => FileType::BlockDevice,
+        7 => FileType::Socket,
+        _ => return Err(DecodeError::Invalid("file type")),
+    })
+}
+
+impl Value for Attr {
+    fn encode(&self) -> Vec<u8> {
+        let Self { kind, mode, uid, gid, rdev, nlink, length, stored, .. } = *self;
+        debug_assert!(mode <= 0o7777 && length <= FILE_SIZE_MAX);
+        Encoder::value(108)
+            .u8(kind_code(kind))
+            .u16(mode)
+            .u32(uid)
+            .u32(gid)
+            .u32(rdev)
+            .u32(nlink)
+            .u64(length)
+            .u64(stored)
+            .time(self.atime)
+            .time(self.mtime)
+            .time(self.ctime)
+            .time(self.btime)
+            .u64(self.commit)
+            .u64(self.next_seq)
+            .u64(self.parent.0)
+            .finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut d = Decoder::value(bytes)?;
+        let attr = Self {
+            kind: kind_of(&mut d)?,
+            mode: d.u16()?,
+            uid: d.u32()?,
+            gid: d.u32()?,
+            rdev: d.u32()?,
+            nlink: d.u32()?,
+            length: d.u64()?,
+            stored: d.u64()?,
+            atime: d.time()?,
+            mtime: d.time()?,
+            ctime: d.time()?,
+            btime: d.time()?,
+            commit: d.u64()?,
+            next_seq: d.u64()?,
+            parent: Ino(d.u64()?),
+        };
+        d.finish()?;
+        require(attr.mode <= 0o7777, "mode")?;
+        require(attr.length <= FILE_SIZE_MAX, "length of a file")?;
+        Ok(attr)
+    }
+}
+
+impl Value for Dentry {
+    fn encode(&self) -> Vec<u8> {
+        Encoder::value(10).u64(self.ino.0).u8(kind_code(self.kind)).finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut d = Decoder::value(bytes)?;
+        let dentry = Self { ino: Ino(d.u64()?), kind: kind_of(&mut d)? };
+        d.finish()?;
+        require(dentry.ino.0 != 0, "inode 0")?;
+        Ok(dentry)
+    }
+}
+
+impl Value for DirStat {
+    fn encode(&self) -> Vec<u8> {
+        Encoder::value(41).i64(self.entries).i64(self.subdirs).time(self.mtime).time(self.ctime).finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut d = Decoder::value(bytes)?;
+        let stat = Self { entries: d.i64()?, subdirs: d.i64()?, mtime: d.time()?, ctime: d.time()? };
+        d.finish()?;
+        Ok(stat)
+    }
+}
+
+impl Value for SliceRecord {
+    fn encode(&self) -> Vec<u8> {
+        debug_assert_eq!(self.check(), Ok(()));
+        let Self { slice, stored_len, off, pos, len, ref place } = *self;
+        let (code, inline): (u8, &[u8]) = match place {
+            Place::Blocks => (1, &[]),
+            Place::Home => (2, &[]),
+            Place::Inline(bytes) => (3, bytes),
+        };
+        Encoder::value(26 + inline.len())
+            .u64(slice.0)
+            .u32(stored_len)
+            .u32(off)
+            .u32(pos)
+            .u32(len)
+            .u8(code)
+            .raw(inline)
+            .finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut d = Decoder::value(bytes)?;
+        let (slice, stored_len, off, pos, len) = (SliceId(d.u64()?), d.u32()?, d.u32()?, d.u32()?, d.u32()?);
+        let place = match d.u8()? {
+            1 => Place::Blocks,
+            2 => Place::Home,
+            3 => Place::Inline(Bytes::copy_from_slice(d.rest())),
+            _ => return Err(DecodeError::Invalid("place of a slice")),
+        };
+        d.finish()?;
+        let record = Self { slice, stored_len, off, pos, len, place };
+        record.check().map_err(DecodeError::Invalid)?;
+        Ok(record)
+    }
+}
+
+impl SliceRecord {
+    /// Checks the ranges of the fields; the text names the one that does not hold.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let Self { slice, stored_len, off, pos, len, ref place } = *self;
+        let place_holds = match place {
+            Place::Blocks | Place::Home => slice.0 != 0,
+            Place::Inline(bytes) => slice.0 == 0 && bytes.len() == stored_len as usize,
+        };
+        let rules = [
+            (len >= 1, "a slice record that shows nothing"),
+            (u64::from(off) + u64::from(len) <= u64::from(stored_len), "a slice record that shows more than is stored"),
+            (pos.checked_add(len).is_some(), "a slice record past the end of its chunk"),
+            (place_holds, "a slice record at odds with its place"),
+        ];
+        rules.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, text)| Err(*text))
+    }
+}
+
+impl Value for Session {
+    fn encode(&self) -> Vec<u8> {
+        Encoder::value(13).time(self.started).finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut d = Decoder::value(bytes)?;
+        let session = Self { started: d.time()? };
+        d.finish()?;
+        Ok(session)
+    }
+}
+
+impl Value for Lease {
+    fn encode(&self) -> Vec<u8> {
+        Encoder::value(17).u64(self.end).u64(self.session.0).finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut d = Decoder::value(bytes)?;
+        let lease = Self { end: d.u64()?, session: SessionId(d.u64()?) };
+        d.finish()?;
+        Ok(lease)
+    }
+}
+
+impl Value for Cut {
+    fn encode(&self) -> Vec<u8> {
+        Encoder::value(9).u64(self.offset).finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut d = Decoder::value(bytes)?;
+        let cut = Self { offset: d.u64()? };
+        d.finish()?;
+        require(cut.offset <= FILE_SIZE_MAX, "offset of a cut")?;
+        Ok(cut)
+    }
+}
+
+impl Value for Home {
+    fn encode(&self) -> Vec<u8> {
+        debug_assert!(self.references >= 1);
+        let head = Encoder::value(26).u64(self.references);
+        match self.location {
+            Location::Blocks => head.u8(1),
+            Location::Pack { pack, offset } => head.u8(2).u64(pack.0).u64(offset),
+            Location::Log { segment, offset } => head.u8(3).u64(segment).u64(offset),
+        }
+        .finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut d = Decoder::value(bytes)?;
+        let references = d.u64()?;
+        let location = match d.u8()? {
+            1 => Location::Blocks,
+            2 => Location::Pack { pack: SliceId(d.u64()?), offset: d.u64()? },
+            3 => Location::Log { segment: d.u64()?, offset: d.u64()? },
+            _ => return Err(DecodeError::Invalid("location of a slice")),
+        };
+        d.finish()?;
+        require(references >= 1, "references of a slice")?;
+        Ok(Self { location, references })
+    }
+}
+
+impl Value for DelSlice {
+    fn encode(&self) -> Vec<u8> {
+        debug_assert!(self.stored_len >= 1);
+        Encoder::value(5).u32(self.stored_len).finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut d = Decoder::value(bytes)?;
+        let slice = Self { stored_len: d.u32()? };
+        d.finish()?;
+        require(slice.stored_len >= 1, "length of a slice")?;
+        Ok(slice)
+    }
+}
+
+/// A counter, or one stripe of it.
+impl Value for i64 {
+    fn encode(&self) -> Vec<u8> {
+        Encoder::value(9).i64(*self).finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut d = Decoder::value(bytes)?;
+        let value = d.i64()?;
+        d.finish()?;
+        Ok(value)
+    }
+}
+
+/// The next identifier to give out.
+impl Value for u64 {
+    fn encode(&self) -> Vec<u8> {
+        Encoder::value(9).u64(*self).finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut d = Decoder::value(bytes)?;
+        let value = d.u64()?;
+        d.finish()?;
+        Ok(value)
+    }
+}
+
+/// Keys that say all by being there.
+impl Value for () {
+    fn encode(&self) -> Vec<u8> {
+        Encoder::value(1).finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        Decoder::value(bytes)?.finish()
+    }
+}
+
+/// Target of a symbolic link; value of an extended attribute.
+impl Value for Bytes {
+    fn encode(&self) -> Vec<u8> {
+        Encoder::value(1 + self.len()).raw(self).finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        Ok(Self::copy_from_slice(Decoder::value(bytes)?.rest()))
+    }
+}
+
+#[cfg(test)]
+#[path = "values_tests.rs"]
+mod tests;

@@ -1,0 +1,73 @@
+//! The ordered transactional key-value seam: what metadata operations see of a store.
+//!
+//! Owns: the traits and their errors, an in-memory implementation (`mem`).
+//! Leaves to others: running, re-running and syncing transactions (`env::MetaStore`).
+//!
+//! Invariants
+//! - Keys are ordered bytewise. All reads of one transaction see one snapshot plus the transaction's own writes.
+//! - Every `get` of a write transaction is tracked: the transaction conflicts if another one that committed after
+//!   its snapshot wrote that key. A `scan` is not tracked. A `put` or `delete` conflicts as a get does.
+//! - A read may answer `Miss`: the operation passes it up with `?` and is run again once the store has fetched it.
+
+use alloc::vec::Vec;
+
+use bytes::Bytes;
+
+use crate::errno::Errno;
+
+pub mod mem;
+
+/// Why a read of the store gave no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KvError {
+    /// Not in this attempt's snapshot yet; the store fetches it and runs the operation again.
+    #[error("not fetched yet")]
+    Miss,
+    /// The store failed; it has logged why.
+    #[error("the metadata store failed")]
+    Failed,
+}
+
+/// A page of key-value pairs in key order.
+pub type Pairs = Vec<(Bytes, Bytes)>;
+
+/// Reads at one snapshot.
+pub trait Read {
+    /// The value of `key`, if there is one.
+    fn get(&mut self, key: &[u8]) -> Result<Option<Bytes>, KvError>;
+    /// Up to `limit` pairs with `start <= key < end`, in key order; fewer only at the end of the range.
+    fn scan(&mut self, start: &[u8], end: &[u8], limit: usize) -> Result<Pairs, KvError>;
+}
+
+/// Reads and writes of one transaction.
+pub trait Txn: Read {
+    /// Sets `key`.
+    fn put(&mut self, key: &[u8], value: &[u8]);
+    /// Removes `key`; nothing happens if it is absent.
+    fn delete(&mut self, key: &[u8]);
+    /// The snapshot view as a plain reader.
+    fn as_read(&mut self) -> &mut dyn Read;
+}
+
+/// Why a metadata operation ended without a result. Nothing that it wrote takes effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpError {
+    /// The answer to the caller.
+    #[error("{0:?}")]
+    Errno(Errno),
+    /// The store could not read.
+    #[error(transparent)]
+    Kv(#[from] KvError),
+    /// A stored value does not decode or contradicts another one; the text says which.
+    #[error("damaged metadata: {0}")]
+    Damaged(&'static str),
+}
+
+impl From<Errno> for OpError {
+    fn from(errno: Errno) -> Self {
+        Self::Errno(errno)
+    }
+}
+
+/// What a metadata operation returns.
+pub type OpResult<T> = Result<T, OpError>;

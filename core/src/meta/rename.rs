@@ -1,0 +1,168 @@
+//! Rename: moving, replacing and exchanging names.
+//!
+//! Owns: the order of its checks, and the proof that no directory becomes its own ancestor.
+//! Leaves to others: flushing what a replacement needs first (promise 4, client).
+//!
+//! Invariant: a directory that moves to another one has read `attr` of every ancestor of the target, and every move of
+//! a directory writes its `attr`: two moves that would make a loop together conflict.
+
+use super::lookup::DEPTH_MAX;
+use super::names::{forget_name, learn_name, live_dir, note_entries};
+use super::remove::detach;
+use super::{OpCtx, RenameMode, Renamed, check_name, get, put};
+use crate::errno::Errno;
+use crate::format::keys;
+use crate::format::values::Dentry;
+use crate::kv::{OpError, OpResult, Txn};
+use crate::types::{Attr, FileType, Ino};
+
+/// A name on one side of a rename, with the directory that it is in.
+struct Side<'a> {
+    dir: Ino,
+    dir_attr: Attr,
+    name: &'a [u8],
+    key: alloc::vec::Vec<u8>,
+}
+
+/// An inode that a name leads to.
+struct Found {
+    ino: Ino,
+    attr: Attr,
+}
+
+impl Found {
+    fn is_dir(&self) -> bool {
+        self.attr.kind == FileType::Directory
+    }
+
+    fn dentry(&self) -> Dentry {
+        Dentry { ino: self.ino, kind: self.attr.kind }
+    }
+}
+
+impl<'a> Side<'a> {
+    fn load(txn: &mut dyn Txn, dir: Ino, name: &'a [u8]) -> OpResult<Self> {
+        Ok(Self { dir, dir_attr: live_dir(txn, dir)?, name, key: keys::dentry(dir, name) })
+    }
+
+    fn find(&self, txn: &mut dyn Txn) -> OpResult<Option<Found>> {
+        let Some(Dentry { ino, .. }) = get(txn, &self.key)? else { return Ok(None) };
+        match get(txn, keys::attr(ino))? {
+            Some(attr) => Ok(Some(Found { ino, attr })),
+            None => Err(OpError::Damaged("a name of an inode that does not exist")),
+        }
+    }
+}
+
+/// Renames `src_name` in `src_dir` to `dst_name` in `dst_dir`. Two names of one inode: nothing happens.
+/// ENAMETOOLONG, ENOTDIR, ENOENT, EEXIST (`NoReplace`), EINVAL (into itself), EISDIR, ENOTEMPTY.
+pub fn rename(
+    txn: &mut dyn Txn,
+    ctx: &OpCtx,
+    src_dir: Ino,
+    src_name: &[u8],
+    dst_dir: Ino,
+    dst_name: &[u8],
+    mode: RenameMode,
+) -> OpResult<Renamed> {
+    check_name(src_name)?;
+    check_name(dst_name)?;
+    let src = Side::load(txn, src_dir, src_name)?;
+    let dst = Side::load(txn, dst_dir, dst_name)?;
+    let moved = src.find(txn)?.ok_or(Errno::ENOENT)?;
+    let target = dst.find(txn)?;
+    match (mode, &target) {
+        (RenameMode::NoReplace, Some(_)) => return Err(Errno::EEXIST.into()),
+        (RenameMode::Exchange, None) => return Err(Errno::ENOENT.into()),
+        (RenameMode::Replace | RenameMode::NoReplace | RenameMode::Exchange, _) => {}
+    }
+    if moved.is_dir() && src_dir != dst_dir {
+        forbid_ancestor(txn, moved.ino, dst_dir)?;
+    }
+    match target {
+        Some(target) if target.ino == moved.ino => {
+            Ok(Renamed { moved: moved.ino, replaced: None, exchanged: None })
+        }
+        Some(target) if mode == RenameMode::Exchange => exchange(txn, ctx, &src, &dst, moved, target),
+        target => replace(txn, ctx, &src, &dst, moved, target),
+    }
+}
+
+fn replace(
+    txn: &mut dyn Txn,
+    ctx: &OpCtx,
+    src: &Side<'_>,
+    dst: &Side<'_>,
+    moved: Found,
+    target: Option<Found>,
+) -> OpResult<Renamed> {
+    let moved_dirs = i64::from(moved.is_dir());
+    let (mut lost, mut lost_dirs, mut replaced) = (0, 0, None);
+    if let Some(target) = target {
+        match (moved.is_dir(), target.is_dir()) {
+            (true, false) => return Err(Errno::ENOTDIR.into()),
+            (false, true) => return Err(Errno::EISDIR.into()),
+            (true, true) | (false, false) => {}
+        }
+        (lost, lost_dirs) = (1, i64::from(target.is_dir()));
+        replaced = Some(detach(txn, ctx, dst.dir, dst.name, target.ino, target.attr)?);
+    }
+    txn.delete(&src.key);
+    put(txn, &dst.key, &moved.dentry());
+    let moved_ino = moved.ino;
+    rehome(txn, ctx, moved, src, dst)?;
+    note_entries(txn, ctx, src.dir, &src.dir_attr, -1, -moved_dirs)?;
+    note_entries(txn, ctx, dst.dir, &dst.dir_attr, 1 - lost, moved_dirs - lost_dirs)?;
+    Ok(Renamed { moved: moved_ino, replaced, exchanged: None })
+}
+
+fn exchange(
+    txn: &mut dyn Txn,
+    ctx: &OpCtx,
+    src: &Side<'_>,
+    dst: &Side<'_>,
+    moved: Found,
+    target: Found,
+) -> OpResult<Renamed> {
+    if target.is_dir() && src.dir != dst.dir {
+        forbid_ancestor(txn, target.ino, src.dir)?;
+    }
+    put(txn, &src.key, &target.dentry());
+    put(txn, &dst.key, &moved.dentry());
+    let subdirs = i64::from(moved.is_dir()) - i64::from(target.is_dir());
+    let renamed = Renamed { moved: moved.ino, replaced: None, exchanged: Some(target.ino) };
+    rehome(txn, ctx, moved, src, dst)?;
+    rehome(txn, ctx, target, dst, src)?;
+    note_entries(txn, ctx, src.dir, &src.dir_attr, 0, -subdirs)?;
+    note_entries(txn, ctx, dst.dir, &dst.dir_attr, 0, subdirs)?;
+    Ok(renamed)
+}
+
+/// Records in the inode itself that its name went from one place to another.
+fn rehome(txn: &mut dyn Txn, ctx: &OpCtx, found: Found, from: &Side<'_>, to: &Side<'_>) -> OpResult<()> {
+    let Found { ino, mut attr } = found;
+    if attr.kind == FileType::Directory {
+        attr.parent = to.dir;
+    } else {
+        forget_name(txn, ino, &mut attr, from.dir, from.name)?;
+        learn_name(txn, ino, &mut attr, to.dir, to.name);
+    }
+    attr.ctime = ctx.now;
+    put(txn, keys::attr(ino), &attr);
+    Ok(())
+}
+
+/// EINVAL if `dir` is `below` or an ancestor of it.
+fn forbid_ancestor(txn: &mut dyn Txn, dir: Ino, below: Ino) -> OpResult<()> {
+    let mut at = below;
+    for _ in 0..DEPTH_MAX {
+        if at == dir {
+            return Err(Errno::EINVAL.into());
+        }
+        if at == Ino::ROOT {
+            return Ok(());
+        }
+        at = get::<Attr>(txn, keys::attr(at))?.ok_or(OpError::Damaged("a directory without its parent"))?.parent;
+    }
+    Err(OpError::Damaged("directories in a loop"))
+}

@@ -1,0 +1,329 @@
+//! Commits, truncates and sweeping against a plain vector of bytes.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec;
+
+use super::*;
+use crate::types::Place;
+
+/// One file, what it should hold, and the bytes of every slice.
+struct File {
+    ino: Ino,
+    number: u64,
+    bytes: Vec<u8>,
+    slices: BTreeMap<SliceId, Vec<u8>>,
+}
+
+impl File {
+    fn new(world: &mut World, name: &[u8]) -> Self {
+        Self { ino: world.file(Ino::ROOT, name), number: 0, bytes: Vec::new(), slices: BTreeMap::new() }
+    }
+
+    /// A write of `len` new bytes at `offset`, cut into chunks.
+    fn write(&mut self, world: &mut World, offset: u64, len: u64, fill: u8) -> Vec<Change> {
+        let end = (offset + len) as usize;
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        let mut changes = Vec::new();
+        let mut at = offset;
+        while at < end as u64 {
+            let (chunk, pos) = ((at / 64) as u32, (at % 64) as u32);
+            let len = (end as u64 - at).min(64 - u64::from(pos)) as u32;
+            let data: Vec<u8> = (0..len).map(|i| fill.wrapping_add(i as u8) | 1).collect();
+            self.bytes[at as usize..][..len as usize].copy_from_slice(&data);
+            changes.push(if len <= TINY.inline_max {
+                let place = Place::Inline(data.into());
+                let record = SliceRecord { slice: SliceId(0), stored_len: len, off: 0, pos, len, place };
+                Change::Slice { chunk, record }
+            } else {
+                let change = world.blocks(chunk, pos, len);
+                if let Change::Slice { record, .. } = &change {
+                    self.slices.insert(record.slice, data);
+                }
+                change
+            });
+            at += u64::from(len);
+        }
+        changes
+    }
+
+    fn truncate(&mut self, length: u64) -> Change {
+        self.bytes.resize(length as usize, 0);
+        Change::Truncate { length }
+    }
+
+    fn commit(&mut self, world: &mut World, changes: Vec<Change>) -> CommitReply {
+        self.number += changes.len() as u64;
+        let slices = changes.iter().filter(|change| matches!(change, Change::Slice { .. })).count();
+        let reply = world.commit(self.ino, self.number, changes.clone()).unwrap();
+        assert!(reply.applied);
+        assert_eq!(reply.seqs.len(), slices);
+        assert_eq!(reply.attr.length, self.bytes.len() as u64);
+        let again = world.commit(self.ino, self.number, changes).unwrap();
+        assert_eq!(again, CommitReply { applied: false, attr: reply.attr, seqs: vec![] });
+        reply
+    }
+
+    /// What a reader sees: slices painted in order.
+    fn contents(&self, world: &mut World) -> Vec<u8> {
+        let ino = self.ino;
+        let mut bytes = vec![0; world.attr(ino).length as usize];
+        for chunk in 0..bytes.len().div_ceil(64) as u32 + 2 {
+            for (_, record) in world.read(|read| data::chunk(read, ino, chunk)).unwrap() {
+                let data = match &record.place {
+                    Place::Inline(data) => data.to_vec(),
+                    Place::Blocks | Place::Home => self.slices[&record.slice].clone(),
+                };
+                let start = chunk as usize * 64 + record.pos as usize;
+                let shown = &data[record.off as usize..][..record.len as usize];
+                bytes[start..][..shown.len()].copy_from_slice(shown);
+            }
+        }
+        bytes
+    }
+
+    /// Slices that records refer to.
+    fn live(&self, world: &mut World) -> BTreeSet<SliceId> {
+        let mut live = BTreeSet::new();
+        let mut txn = world.kv.begin();
+        let mut from = None;
+        loop {
+            from = sweep::references(txn.as_read(), from, 3, &mut |slice| drop(live.insert(slice))).unwrap();
+            if from.is_none() {
+                return live.into_iter().filter(|slice| self.slices.contains_key(slice)).collect();
+            }
+        }
+    }
+
+    #[track_caller]
+    fn check(&self, world: &mut World) {
+        assert_eq!(self.contents(world), self.bytes);
+        // Each slice is referred to or queued, never both, never neither.
+        let mut known: Vec<SliceId> = self.live(world).into_iter().chain(world.queued()).collect();
+        known.sort_unstable();
+        assert_eq!(known, self.slices.keys().copied().collect::<Vec<_>>());
+        world.check();
+    }
+}
+
+fn sweep_all(world: &mut World) {
+    while let [ino, ..] = world.read(|read| sweep::cutfiles(read, 1)).unwrap()[..] {
+        world.run(|txn, ctx| sweep::sweep_cuts(txn, ctx, ino, 3)).unwrap();
+    }
+    while let [ino, ..] = world.read(|read| sweep::delfiles(read, 1)).unwrap()[..] {
+        world.run(|txn, ctx| sweep::sweep_delfile(txn, ctx, ino, 3)).unwrap();
+    }
+}
+
+#[test]
+fn commits_match_a_vector_of_bytes() {
+    for seed in 1..=12 {
+        random_commits(seed, 250);
+    }
+}
+
+fn random_commits(seed: u64, steps: u64) {
+    let mut rng = Rng(seed);
+    let mut world = World::new();
+    let mut file = File::new(&mut world, b"file");
+    // Some files are rewritten in place, some grow until truncates have to leave cuts.
+    let spread = [100, 400, 900][(seed % 3) as usize];
+    for step in 0..steps {
+        let mut changes = Vec::new();
+        for _ in 0..=rng.below(4) {
+            match rng.below(12) {
+                0 => {
+                    let length = rng.below(spread);
+                    changes.push(file.truncate(length));
+                }
+                1 => {
+                    let length = file.bytes.len() as u64 + rng.below(40);
+                    changes.push(file.truncate(length.min(spread)));
+                }
+                2..=5 => {
+                    let (at, len) = (file.bytes.len() as u64, 1 + rng.below(6));
+                    if at + len <= spread {
+                        changes.extend(file.write(&mut world, at, len, step as u8));
+                    }
+                }
+                _ => {
+                    let (at, len) = (rng.below(spread), 1 + rng.below(8));
+                    changes.extend(file.write(&mut world, at, len, step as u8));
+                }
+            }
+        }
+        if changes.is_empty() {
+            continue;
+        }
+        file.commit(&mut world, changes);
+        file.check(&mut world);
+        if rng.below(8) == 0 {
+            let (ino, limit) = (file.ino, 1 + rng.below(5) as usize);
+            world.run(|txn, ctx| sweep::sweep_cuts(txn, ctx, ino, limit)).unwrap();
+            file.check(&mut world);
+        }
+    }
+    sweep_all(&mut world);
+    file.check(&mut world);
+    let ino = file.ino;
+    world.run(|txn, ctx| remove::unlink(txn, ctx, Ino::ROOT, b"file")).unwrap();
+    file.check(&mut world);
+    world.run(|txn, ctx| remove::reap(txn, ctx, ino, &[])).unwrap();
+    assert_eq!(world.usage(), Usage { bytes: 0, inodes: 1 });
+    world.check();
+    sweep_all(&mut world);
+    assert_eq!(world.queued(), file.slices.keys().copied().collect::<Vec<_>>());
+    world.check();
+}
+
+#[test]
+fn long_truncate_leaves_a_cut_that_hides_at_once_and_is_swept_in_pieces() {
+    let mut world = World::new();
+    let mut file = File::new(&mut world, b"file");
+    for i in 0..150 {
+        let changes = file.write(&mut world, i * 8, 8, i as u8);
+        file.commit(&mut world, changes);
+    }
+    let change = file.truncate(20);
+    file.commit(&mut world, vec![change]);
+    assert_eq!(world.read(|read| sweep::cutfiles(read, 9)).unwrap(), [file.ino]);
+    assert_eq!(world.usage().bytes, 1200);
+    file.check(&mut world);
+
+    // Longer again, and written past the cut: the hole stays a hole, the new bytes stay.
+    let longer = file.truncate(1200);
+    let mut changes = vec![longer];
+    changes.extend(file.write(&mut world, 600, 30, 99));
+    file.commit(&mut world, changes);
+    file.check(&mut world);
+
+    let (ino, mut pieces) = (file.ino, 0);
+    while !world.run(|txn, ctx| sweep::sweep_cuts(txn, ctx, ino, 10)).unwrap() {
+        pieces += 1;
+        file.check(&mut world);
+    }
+    assert!(pieces >= 14, "{pieces}");
+    assert_eq!(world.usage().bytes, 20 + 30);
+    assert_eq!(world.read(|read| sweep::cutfiles(read, 9)).unwrap(), []);
+    file.check(&mut world);
+}
+
+#[test]
+fn long_file_is_deleted_in_pieces_and_gives_its_usage_back_at_once() {
+    let mut world = World::new();
+    let mut file = File::new(&mut world, b"file");
+    for i in 0..150 {
+        let changes = file.write(&mut world, i * 8, 8, i as u8);
+        file.commit(&mut world, changes);
+    }
+    let ino = file.ino;
+    let gave_up = world.slice();
+    world.run(|txn, ctx| remove::unlink(txn, ctx, Ino::ROOT, b"file")).unwrap();
+    assert_eq!(world.usage(), Usage { bytes: 1200, inodes: 2 });
+    world.run(|txn, ctx| remove::reap(txn, ctx, ino, &[(gave_up, 5)])).unwrap();
+    assert_eq!(world.usage(), Usage { bytes: 0, inodes: 1 });
+    assert_eq!(world.queued().len(), 65);
+    world.check();
+    assert_eq!(world.read(|read| sweep::delfiles(read, 9)).unwrap(), [ino]);
+    while !world.run(|txn, ctx| sweep::sweep_delfile(txn, ctx, ino, 40)).unwrap() {
+        world.check();
+    }
+    let queued = world.queued();
+    assert_eq!(queued.len(), 151);
+    world.run(|txn, _| sweep::drop_delslices(txn, &queued)).unwrap();
+    assert_eq!(world.queued(), []);
+    world.check();
+    assert_eq!(world.commit(ino, 1000, vec![]), Err(OpError::Errno(Errno::ESTALE)));
+}
+
+#[test]
+fn covered_slices_go_with_the_commit_that_covers_them() {
+    // Slices as (pos, len), in order; which of them are left.
+    let cases: &[(&[(u32, u32)], &[usize])] = &[
+        (&[(0, 10), (0, 10)], &[1]),
+        (&[(0, 10), (0, 9)], &[0, 1]),
+        (&[(0, 10), (0, 5), (5, 5)], &[1, 2]),
+        (&[(2, 5), (0, 20)], &[1]),
+        (&[(0, 10), (10, 10), (20, 10), (5, 20)], &[0, 2, 3]),
+        (&[(0, 30), (0, 10), (20, 10), (10, 10)], &[1, 2, 3]),
+        (&[(0, 64), (0, 64), (0, 64)], &[2]),
+    ];
+    for (slices, left) in cases {
+        let mut world = World::new();
+        let ino = world.file(Ino::ROOT, b"file");
+        for (number, &(pos, len)) in slices.iter().enumerate() {
+            let change = world.blocks(3, pos, len);
+            world.commit(ino, number as u64 + 1, vec![change]).unwrap();
+            world.check();
+        }
+        let found = world.read(|read| data::chunk(read, ino, 3)).unwrap();
+        let seqs: Vec<usize> = found.iter().map(|(seq, _)| *seq as usize).collect();
+        assert_eq!(&seqs, left, "{slices:?}");
+        assert_eq!(world.queued().len(), slices.len() - left.len());
+    }
+}
+
+#[test]
+fn members_take_effect_in_order() {
+    let mut world = World::new();
+    let ino = world.file(Ino::ROOT, b"file");
+    let time = |secs| Timestamp { secs, nanos: 5 };
+    world.run(|txn, ctx| xattr::set(txn, ctx, ino, SECURITY_CAPABILITY, &b"x"[..].into(), XattrMode::Create)).unwrap();
+    let chmod = SetAttr { mode: Some(0o6775), ..SetAttr::default() };
+    let slice = world.blocks(0, 10, 20);
+    let changes = vec![
+        slice,
+        Change::Attrs { set: chmod, now: time(1) },
+        Change::Written { mtime: time(2), drop_privileges: false },
+        Change::Truncate { length: 12 },
+    ];
+    let reply = world.commit(ino, 4, changes).unwrap();
+    assert_eq!((reply.attr.length, reply.attr.stored, reply.attr.mode), (12, 2, 0o6775));
+    assert_eq!((reply.attr.mtime, reply.attr.ctime, reply.attr.commit), (time(2), time(2), 4));
+    assert_eq!(world.attr(ino), reply.attr);
+
+    let utimes = SetAttr { mtime: Some(time(-7)), ..SetAttr::default() };
+    let changes = vec![
+        Change::Written { mtime: time(8), drop_privileges: true },
+        Change::Attrs { set: utimes, now: time(9) },
+    ];
+    let reply = world.commit(ino, 6, changes).unwrap();
+    assert_eq!((reply.attr.mtime, reply.attr.ctime, reply.attr.mode), (time(-7), time(9), 0o0775));
+    let capability = world.read(|read| xattr::get(read, ino, SECURITY_CAPABILITY));
+    assert_eq!(capability, Err(OpError::Errno(Errno::ENODATA)));
+    world.check();
+}
+
+#[test]
+fn length_is_limited() {
+    let mut world = World::new();
+    let ino = world.file(Ino::ROOT, b"file");
+    let longest = Change::Truncate { length: 1 << 37 };
+    assert_eq!(world.commit(ino, 1, vec![longest]).unwrap().attr.length, 1 << 37);
+    let too_long = Change::Truncate { length: crate::types::FILE_SIZE_MAX + 1 };
+    assert_eq!(world.commit(ino, 2, vec![too_long]), Err(OpError::Errno(Errno::EFBIG)));
+    world.check();
+}
+
+#[test]
+fn shared_slices_count_their_references() {
+    use crate::format::values::{Home, Location};
+
+    let mut world = World::new();
+    let (a, b) = (world.file(Ino::ROOT, b"a"), world.file(Ino::ROOT, b"b"));
+    let slice = world.slice();
+    let home = Home { location: Location::Blocks, references: 2 };
+    world.run(|txn, _| Ok(put(txn, crate::format::keys::home(slice), &home))).unwrap();
+    let record = SliceRecord { slice, stored_len: 20, off: 4, pos: 0, len: 10, place: Place::Home };
+    for ino in [a, b] {
+        world.commit(ino, 1, vec![Change::Slice { chunk: 0, record: record.clone() }]).unwrap();
+    }
+    world.check();
+    world.commit(a, 2, vec![Change::Truncate { length: 0 }]).unwrap();
+    assert_eq!(world.queued(), []);
+    world.check();
+    world.commit(b, 2, vec![Change::Truncate { length: 0 }]).unwrap();
+    assert_eq!(world.queued(), [slice]);
+    world.check();
+}

@@ -1,0 +1,277 @@
+//! What an application does to a file system, as data, and a generator that draws such operations.
+//!
+//! Owns: `Op`, the bytes that a write carries, the choice of the next operation.
+//! Leaves to others: what an operation should do (`model`), doing it (the simulator, the mounted tests).
+//!
+//! Invariants
+//! - The next operation depends on the source of chance and on the model alone.
+//! - Every written byte is non-zero and depends on the write's number, so that holes, old bytes and foreign bytes
+//!   can all be told from the right ones.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use crate::testkit::model::Model;
+use crate::types::FileType;
+
+/// Number of files that one application holds open at most.
+pub const SLOTS: usize = 4;
+
+/// Where choices come from: a seeded generator, or the bytes of a fuzzer.
+pub trait Source {
+    /// A number in `0..bound`. (bound >= 1)
+    fn below(&mut self, bound: u64) -> u64;
+
+    /// True in `percent` of 100 cases.
+    fn chance(&mut self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// The flags of rename(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenameFlag {
+    /// An existing target is replaced.
+    Replace,
+    /// An existing target is an error.
+    NoReplace,
+    /// Both names change places.
+    Exchange,
+}
+
+/// One operation. Paths are absolute, `/`-separated, and no symbolic link in them is followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the system call of that name")]
+pub enum Op {
+    Mkdir { path: String, mode: u16 },
+    Mknod { path: String, kind: FileType, mode: u16, rdev: u32 },
+    Symlink { path: String, target: String },
+    Link { from: String, to: String },
+    Unlink { path: String },
+    Rmdir { path: String },
+    Rename { from: String, to: String, flag: RenameFlag },
+    Open { path: String, slot: usize, create: Option<u16>, append: bool, sync: bool, truncate: bool },
+    Close { slot: usize },
+    Write { slot: usize, offset: u64, len: u32, number: u64, drop_privileges: bool },
+    Read { slot: usize, offset: u64, len: u32 },
+    Fsync { slot: usize },
+    FsyncDir { path: String },
+    Sync,
+    Truncate { path: String, length: u64 },
+    Ftruncate { slot: usize, length: u64 },
+    Chmod { path: String, mode: u16 },
+    Chown { path: String, uid: u32, gid: u32 },
+    Utimes { path: String, secs: i64 },
+    SetXattr { path: String, name: String, value: String },
+    RemoveXattr { path: String, name: String },
+}
+
+/// The bytes of write `number` at `offset`: never zero, and telling both.
+pub fn written_bytes(number: u64, offset: u64, len: u32) -> Vec<u8> {
+    let byte = |at: u64| {
+        let mixed = (number << 32 ^ at).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        ((mixed >> 32) % 255) as u8 + 1
+    };
+    (offset..offset + u64::from(len)).map(byte).collect()
+}
+
+/// The parent of `path` and its last name.
+pub fn split(path: &str) -> (&str, &str) {
+    path.rsplit_once('/').unwrap_or(("", path))
+}
+
+/// How one application behaves.
+#[derive(Clone, Debug)]
+pub struct Habits {
+    /// First letter of every name that it makes.
+    pub letter: char,
+    /// Directories it starts from; they exist and are never removed.
+    pub homes: Vec<String>,
+    /// Files end below this.
+    pub length_max: u64,
+    /// Sizes at whose borders it likes to begin and end, such as those of frames, blocks and chunks.
+    pub borders: Vec<u64>,
+}
+
+/// Draws operations.
+#[derive(Debug)]
+pub struct Generator<S> {
+    habits: Habits,
+    source: S,
+    writes: u64,
+}
+
+impl<S: Source> Generator<S> {
+    /// A generator whose writes are numbered from `first_write`.
+    pub fn new(habits: Habits, source: S, first_write: u64) -> Self {
+        Self { habits, source, writes: first_write }
+    }
+
+    /// The source of chance, for what surrounds the operations.
+    pub fn source(&mut self) -> &mut S {
+        &mut self.source
+    }
+
+    /// The next operation of an application that knows that the tree is as in `model`.
+    pub fn draw(&mut self, model: &Model) -> Op {
+        match self.source.below(100) {
+            0..=27 => self.write(model),
+            28..=37 => self.with_slot(model, |g, slot| Op::Read { slot, offset: g.offset(), len: g.len() }),
+            38..=45 => self.with_slot(model, |_, slot| Op::Fsync { slot }),
+            46..=55 => self.open(model),
+            56..=59 => self.with_slot(model, |_, slot| Op::Close { slot }),
+            60..=63 => self.shorten(model),
+            64..=72 => self.rename(model),
+            73..=77 => self.make(model),
+            78..=81 => Op::Unlink { path: self.existing(model, false) },
+            82..=83 => Op::Rmdir { path: self.existing(model, true) },
+            84..=86 => Op::Link { from: self.existing(model, false), to: self.fresh(model) },
+            87..=94 => self.attributes(model),
+            95..=98 => Op::FsyncDir { path: self.directory(model) },
+            _ => Op::Sync,
+        }
+    }
+
+    fn write(&mut self, model: &Model) -> Op {
+        self.with_slot(model, |g, slot| {
+            g.writes += 1;
+            let end = model.open_length(slot).unwrap_or(0);
+            // Half of all writes go on where the file ends: these are what makes slices grow.
+            let offset = if g.source.chance(50) { end.min(g.habits.length_max - 1) } else { g.offset() };
+            let len = (u64::from(g.len()).min(g.habits.length_max - offset)) as u32;
+            Op::Write { slot, offset, len, number: g.writes, drop_privileges: g.source.chance(30) }
+        })
+    }
+
+    /// An operation on an open file, or the opening of one.
+    fn with_slot(&mut self, model: &Model, op: impl FnOnce(&mut Self, usize) -> Op) -> Op {
+        let open: Vec<usize> = (0..SLOTS).filter(|&slot| model.is_open(slot)).collect();
+        if open.is_empty() {
+            return self.open(model);
+        }
+        let slot = open[self.source.below(open.len() as u64) as usize];
+        op(self, slot)
+    }
+
+    fn open(&mut self, model: &Model) -> Op {
+        let Some(slot) = (0..SLOTS).find(|&slot| !model.is_open(slot)) else {
+            return Op::Close { slot: self.source.below(SLOTS as u64) as usize };
+        };
+        let create = self.source.chance(70).then(|| 0o600 | self.source.below(0o100) as u16);
+        let path = if create.is_some() && self.source.chance(50) { self.fresh(model) } else { self.file(model) };
+        Op::Open {
+            path,
+            slot,
+            create,
+            append: self.source.chance(10),
+            sync: self.source.chance(5),
+            truncate: self.source.chance(15),
+        }
+    }
+
+    fn shorten(&mut self, model: &Model) -> Op {
+        let length = self.offset();
+        if self.source.chance(50) {
+            return self.with_slot(model, |_, slot| Op::Ftruncate { slot, length });
+        }
+        Op::Truncate { path: self.file(model), length }
+    }
+
+    fn rename(&mut self, model: &Model) -> Op {
+        let directory = self.source.chance(20);
+        let from = self.existing(model, directory);
+        let over = self.source.chance(50);
+        let to = if over { self.existing(model, directory) } else { self.fresh(model) };
+        let flag = match self.source.below(10) {
+            0..=6 => RenameFlag::Replace,
+            7 => RenameFlag::NoReplace,
+            _ => RenameFlag::Exchange,
+        };
+        Op::Rename { from, to, flag }
+    }
+
+    fn make(&mut self, model: &Model) -> Op {
+        let path = self.fresh(model);
+        let mode = 0o700 | self.source.below(0o100) as u16;
+        match self.source.below(10) {
+            0..=5 => Op::Mkdir { path, mode: if self.source.chance(15) { mode | 0o2000 } else { mode } },
+            6..=7 => Op::Symlink { path, target: format!("to/{}", self.source.below(1000)) },
+            8 => Op::Mknod { path, kind: FileType::Fifo, mode, rdev: 0 },
+            _ => Op::Mknod { path, kind: FileType::Regular, mode, rdev: 0 },
+        }
+    }
+
+    fn attributes(&mut self, model: &Model) -> Op {
+        let directory = self.source.chance(30);
+        let path = self.existing(model, directory);
+        match self.source.below(8) {
+            0..=2 => Op::Chmod { path, mode: self.source.below(0o10000) as u16 },
+            3 => Op::Chown { path, uid: self.source.below(3) as u32, gid: self.source.below(3) as u32 },
+            4..=5 => Op::Utimes { path, secs: self.source.below(1_000_000) as i64 },
+            6 => {
+                let name = format!("user.{}", self.source.below(3));
+                Op::SetXattr { path, name, value: self.source.below(1000).to_string() }
+            }
+            _ => Op::RemoveXattr { path, name: format!("user.{}", self.source.below(3)) },
+        }
+    }
+
+    /// A path of something that is no home and is (or is not) a directory; rarely one that may not exist.
+    fn existing(&mut self, model: &Model, directory: bool) -> String {
+        let homes = &self.habits.homes;
+        let wanted = |path: &str, kind| (kind == FileType::Directory) == directory && !homes.iter().any(|h| h == path);
+        let paths: Vec<String> =
+            model.paths().into_iter().filter(|(path, kind)| wanted(path, *kind)).map(|(path, _)| path).collect();
+        self.one_of(paths, model)
+    }
+
+    fn file(&mut self, model: &Model) -> String {
+        let paths = model.paths().into_iter().filter(|(_, kind)| *kind == FileType::Regular).map(|(path, _)| path);
+        self.one_of(paths.collect(), model)
+    }
+
+    fn one_of(&mut self, mut paths: Vec<String>, model: &Model) -> String {
+        if paths.is_empty() || self.source.chance(5) {
+            return self.fresh(model);
+        }
+        paths.swap_remove(self.source.below(paths.len() as u64) as usize)
+    }
+
+    /// A directory below the homes, or a home.
+    fn directory(&mut self, model: &Model) -> String {
+        let paths = model.paths().into_iter().filter(|(_, kind)| *kind == FileType::Directory).map(|(path, _)| path);
+        let mut paths: Vec<String> =
+            paths.filter(|path| self.habits.homes.iter().any(|home| path.starts_with(home.as_str()))).collect();
+        paths.swap_remove(self.source.below(paths.len() as u64) as usize)
+    }
+
+    /// A name from a small alphabet in some directory: it may exist.
+    fn fresh(&mut self, model: &Model) -> String {
+        let directory = self.directory(model);
+        let number = self.source.below(6);
+        if self.source.chance(1) {
+            return format!("{directory}/{}{}", self.habits.letter, "x".repeat(255));
+        }
+        format!("{directory}/{}{number}", self.habits.letter)
+    }
+
+    fn offset(&mut self) -> u64 {
+        let max = self.habits.length_max;
+        if self.source.chance(40) {
+            let border = self.habits.borders[self.source.below(self.habits.borders.len() as u64) as usize];
+            let at = border * self.source.below(max / border + 1);
+            return (at + self.source.below(3)).saturating_sub(1).min(max - 1);
+        }
+        self.source.below(max)
+    }
+
+    fn len(&mut self) -> u32 {
+        let bound = if self.source.chance(50) { self.habits.borders[0] } else { self.habits.length_max / 3 };
+        if self.source.chance(15) {
+            let border = self.habits.borders[self.source.below(self.habits.borders.len() as u64) as usize];
+            return border as u32;
+        }
+        self.source.below(bound) as u32 + 1
+    }
+}

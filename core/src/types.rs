@@ -1,0 +1,165 @@
+//! Plain data that every module speaks: identifiers, times, attributes, slice records, geometry.
+//!
+//! Owns: the shapes. Leaves to others: their bytes on disk (`format`), their meaning (`meta`, `file`).
+
+use bytes::Bytes;
+
+/// An inode number. 1 is the root; 0 is never an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ino(pub u64);
+
+impl Ino {
+    /// The root directory.
+    pub const ROOT: Self = Self(1);
+}
+
+/// A slice's identity, unique on its volume for ever. 0 stands for "no blocks" (inline slices).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SliceId(pub u64);
+
+/// A mount's identity, unique on its volume for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// The identity of a volume (a random UUID, made by `format`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VolumeId(pub [u8; 16]);
+
+/// A point in wall-clock time since 1970-01-01 UTC; `secs` may be negative, `nanos` is in 0..1_000_000_000.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp {
+    /// Whole seconds, floored.
+    pub secs: i64,
+    /// Nanoseconds above `secs`.
+    pub nanos: u32,
+}
+
+/// What an inode is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FileType {
+    /// Regular file.
+    Regular,
+    /// Directory.
+    Directory,
+    /// Symbolic link.
+    Symlink,
+    /// Named pipe.
+    Fifo,
+    /// Character device.
+    CharDevice,
+    /// Block device.
+    BlockDevice,
+    /// Unix-domain socket.
+    Socket,
+}
+
+/// The attributes of an inode (inode(7)).
+///
+/// As stored, a directory's `nlink`, `mtime` and `ctime` leave out what its `dirstat` stripes carry;
+/// `meta::attr::load` returns them merged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attr {
+    /// File type.
+    pub kind: FileType,
+    /// Permission bits with suid, sgid and sticky: `mode & 0o7777`.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a device node, in the kernel's 32-bit encoding.
+    pub rdev: u32,
+    /// Number of names; 0 once unlinked. As stored, 2 for every linked directory (subdirectories are in `dirstat`).
+    pub nlink: u32,
+    /// Length of a regular file, of a symlink's target; 4096 for a directory.
+    pub length: u64,
+    /// Sum of `len` over the inode's slice records: what st_blocks and the volume's usage count.
+    pub stored: u64,
+    /// Last access.
+    pub atime: Timestamp,
+    /// Last change of contents.
+    pub mtime: Timestamp,
+    /// Last change of contents or attributes.
+    pub ctime: Timestamp,
+    /// Creation.
+    pub btime: Timestamp,
+    /// Number of the last commit member applied. (regular files)
+    pub commit: u64,
+    /// `seq` of the next slice record or cut of this inode. (regular files)
+    pub next_seq: u64,
+    /// The directory that holds the only name of a directory or of a file with one link;
+    /// for a file that has had several links, `Ino(0)`: its names are then `link` keys.
+    pub parent: Ino,
+}
+
+/// One slice as a file refers to it: `[pos, pos + len)` of the chunk shows `[off, off + len)` of the slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceRecord {
+    /// Identity; `SliceId(0)` exactly when `place` is `Inline`.
+    pub slice: SliceId,
+    /// Bytes stored under the identity. (off + len <= stored_len)
+    pub stored_len: u32,
+    /// First byte of the slice that shows.
+    pub off: u32,
+    /// Where it shows in the chunk.
+    pub pos: u32,
+    /// How much shows. (>= 1)
+    pub len: u32,
+    /// Where the bytes are.
+    pub place: Place,
+}
+
+/// Where a slice's bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In blocks of its own, and this record is the only reference.
+    Blocks,
+    /// Under `home(slice)`: staged, packed or shared.
+    Home,
+    /// In the record itself; `stored_len` bytes.
+    Inline(Bytes),
+}
+
+/// The sizes that shape a volume; fixed at `format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Bytes of a file that share one list of slices: 64 MiB outside tests. (a multiple of `block_size`, < 4 GiB)
+    pub chunk_size: u64,
+    /// Largest unit of storage. (a multiple of `frame_size`)
+    pub block_size: u32,
+    /// Bytes under one checksum: the unit of verified partial reads.
+    pub frame_size: u32,
+    /// Slices up to this length travel in their metadata record. (0: none; <= frame_size)
+    pub inline_max: u32,
+}
+
+impl Geometry {
+    /// What `format` uses unless told otherwise.
+    pub const DEFAULT: Self =
+        Self { chunk_size: 64 << 20, block_size: 4 << 20, frame_size: 64 << 10, inline_max: 4 << 10 };
+
+    /// Number of blocks that `len` bytes of a slice take.
+    pub fn block_count(&self, len: u32) -> u32 {
+        len.div_ceil(self.block_size)
+    }
+}
+
+/// One block of one slice: the identity that its key and its checksums are bound to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BlockId {
+    /// The slice.
+    pub slice: SliceId,
+    /// Position in the slice, in blocks.
+    pub index: u32,
+    /// Payload bytes of the block. (1..=block_size; less only in the last block)
+    pub len: u32,
+}
+
+/// Longest name of a directory entry (NAME_MAX).
+pub const NAME_MAX: usize = 255;
+/// Longest target of a symbolic link (PATH_MAX - 1).
+pub const SYMLINK_MAX: usize = 4095;
+/// Largest file: what the kernel's signed 64-bit offsets and our u32 chunk index both carry.
+pub const FILE_SIZE_MAX: u64 = 1 << 57;
+/// Number of stripes of counters and of directory statistics.
+pub const STRIPES: u8 = 4;
