@@ -26,6 +26,7 @@ use super::std::sync::Mutex;
 use super::wait::{Either, Notify, lock, race, run_bounded, timeout};
 use crate::env::{Env, MetaError, MetaStore, ObjectStore, StoreError};
 use crate::format::block::object_key;
+use crate::kv::OpError;
 use crate::meta::{OpCtx, remove, sweep};
 use crate::types::{BlockId, Geometry, Ino, SliceId};
 
@@ -46,6 +47,8 @@ const PASS_INTERVAL: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_secs(5);
 /// Longest pause after passes that failed; the shortest is `PASS_INTERVAL`.
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// First pause before something small is tried again at mount; given up after some doublings.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// Deadline of one store request. A dead store then costs one batch, not the task.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
 /// Objects deleted at once: keeps an S3 connection pool busy without crowding out foreground requests.
@@ -72,6 +75,8 @@ pub(crate) enum UpkeepError {
 /// What one pass did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pass {
+    /// Deleted and truncated files whose records were swept.
+    pub(crate) files: u64,
     /// Slices whose objects are gone, and whose queue entries are dropped.
     pub(crate) slices: u64,
     /// Objects deleted (or found gone).
@@ -136,13 +141,14 @@ impl<E: Env> Collector<E> {
             }
             lock(&self.state).kicked = false;
             let started = self.env.now();
+            let mut done = Pass::default();
             // A pass dropped by `stop` leaves its work queued.
-            let Either::Right(done) = race(self.stopped(), self.pass()).await else { return };
-            match done {
-                Ok(()) => {
-                    pause = PASS_INTERVAL;
-                    next = started + pause;
-                }
+            let Either::Right(result) = race(self.stopped(), self.pass(&mut done)).await else { return };
+            if result.is_ok() || done != Pass::default() {
+                pause = PASS_INTERVAL;
+            }
+            match result {
+                Ok(()) => next = started + pause,
                 Err(error) => {
                     tracing::warn!(%error, ?pause, "deleting what is no longer needed failed; it stays queued");
                     self.kick();
@@ -191,43 +197,64 @@ impl<E: Env> Collector<E> {
         }
     }
 
-    async fn pass(&self) -> Result<(), UpkeepError> {
+    /// Does everything once; counts in `done` what was done, also if it ends early.
+    async fn pass(&self, done: &mut Pass) -> Result<(), UpkeepError> {
         self.env.pause().await;
-        let drained = self.drain().await;
+        let drained = self.drain_into(done).await;
         let ended = mem::take(&mut lock(&self.state).ended);
         if !ended.is_empty() {
             let mut left = HandBack { collector: self, ended };
             self.collect(&mut left.ended).await?;
         }
-        drained.map(drop)
+        drained
     }
 
     /// One full pass over the queues: sweeps what was removed, then deletes what nothing refers to.
     pub(crate) async fn drain(&self) -> Result<Pass, UpkeepError> {
-        let swept = self.sweep_all().await;
-        let deleted = self.delete_queued().await;
-        swept?;
-        deleted
+        let mut done = Pass::default();
+        self.drain_into(&mut done).await.map(|()| done)
+    }
+
+    async fn drain_into(&self, done: &mut Pass) -> Result<(), UpkeepError> {
+        let swept = self.sweep_all(done).await;
+        self.delete_queued(done).await?;
+        swept
     }
 
     /// Removes the inodes that were unlinked but open when an earlier session ended: all orphans there are. To be
     /// called at mount, before anything can be unlinked.
     pub(crate) async fn reap_orphans(&self) -> Result<u64, MetaError> {
-        let meta = self.env.meta();
         let mut count = 0;
+        let mut pause = RETRY_PAUSE;
+        loop {
+            let before = count;
+            match self.try_reap_orphans(&mut count).await {
+                Ok(()) => return Ok(count),
+                // Reaping again what was reaped does nothing, so an unknown outcome is as good as none.
+                Err(MetaError::Retry | MetaError::Unknown) if before < count || pause < PASS_INTERVAL => {
+                    pause = if before < count { RETRY_PAUSE } else { 2 * pause };
+                    self.env.sleep_until(self.env.now() + pause).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn try_reap_orphans(&self, count: &mut u64) -> Result<(), MetaError> {
+        let meta = self.env.meta();
         let mut after: Option<Ino> = None;
         loop {
             let page = meta.read(|read| sweep::orphans(read, after, BATCH)).await?;
-            let Some(last) = page.last().copied() else { return Ok(count) };
+            let Some(last) = page.last().copied() else { return Ok(()) };
             for ino in page {
                 let ctx = self.ctx();
                 match meta.write(|txn| remove::reap(txn, &ctx, ino, &[])).await {
-                    Ok(_) => count += 1,
+                    Ok(_) => *count += 1,
                     // One damaged inode does not keep the volume from being mounted; fsck reports it.
-                    Err(MetaError::Op(error)) => {
+                    Err(MetaError::Op(error @ (OpError::Errno(_) | OpError::Damaged(_)))) => {
                         tracing::warn!(ino = ino.0, %error, "an unlinked inode cannot be removed");
                     }
-                    Err(error @ (MetaError::Retry | MetaError::Unknown | MetaError::Failed)) => return Err(error),
+                    Err(error) => return Err(error),
                 }
             }
             after = Some(last);
@@ -237,17 +264,17 @@ impl<E: Env> Collector<E> {
 
     /// Removes the slice records of deleted files and those that cuts cover, piece by piece; each piece queues in one
     /// transaction the slices that it frees.
-    async fn sweep_all(&self) -> Result<(), UpkeepError> {
+    async fn sweep_all(&self, done: &mut Pass) -> Result<(), UpkeepError> {
         let meta = self.env.meta();
         loop {
             let files = meta.read(|read| sweep::delfiles(read, BATCH)).await?;
-            if !self.sweep_page(files, Sweep::Delfile).await? {
+            if !self.sweep_page(files, Sweep::Delfile, done).await? {
                 break;
             }
         }
         loop {
             let files = meta.read(|read| sweep::cutfiles(read, BATCH)).await?;
-            if !self.sweep_page(files, Sweep::Cuts).await? {
+            if !self.sweep_page(files, Sweep::Cuts, done).await? {
                 break;
             }
         }
@@ -256,12 +283,12 @@ impl<E: Env> Collector<E> {
 
     /// Sweeps each file of a page of a queue; whether there may be another page. A file that cannot be swept does not
     /// keep the others of its page waiting, but ends the pass if nothing else is on it.
-    async fn sweep_page(&self, files: Vec<Ino>, kind: Sweep) -> Result<bool, UpkeepError> {
+    async fn sweep_page(&self, files: Vec<Ino>, kind: Sweep, done: &mut Pass) -> Result<bool, UpkeepError> {
         let mut failed = None;
-        let mut swept = false;
+        let before = done.files;
         for ino in files {
             match self.sweep_file(ino, kind).await {
-                Ok(()) => swept = true,
+                Ok(()) => done.files += 1,
                 Err(error @ MetaError::Failed) => return Err(error.into()),
                 Err(error @ (MetaError::Op(_) | MetaError::Retry | MetaError::Unknown)) => {
                     tracing::warn!(ino = ino.0, %error, "sweeping a removed file failed");
@@ -270,8 +297,8 @@ impl<E: Env> Collector<E> {
             }
         }
         match failed {
-            Some(error) if !swept => Err(error.into()),
-            Some(_) | None => Ok(swept),
+            Some(error) if done.files == before => Err(error.into()),
+            Some(_) | None => Ok(before < done.files),
         }
     }
 
@@ -289,23 +316,22 @@ impl<E: Env> Collector<E> {
     }
 
     /// Deletes the objects of all slices that are queued, batch by batch.
-    async fn delete_queued(&self) -> Result<Pass, UpkeepError> {
+    async fn delete_queued(&self, done: &mut Pass) -> Result<(), UpkeepError> {
         let meta = self.env.meta();
-        let mut pass = Pass::default();
         let mut after: Option<SliceId> = None;
         loop {
             // 1. The proof: a slice is queued in the transaction that removes the last record of it.
             let batch = meta.read(|read| sweep::delslices(read, after, BATCH)).await?;
-            let Some((last, _)) = batch.last().copied() else { return Ok(pass) };
+            let Some((last, _)) = batch.last().copied() else { return Ok(()) };
             // 2. The proof is durable: no power cut brings the reference back.
             meta.sync(meta.last()).await?;
             // 3. Whoever reads by a reference seen before has left.
             self.grace.quiesce().await;
             // 4. The objects.
-            let (gone, failed) = self.delete_slices(&batch, &mut pass.objects).await;
+            let (gone, failed) = self.delete_slices(&batch, &mut done.objects).await;
             // 5. The entries of slices without objects, and only those.
             meta.write(|txn| sweep::drop_delslices(txn, &gone)).await?;
-            pass.slices += gone.len() as u64;
+            done.slices += gone.len() as u64;
             if let Some(error) = failed {
                 return Err(error);
             }

@@ -440,8 +440,8 @@ impl File {
                 let retry_at = now + backoff(0);
                 self.barrier_retry_at = retry_at;
                 let from = self.batches.iter().find(|batch| !batch.durable).map_or(0, |batch| batch.first_key);
-                let below = self.key_limit(number);
-                for slice in self.slices.range_mut(from..below).map(|(_, slice)| slice) {
+                // Also puts of later batches: the failed barrier had them to make durable too, and no later one will.
+                for slice in self.slices.range_mut(from..).map(|(_, slice)| slice) {
                     slice.forget_puts(retry_at);
                 }
                 self.fail(now, errno, lasting);

@@ -4,6 +4,8 @@
 //! committed, `overlay` which of them shows where, `readahead` what a sequential reader will want next.
 
 pub mod machine;
+#[cfg(test)]
+mod machine_tests;
 pub mod overlay;
 pub mod readahead;
 pub mod slice;

@@ -80,9 +80,7 @@ pub fn rename(
         forbid_ancestor(txn, moved.ino, dst_dir)?;
     }
     match target {
-        Some(target) if target.ino == moved.ino => {
-            Ok(Renamed { moved: moved.ino, replaced: None, exchanged: None })
-        }
+        Some(target) if target.ino == moved.ino => Ok(Renamed { moved: moved.ino, replaced: None, exchanged: None }),
         Some(target) if mode == RenameMode::Exchange => exchange(txn, ctx, &src, &dst, moved, target),
         target => replace(txn, ctx, &src, &dst, moved, target),
     }

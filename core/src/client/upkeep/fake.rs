@@ -9,7 +9,6 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::task::Wake;
-use alloc::vec;
 use alloc::vec::Vec;
 use core::future::{Future, poll_fn};
 use core::mem;
@@ -54,6 +53,7 @@ pub(crate) struct Faults {
     pub(crate) reads_left: Option<u32>,
     pub(crate) sync: bool,
     pub(crate) write: bool,
+    pub(crate) every_third_write: bool,
     pub(crate) list: bool,
     pub(crate) get: bool,
     /// Deletes still carried out before they fail.
@@ -88,7 +88,7 @@ impl MetaStore for World {
     {
         self.suspend().await;
         let mut state = self.state();
-        if state.faults.write {
+        if state.faults.write || (state.faults.every_third_write && state.suspensions % 3 == 0) {
             return Err(MetaError::Retry);
         }
         let (value, writes) = attempt(&state.kv, Reads::MissFirst, op)?;
@@ -445,5 +445,5 @@ impl World {
 pub(crate) fn object(volume: VolumeId, id: BlockId) -> Bytes {
     let payload: Vec<u8> = (0..id.len).map(|n| (u64::from(n) * 7 + id.slice.0 + u64::from(id.index)) as u8).collect();
     let head = encode_head(volume, id, GEOMETRY.frame_size, &payload);
-    vec![head, payload.into()].concat().into()
+    [head, payload.into()].concat().into()
 }

@@ -30,14 +30,9 @@ use crate::types::SliceId;
 const SCAN: usize = 4096;
 
 impl<E: Env> Collector<E> {
-    /// Collects what the sessions left that held these leases of slice ids; each session must have been ended by a transaction that has
-    /// returned. Leases that are done with are gone from the volume; after an error the others are there to be tried
-    /// again.
-    pub(crate) async fn collect_ended(&self, mut ended: Vec<Range<u64>>) -> Result<(), UpkeepError> {
-        self.collect(&mut ended).await
-    }
-
-    /// As `collect_ended`; leaves in `ended` what is yet to be done.
+    /// Collects what the sessions left that held these leases of slice ids; each session must have been ended by a
+    /// transaction that has returned. Leases that are done with leave the volume and `ended`; after an error the others
+    /// are there to be tried again.
     pub(super) async fn collect(&self, ended: &mut Vec<Range<u64>>) -> Result<(), UpkeepError> {
         let meta = self.env.meta();
         // 1. The proof. An error here deletes nothing.

@@ -31,7 +31,7 @@ fn deleted_blocks_go_after_the_sync_and_live_ones_stay() {
     let (world, id) = deleted_one();
     let queued_at = world.last();
     let (collector, _) = world.collector();
-    assert_eq!(world.block_on(collector.drain()), Ok(Pass { slices: 2, objects: 4 }));
+    assert_eq!(world.block_on(collector.drain()), Ok(Pass { files: 0, slices: 2, objects: 4 }));
     assert_eq!(world.present(id, LEN), (3, 3));
     assert_eq!(world.present(id + 1, LEN), (0, 3));
     assert_eq!(world.present(id + 2, 1), (0, 1));
@@ -113,7 +113,7 @@ fn files_too_long_for_one_transaction_are_swept_piece_by_piece() {
     world.remove_file("long");
     assert!(world.queued() < 1500);
     let (collector, _) = world.collector();
-    assert_eq!(world.block_on(collector.drain()), Ok(Pass { slices: 1500, objects: 1500 }));
+    assert_eq!(world.block_on(collector.drain()), Ok(Pass { files: 1, slices: 1500, objects: 1500 }));
     assert!(world.state().objects.is_empty());
     assert!(world.read(|read| sweep::delfiles(read, 1)).is_empty());
 }
@@ -154,6 +154,43 @@ fn orphans_of_crashed_mounts_are_reaped() {
     assert_eq!(world.present(lease.start, 1), (1, 1));
 }
 
+#[test]
+fn reaping_outlasts_passing_failures_and_gives_up_on_lasting_ones() {
+    let world = World::new();
+    let (_, lease) = world.session();
+    for (place, slice) in lease.take(20).enumerate() {
+        let name = format!("file {place}");
+        world.write_file(&name, &[(slice, 1)]);
+        world.txn(|txn, ctx| remove::unlink(txn, ctx, Ino::ROOT, name.as_bytes()));
+    }
+    let (collector, _) = world.collector();
+    world.state().faults.write = true;
+    assert_eq!(world.block_on(collector.reap_orphans()), Err(MetaError::Retry));
+    world.state().faults = Faults { every_third_write: true, ..Faults::default() };
+    assert!(world.block_on(collector.reap_orphans()).is_ok());
+    assert!(world.read(|read| sweep::orphans(read, None, 1)).is_empty());
+    assert_eq!(world.queued(), 20);
+}
+
+#[test]
+fn progress_keeps_the_pauses_short() {
+    let world = World::new();
+    let (_, lease) = world.session();
+    for (place, slice) in lease.take(40).enumerate() {
+        let name = format!("file {place}");
+        world.write_file(&name, &[(slice, 16 * GEOMETRY.block_size)]);
+        world.remove_file(&name);
+    }
+    let (collector, _) = world.collector();
+    world.spawn(Arc::clone(&collector).run());
+    for second in 1..=30 {
+        world.state().faults.deletes_left = Some(40);
+        world.block_on(world.sleep_until(Duration::from_secs(second)));
+    }
+    assert_eq!((world.queued(), world.state().objects.len()), (0, 0));
+    world.block_on(collector.stop());
+}
+
 /// A volume on which a session ended that had committed slice `id`, queued `id + 1`, put and not committed `id + 2`,
 /// and put one in its second lease; and one that lives and put the first of its ids.
 fn ended_session() -> (World, Vec<Range<u64>>, u64) {
@@ -174,13 +211,13 @@ fn ended_session() -> (World, Vec<Range<u64>>, u64) {
 
 #[test]
 fn blocks_that_an_ended_session_did_not_commit_are_collected() {
-    let (world, leases, live) = ended_session();
+    let (world, mut leases, live) = ended_session();
     let (id, second) = (leases[0].start, leases[1].start);
     let foreign = format!("{}notes.txt", crate::format::block::lease_prefix(id));
     world.state().objects.insert(foreign.clone(), Default::default());
     let fenced_at = world.last();
     let (collector, _) = world.collector();
-    assert_eq!(world.block_on(collector.collect_ended(leases)), Ok(()));
+    assert_eq!(world.block_on(collector.collect(&mut leases)), Ok(()));
     assert_eq!(world.present(id, LEN), (3, 3), "committed");
     assert_eq!(world.present(id + 1, LEN), (3, 3), "queued: the queue's to delete");
     assert_eq!(world.present(id + 2, 16 * GEOMETRY.block_size), (0, 16));
@@ -205,14 +242,14 @@ fn errors_keep_objects_and_leases() {
         Faults { deletes_left: Some(0), ..Faults::default() },
     ];
     for faults in cases {
-        let (world, leases, _) = ended_session();
+        let (world, mut leases, _) = ended_session();
         let (collector, _) = world.collector();
         world.state().faults = faults.clone();
-        assert!(world.block_on(collector.collect_ended(leases.clone())).is_err(), "{faults:?}");
+        assert!(world.block_on(collector.collect(&mut leases.clone())).is_err(), "{faults:?}");
         assert!(world.deleted().is_empty(), "{faults:?}");
         assert_eq!(world.read(|read| session::leases(read)).len(), 3);
         world.state().faults = Faults::default();
-        assert_eq!(world.block_on(collector.collect_ended(leases)), Ok(()));
+        assert_eq!(world.block_on(collector.collect(&mut leases)), Ok(()));
         assert_eq!(world.deleted().len(), 19);
         assert_eq!(world.read(|read| session::leases(read)).len(), 1);
     }
@@ -222,11 +259,11 @@ fn errors_keep_objects_and_leases() {
 #[test]
 fn a_slice_unlinked_during_the_scan_is_left_to_the_queue() {
     for steps in 0.. {
-        let (world, leases, _) = ended_session();
+        let (world, mut leases, _) = ended_session();
         let id = leases[0].start;
         let (collector, grace) = world.collector();
         let reader = grace.enter();
-        let mut collect = pin!(collector.collect_ended(leases));
+        let mut collect = pin!(collector.collect(&mut leases));
         for step in 0..steps {
             if poll(collect.as_mut()).is_ready() {
                 assert!(10 < step, "{step}");
@@ -260,7 +297,7 @@ fn a_crash_anywhere_loses_nothing_live_and_forgets_no_garbage() {
         let whole = async {
             collector.reap_orphans().await?;
             collector.drain().await?;
-            collector.collect_ended(leases.clone()).await
+            collector.collect(&mut leases.clone()).await
         };
         let finished = {
             let mut whole = pin!(whole);
@@ -280,9 +317,9 @@ fn a_crash_anywhere_loses_nothing_live_and_forgets_no_garbage() {
         world.check_nothing_live_is_gone();
 
         let left: Vec<_> = world.read(|read| session::leases(read)).into_iter().map(|(range, _)| range).collect();
-        let ended: Vec<_> = left.into_iter().filter(|range| range.start < live).collect();
+        let mut ended: Vec<_> = left.into_iter().filter(|range| range.start < live).collect();
         assert!(world.block_on(collector.drain()).is_ok());
-        assert_eq!(world.block_on(collector.collect_ended(ended)), Ok(()));
+        assert_eq!(world.block_on(collector.collect(&mut ended)), Ok(()));
         world.check_nothing_live_is_gone();
         for (slice, len) in keys {
             assert_eq!(world.present(slice, len).0, 0, "crash at {crash_at}, slice {slice}");
@@ -317,6 +354,18 @@ fn the_task_deletes_soon_after_a_kick_and_tries_again_after_errors() {
     let removed = world.now();
     world.block_on(world.sleep_until(removed + PASS_INTERVAL + TICK));
     assert_eq!(world.present(id + 3, LEN).0, 0, "a tick finds what nobody kicked for");
+    world.block_on(collector.stop());
+}
+
+#[test]
+fn the_task_does_not_hammer_a_store_that_fails() {
+    let (world, _) = deleted_one();
+    let (collector, _) = world.collector();
+    world.state().faults.deletes_left = Some(0);
+    world.spawn(Arc::clone(&collector).run());
+    world.block_on(world.sleep_until(Duration::from_secs(300)));
+    let passes = world.state().log.len();
+    assert!((5..15).contains(&passes), "{passes}");
     world.block_on(collector.stop());
 }
 
@@ -370,7 +419,8 @@ fn futures_can_be_spawned() {
     fn spawnable<T: Send>(_: T) {}
     let (world, _) = deleted_one();
     let (collector, grace) = world.collector();
-    spawnable((collector.drain(), collector.reap_orphans(), collector.collect_ended(vec![]), collector.stop()));
+    let mut ended = vec![];
+    spawnable((collector.drain(), collector.reap_orphans(), collector.collect(&mut ended), collector.stop()));
     spawnable((grace.enter(), grace.quiesce()));
     let (volume, mut progress, mut found) = (world.volume(), |_| (), |_| ());
     spawnable(super::super::check::check(&world, &volume, true, &mut progress, &mut found));

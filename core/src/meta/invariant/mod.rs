@@ -34,11 +34,7 @@ const PROGRESS_STEP: u64 = 1024;
 
 /// Checks everything, reporting each violation to `found` and, now and then, the number of keys read to `progress`.
 /// The findings of an attempt that ends in an error stand for nothing. ENOENT if there is no volume.
-pub fn check(
-    read: &mut dyn Read,
-    progress: &mut dyn FnMut(u64),
-    found: &mut dyn FnMut(Finding),
-) -> OpResult<Summary> {
+pub fn check(read: &mut dyn Read, progress: &mut dyn FnMut(u64), found: &mut dyn FnMut(Finding)) -> OpResult<Summary> {
     let mut check = Check {
         read,
         progress,

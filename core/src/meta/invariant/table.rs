@@ -11,9 +11,7 @@ use bytes::Bytes;
 use super::{Check, PROGRESS_STEP, why};
 use crate::format::codec::DecodeError;
 use crate::format::keys::{self, Counter, Key};
-use crate::format::values::{
-    Cut, DelSlice, Dentry, DirStat, Home, Lease, Location, Session, Value, Volume,
-};
+use crate::format::values::{Cut, DelSlice, Dentry, DirStat, Home, Lease, Location, Session, Value, Volume};
 use crate::kv::OpResult;
 use crate::meta::FindingKind;
 use crate::meta::cover::Cuts;

@@ -163,10 +163,7 @@ impl Check<'_> {
             sum = (sum.0.saturating_add(stat.entries), sum.1.saturating_add(stat.subdirs));
         }
         if sum != (entries, subdirs) {
-            let text = format!(
-                "{entries} entries and {subdirs} subdirectories, recorded are {} and {}",
-                sum.0, sum.1
-            );
+            let text = format!("{entries} entries and {subdirs} subdirectories, recorded are {} and {}", sum.0, sum.1);
             self.report(FindingKind::WrongDirStat, Some(dir), path.into(), text);
         }
         Ok(())

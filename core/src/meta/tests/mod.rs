@@ -114,8 +114,7 @@ impl World {
     fn findings(&mut self) -> Vec<Finding> {
         let mut findings = Vec::new();
         let mut txn = self.kv.begin();
-        let summary =
-            invariant::check(txn.as_read(), &mut |_| {}, &mut |finding| findings.push(finding)).unwrap();
+        let summary = invariant::check(txn.as_read(), &mut |_| {}, &mut |finding| findings.push(finding)).unwrap();
         assert_eq!(summary.findings, findings.len() as u64);
         findings
     }

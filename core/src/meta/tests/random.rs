@@ -163,8 +163,7 @@ impl Model {
 
 const KINDS: [FileType; 5] =
     [FileType::Regular, FileType::Directory, FileType::Directory, FileType::Symlink, FileType::Fifo];
-const MODES: [RenameMode; 4] =
-    [RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange];
+const MODES: [RenameMode; 4] = [RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange];
 
 /// Compares everything that the model knows.
 fn compare(world: &mut World, model: &Model) {
