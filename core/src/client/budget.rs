@@ -15,6 +15,7 @@ use alloc::vec::Vec;
 use core::future::Future;
 use core::mem;
 use core::pin::Pin;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::task::{Context, Poll, Waker};
 
 use super::std::sync::Mutex;
@@ -24,12 +25,20 @@ use super::wait::lock;
 #[derive(Clone, Debug)]
 pub(crate) struct Budget {
     capacity: u64,
-    state: Arc<Mutex<State>>,
+    shared: Arc<Shared>,
+}
+
+/// The count is an atomic, so that taking and giving lock nothing while nobody waits.
+#[derive(Debug, Default)]
+struct Shared {
+    used: AtomicU64,
+    /// Someone waits: set before the waiter looks at `used`, read after `used` was lowered.
+    queued: AtomicBool,
+    state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    used: u64,
     next_ticket: u64,
     /// By ticket, so in the order of the calls.
     queue: BTreeMap<u64, Waiter>,
@@ -45,86 +54,84 @@ struct Waiter {
     waker: Option<Waker>,
 }
 
-impl State {
-    fn fits(&self, bytes: u64, capacity: u64) -> bool {
-        self.used == 0 || self.used.saturating_add(bytes) <= capacity
-    }
-
-    /// Grants from the front of the queue what fits; returns whom to wake, once the lock is released.
-    fn grant(&mut self, capacity: u64) -> Vec<Waker> {
-        let mut wakers = Vec::new();
-        while let Some(first) = self.queue.first_entry() {
-            let (ticket, bytes) = (*first.key(), first.get().bytes);
-            if !self.fits(bytes, capacity) {
-                break;
-            }
-            self.used += bytes;
-            self.waiting -= bytes;
-            self.granted.insert(ticket);
-            wakers.extend(self.queue.remove(&ticket).and_then(|waiter| waiter.waker));
-        }
-        wakers
-    }
-}
-
 impl Budget {
     /// A budget of `capacity` bytes, all free.
     pub(crate) fn new(capacity: u64) -> Self {
-        Self { capacity, state: Arc::default() }
+        Self { capacity, shared: Arc::default() }
     }
 
     /// Takes `bytes` if that neither waits nor passes someone who does.
     pub(crate) fn try_take(&self, bytes: u64) -> bool {
-        let mut state = lock(&self.state);
-        let free = state.queue.is_empty() && state.fits(bytes, self.capacity);
-        if free {
-            state.used += bytes;
-        }
-        free
+        !self.shared.queued.load(Ordering::SeqCst) && self.reserve(bytes)
     }
 
     /// Completes when `bytes` were taken. The place in the queue is that of this call, polled or not; dropping the
     /// future before it completes gives up the place, or gives back what was granted.
     pub(crate) fn take(&self, bytes: u64) -> Take {
-        let mut state = lock(&self.state);
-        let stage = if state.queue.is_empty() && state.fits(bytes, self.capacity) {
-            state.used += bytes;
-            Stage::Granted
-        } else {
+        if self.try_take(bytes) {
+            return Take { budget: self.clone(), bytes, stage: Stage::Granted };
+        }
+        let (ticket, wakers) = {
+            let mut state = lock(&self.shared.state);
             let ticket = state.next_ticket;
             state.next_ticket += 1;
             state.waiting += bytes;
             state.queue.insert(ticket, Waiter { bytes, waker: None });
-            Stage::Queued(ticket)
+            self.shared.queued.store(true, Ordering::SeqCst);
+            (ticket, self.grant(&mut state))
         };
-        drop(state);
-        Take { budget: self.clone(), bytes, stage }
+        wakers.into_iter().for_each(Waker::wake);
+        Take { budget: self.clone(), bytes, stage: Stage::Queued(ticket) }
     }
 
     /// Gives `bytes` back.
     pub(crate) fn give(&self, bytes: u64) {
-        let wakers = {
-            let mut state = lock(&self.state);
-            assert!(bytes <= state.used, "gave back {bytes} of {} bytes", state.used);
-            state.used -= bytes;
-            state.grant(self.capacity)
-        };
-        wakers.into_iter().for_each(Waker::wake);
+        let used = self.shared.used.fetch_sub(bytes, Ordering::SeqCst);
+        assert!(bytes <= used, "gave back {bytes} of {used} bytes");
+        if self.shared.queued.load(Ordering::SeqCst) {
+            let wakers = self.grant(&mut lock(&self.shared.state));
+            wakers.into_iter().for_each(Waker::wake);
+        }
     }
 
     /// Bytes taken.
     pub(crate) fn used(&self) -> u64 {
-        lock(&self.state).used
+        self.shared.used.load(Ordering::SeqCst)
     }
 
     /// Bytes that callers wait for.
     pub(crate) fn waiting(&self) -> u64 {
-        lock(&self.state).waiting
+        lock(&self.shared.state).waiting
     }
 
     /// Bytes in all.
     pub(crate) fn capacity(&self) -> u64 {
         self.capacity
+    }
+
+    /// Counts `bytes` as taken if they fit.
+    fn reserve(&self, bytes: u64) -> bool {
+        let fits = |used: u64| {
+            let sum = used.saturating_add(bytes);
+            (used == 0 || sum <= self.capacity).then_some(sum)
+        };
+        self.shared.used.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fits).is_ok()
+    }
+
+    /// Grants from the front of the queue what fits; returns whom to wake, once the lock is released.
+    fn grant(&self, state: &mut State) -> Vec<Waker> {
+        let mut wakers = Vec::new();
+        while let Some((&ticket, waiter)) = state.queue.first_key_value() {
+            let bytes = waiter.bytes;
+            if !self.reserve(bytes) {
+                return wakers;
+            }
+            state.waiting -= bytes;
+            state.granted.insert(ticket);
+            wakers.extend(state.queue.remove(&ticket).and_then(|waiter| waiter.waker));
+        }
+        self.shared.queued.store(false, Ordering::SeqCst);
+        wakers
     }
 }
 
@@ -152,7 +159,7 @@ impl Future for Take {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         if let Stage::Queued(ticket) = this.stage {
-            let mut state = lock(&this.budget.state);
+            let mut state = lock(&this.budget.shared.state);
             if let Some(waiter) = state.queue.get_mut(&ticket) {
                 waiter.waker = Some(cx.waker().clone());
                 return Poll::Pending;
@@ -171,15 +178,15 @@ impl Drop for Take {
             Stage::Granted => self.budget.give(self.bytes),
             Stage::Queued(ticket) => {
                 let (left, wakers) = {
-                    let mut state = lock(&self.budget.state);
+                    let mut state = lock(&self.budget.shared.state);
                     let left = state.queue.remove(&ticket);
                     if left.is_some() {
                         state.waiting -= self.bytes;
                     } else {
                         assert!(state.granted.remove(&ticket));
-                        state.used -= self.bytes;
+                        self.budget.shared.used.fetch_sub(self.bytes, Ordering::SeqCst);
                     }
-                    (left, state.grant(self.budget.capacity))
+                    (left, self.budget.grant(&mut state))
                 };
                 drop(left); // outside the lock: its waker may own other futures of this budget
                 wakers.into_iter().for_each(Waker::wake);

@@ -4,7 +4,7 @@
 //! Leaves to others: queueing (`meta::remove`, `meta::data`), what a sweep does to metadata (`meta::sweep`), what lies
 //! under the leases of ended sessions (`leases`), counting readers (`grace`).
 //!
-//! An object is destroyed in `delete_queued` or in `leases::Collector::collect_lease`, nowhere else.
+//! Objects are destroyed by `delete` alone, on behalf of `delete_queued` and of `collect_lease` (in `leases`).
 //!
 //! Invariants (promise 6: nothing live is deleted)
 //! - An object is deleted only after a transaction has proved that nothing refers to it, the metadata log was synced
@@ -340,18 +340,15 @@ impl<E: Env> Collector<E> {
     }
 
     /// Deletes every object of the slices; which slices have none left, and what ended it early.
-    async fn delete_slices(
-        &self,
-        slices: &[(SliceId, u32)],
-        objects: &mut u64,
-    ) -> (Vec<SliceId>, Option<UpkeepError>) {
+    async fn delete_slices(&self, slices: &[(SliceId, u32)], objects: &mut u64) -> (Vec<SliceId>, Option<UpkeepError>) {
         // Objects of each slice that were not deleted yet.
         let mut left: Vec<u32> = slices.iter().map(|(_, len)| self.geometry.block_count(*len)).collect();
         let mut objects_left = Vec::new();
         for (place, (slice, len)) in slices.iter().enumerate() {
             objects_left.extend(blocks(self.geometry, *slice, *len).map(|id| (place, id)));
         }
-        let requests = objects_left.into_iter().map(|(place, id)| async move { (place, self.delete(object_key(id)).await) });
+        let requests =
+            objects_left.into_iter().map(|(place, id)| async move { (place, self.delete(object_key(id)).await) });
         let mut failed = None;
         run_bounded(DELETES, requests, |(place, result)| {
             match result {

@@ -132,7 +132,7 @@ fn truncate(txn: &mut dyn Txn, geometry: &Geometry, ino: Ino, attr: &mut Attr, l
     }
     let shrinks = length < attr.length;
     attr.length = length;
-    if !shrinks {
+    if !shrinks || attr.stored == 0 {
         return Ok(());
     }
     let first = u32::try_from(length / geometry.chunk_size).map_err(|_| Errno::EFBIG)?;

@@ -11,7 +11,7 @@
 use super::names::{count, forget_name, live_dir, note_entries, sum_stripes};
 use super::{DIRECT_MAX, OpCtx, Removed, check_name, get, put};
 use crate::errno::Errno;
-use crate::format::keys::{self, Counter};
+use crate::format::keys::{self, Counter, Key};
 use crate::format::values::{DelSlice, Dentry, Home, Location, Value};
 use crate::kv::{OpError, OpResult, Txn};
 use crate::types::{Attr, FileType, Ino, Place, STRIPES, SliceId, SliceRecord};
@@ -90,7 +90,9 @@ pub fn reap(txn: &mut dyn Txn, ctx: &OpCtx, ino: Ino, gave_up: &[(SliceId, u32)]
         return Ok(());
     }
     let attr: Attr = get(txn, keys::attr(ino))?.ok_or(OpError::Damaged("an orphan without attributes"))?;
-    if !remove_contents(txn, ino, DIRECT_MAX)? {
+    // What never had a slice or a cut has none to look for.
+    let contents = if attr.next_seq == 0 { Contents::Xattrs } else { Contents::All };
+    if !remove_contents(txn, ino, contents, DIRECT_MAX)? {
         put(txn, keys::delfile(ino), &());
     }
     txn.delete(&keys::orphan(ino));
@@ -105,21 +107,30 @@ pub fn reap(txn: &mut dyn Txn, ctx: &OpCtx, ino: Ino, gave_up: &[(SliceId, u32)]
     count(txn, ctx, Counter::Inodes, -1)
 }
 
-/// Removes up to `limit` keys of an inode's contents (slices, cuts, extended attributes) and queues the slices'
-/// blocks. True: nothing is left.
-pub(super) fn remove_contents(txn: &mut dyn Txn, ino: Ino, limit: usize) -> OpResult<bool> {
+/// What an inode may have beside its attributes.
+#[derive(Clone, Copy)]
+pub(super) enum Contents {
+    /// Slices, cuts and extended attributes.
+    All,
+    /// Extended attributes.
+    Xattrs,
+}
+
+/// Removes up to `limit` keys of an inode's contents and queues the slices' blocks. True: nothing is left.
+pub(super) fn remove_contents(txn: &mut dyn Txn, ino: Ino, contents: Contents, limit: usize) -> OpResult<bool> {
+    let ranges: &[_] = match contents {
+        Contents::All => &[keys::slice_range(ino, None), keys::cut_range(ino), keys::xattr_range(ino)],
+        Contents::Xattrs => &[keys::xattr_range(ino)],
+    };
     let mut room = limit;
-    let (start, end) = keys::slice_range(ino, None);
-    for (key, value) in txn.scan(&start, &end, room)? {
-        release(txn, &SliceRecord::decode(&value)?)?;
-        txn.delete(&key);
-        room -= 1;
-    }
-    for (start, end) in [keys::cut_range(ino), keys::xattr_range(ino)] {
+    for (start, end) in ranges {
         if room == 0 {
             break;
         }
-        for (key, _) in txn.scan(&start, &end, room)? {
+        for (key, value) in txn.scan(start, end, room)? {
+            if let Key::Slice(..) = keys::decode(&key)? {
+                release(txn, &SliceRecord::decode(&value)?)?;
+            }
             txn.delete(&key);
             room -= 1;
         }

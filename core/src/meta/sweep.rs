@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::data::{Stored, left_of};
 use super::names::{count, difference};
-use super::remove::remove_contents;
+use super::remove::{Contents, remove_contents};
 use super::{OpCtx, PAGE, after, get, put};
 use crate::format::keys::{self, Counter, Key};
 use crate::format::values::{Cut, DelSlice, Value};
@@ -73,7 +73,7 @@ pub fn sweep_delfile(txn: &mut dyn Txn, _ctx: &OpCtx, ino: Ino, limit: usize) ->
     if txn.get(&keys::delfile(ino))?.is_none() {
         return Ok(true);
     }
-    let done = remove_contents(txn, ino, limit)?;
+    let done = remove_contents(txn, ino, Contents::All, limit)?;
     if done {
         txn.delete(&keys::delfile(ino));
     }

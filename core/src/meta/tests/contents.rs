@@ -241,7 +241,8 @@ fn long_file_is_deleted_in_pieces_and_gives_its_usage_back_at_once() {
 #[test]
 fn covered_slices_go_with_the_commit_that_covers_them() {
     // Slices as (pos, len), in order; which of them are left.
-    let cases: &[(&[(u32, u32)], &[usize])] = &[
+    type Case = (&'static [(u32, u32)], &'static [usize]);
+    let cases: &[Case] = &[
         (&[(0, 10), (0, 10)], &[1]),
         (&[(0, 10), (0, 9)], &[0, 1]),
         (&[(0, 10), (0, 5), (5, 5)], &[1, 2]),
@@ -313,7 +314,7 @@ fn shared_slices_count_their_references() {
     let (a, b) = (world.file(Ino::ROOT, b"a"), world.file(Ino::ROOT, b"b"));
     let slice = world.slice();
     let home = Home { location: Location::Blocks, references: 2 };
-    world.run(|txn, _| Ok(put(txn, crate::format::keys::home(slice), &home))).unwrap();
+    world.put(crate::format::keys::home(slice), &home);
     let record = SliceRecord { slice, stored_len: 20, off: 4, pos: 0, len: 10, place: Place::Home };
     for ino in [a, b] {
         world.commit(ino, 1, vec![Change::Slice { chunk: 0, record: record.clone() }]).unwrap();

@@ -55,6 +55,14 @@ impl World {
         self.run(|txn, _| op(txn.as_read()))
     }
 
+    fn put(&mut self, key: Vec<u8>, value: &impl Value) {
+        self.run(|txn, _| {
+            put(txn, &key, value);
+            Ok(())
+        })
+        .unwrap();
+    }
+
     fn ino(&mut self) -> Ino {
         if self.inos.is_empty() {
             self.inos = self.run(|txn, _| volume::lease_inodes(txn, 100)).unwrap();

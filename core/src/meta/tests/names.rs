@@ -187,7 +187,7 @@ fn link_stops_at_its_limit() {
     let mut world = World::new();
     let file = world.file(Ino::ROOT, b"file");
     let full = Attr { nlink: LINK_MAX, ..world.attr(file) };
-    world.run(|txn, _| Ok(put(txn, crate::format::keys::attr(file), &full))).unwrap();
+    world.put(crate::format::keys::attr(file), &full);
     let linked = world.run(|txn, ctx| create::link(txn, ctx, file, Ino::ROOT, b"more")).map_err(errno);
     assert_eq!(linked.unwrap_err(), Errno::EMLINK);
 }

@@ -16,7 +16,7 @@ fn a_volume_is_made_once() {
 
     let mut newer = volume;
     newer.version += 1;
-    world.run(|txn, _| Ok(put(txn, crate::format::keys::volume(), &newer))).unwrap();
+    world.put(crate::format::keys::volume(), &newer);
     assert_eq!(world.read(volume::version).unwrap(), VOLUME_VERSION + 1);
     assert!(matches!(world.read(volume::load), Err(OpError::Damaged(_))));
 
