@@ -16,7 +16,8 @@ use std::sync::Mutex;
 use bytes::Bytes;
 
 use super::std;
-use super::wait::{Flight, flight, join_all, lock};
+use super::upkeep::Guard;
+use super::wait::{Flight, flight, join_all, lock, timeout};
 use crate::env::{Env, ObjectStore, StoreError};
 use crate::errno::Errno;
 use crate::format::block::{BlockError, decode_head, head_len, object_key, object_len, verify_object};
@@ -92,16 +93,19 @@ impl<E: Env> Blocks<E> {
         self.0.whole(id).await.map(|payload| part(&payload, off, len))
     }
 
-    /// Fetches a block into the cache, in the background.
-    pub(super) fn prefetch(&self, id: BlockId) {
+    /// Fetches a block into the cache, in the background; `reading` keeps it from being deleted meanwhile.
+    pub(super) fn prefetch(&self, id: BlockId, reading: Guard) {
         let wanted = {
             let mut shard = lock(self.0.shard(id));
             !shard.flights.contains_key(&(id.slice, id.index)) && shard.cache.get(id.slice, id.index).is_none()
         };
         if wanted {
             let inner = self.0.clone();
-            // Whoever reads the block asks again and gets the error.
-            self.0.env.spawn(async move { drop(inner.whole(id).await) });
+            self.0.env.spawn(async move {
+                // Whoever reads the block asks again and gets the error.
+                let _ = inner.whole(id).await;
+                drop(reading);
+            });
         }
     }
 }
@@ -183,9 +187,10 @@ impl<E: Env> Inner<E> {
         let mut tries = 0;
         let mut damaged = 0;
         loop {
-            let fault = match attempt().await {
-                Ok(bytes) => return Ok(bytes),
-                Err(fault) => fault,
+            let fault = match timeout(&self.env, deadline, attempt()).await {
+                Some(Ok(bytes)) => return Ok(bytes),
+                Some(Err(fault)) => fault,
+                None => Fault::Store(StoreError::Retry),
             };
             let object = object_key(id);
             match fault {

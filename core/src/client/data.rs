@@ -391,7 +391,7 @@ impl<E: Env> Shared<E> {
             let planned = lock(&file.cell.state).file.read(ahead.start, ahead.end - ahead.start);
             for segment in planned.unwrap_or_default() {
                 if let Segment::Block { id, .. } = segment {
-                    self.blocks.prefetch(id);
+                    self.blocks.prefetch(id, self.grace.enter());
                 }
             }
         }

@@ -138,6 +138,9 @@ impl<E: Env> Shared<E> {
                 CommitOutcome::Failed { errno: super::errno(error), lasting: true }
             }
         };
+        if truncates && matches!(outcome, CommitOutcome::Applied { .. }) {
+            self.collector.kick();
+        }
         let gone = matches!(outcome, CommitOutcome::Gone);
         let mut kept = Vec::new();
         let freed =

@@ -157,8 +157,7 @@ impl<E: Env> Client<E> {
         let shared = Arc::new(Shared::new(env, volume, options).await?);
         if !shared.options.read_only {
             shared.begin().await?;
-            let collector = shared.collector.clone();
-            shared.env.spawn(async move { collector.run().await });
+            shared.env.spawn(shared.collector.clone().run());
             let flusher = shared.clone();
             shared.env.spawn(async move { flusher.flush_aged().await });
         }

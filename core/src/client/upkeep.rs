@@ -38,7 +38,7 @@ pub(super) mod fake;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use grace::Grace;
+pub(crate) use grace::{Grace, Guard};
 
 /// Least time between the starts of two passes: each syncs the metadata log, so deletes that come in quick succession
 /// share one, and a deleted file is still gone within seconds.
@@ -210,11 +210,6 @@ impl<E: Env> Collector<E> {
     }
 
     /// One full pass over the queues: sweeps what was removed, then deletes what nothing refers to.
-    pub(crate) async fn drain(&self) -> Result<Pass, UpkeepError> {
-        let mut done = Pass::default();
-        self.drain_into(&mut done).await.map(|()| done)
-    }
-
     async fn drain_into(&self, done: &mut Pass) -> Result<(), UpkeepError> {
         let swept = self.sweep_all(done).await;
         self.delete_queued(done).await?;

@@ -22,7 +22,7 @@ use bytes::Bytes;
 
 use super::super::std::sync::{Mutex, MutexGuard};
 use super::super::wait::lock;
-use super::{Collector, Grace, blocks};
+use super::{Collector, Grace, Pass, UpkeepError, blocks};
 use crate::env::{Committed, Env, MetaError, MetaStore, ObjectPage, ObjectStore, StoreError, TxnSeq};
 use crate::format::Volume;
 use crate::format::block::{encode_head, object_key};
@@ -88,7 +88,7 @@ impl MetaStore for World {
     {
         self.suspend().await;
         let mut state = self.state();
-        if state.faults.write || (state.faults.every_third_write && state.suspensions % 3 == 0) {
+        if state.faults.write || (state.faults.every_third_write && state.suspensions.is_multiple_of(3)) {
             return Err(MetaError::Retry);
         }
         let (value, writes) = attempt(&state.kv, Reads::MissFirst, op)?;
@@ -438,6 +438,14 @@ impl World {
                 return Poll::Pending;
             }
         }
+    }
+}
+
+impl<E: Env> Collector<E> {
+    /// One full pass over the queues, and what it did.
+    pub(crate) async fn drain(&self) -> Result<Pass, UpkeepError> {
+        let mut done = Pass::default();
+        self.drain_into(&mut done).await.map(|()| done)
     }
 }
 

@@ -7,8 +7,8 @@
 //! mount works, for as long as it takes: only the session that leased an identifier ever commits it, and a session
 //! that a transaction has ended commits nothing any more (the embedded store admits one process, so that of an ended
 //! session is gone). So under these leases references only go, and an identifier that no record and no queue entry
-//! holds never gets one again. (A put of the dead process that the store carries
-//! out after the listing leaves an object nobody refers to: space, not a danger.)
+//! holds never gets one again. (A put of the dead process that the store carries out after the listing leaves an object
+//! that nobody refers to: space, not a danger.)
 //!
 //! The scan need not see one snapshot. A record stays under its key from the commit to the transaction that removes
 //! it, so paging in key order misses no record that lives; and that transaction queues the slice, so reading the queue

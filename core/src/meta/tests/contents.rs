@@ -118,30 +118,31 @@ fn sweep_all(world: &mut World) {
 
 #[test]
 fn commits_match_a_vector_of_bytes() {
-    for seed in 1..=12 {
-        random_commits(seed, 250);
-    }
+    let cuts: usize = (1..=12).map(|seed| random_commits(seed, 250)).sum();
+    assert!(cuts > 50, "only {cuts} steps were taken beside a cut");
 }
 
-fn random_commits(seed: u64, steps: u64) {
+/// Returns the number of steps that left a cut pending.
+fn random_commits(seed: u64, steps: u64) -> usize {
     let mut rng = Rng(seed);
     let mut world = World::new();
     let mut file = File::new(&mut world, b"file");
+    let mut cuts = 0;
     // Some files are rewritten in place, some grow until truncates have to leave cuts.
-    let spread = [100, 400, 900][(seed % 3) as usize];
+    let (spread, rarity) = [(100, 10), (400, 20), (1500, 60)][(seed % 3) as usize];
     for step in 0..steps {
         let mut changes = Vec::new();
         for _ in 0..=rng.below(4) {
+            if rng.below(rarity) == 0 {
+                let length = rng.below(spread / 2);
+                changes.push(file.truncate(length));
+            }
             match rng.below(12) {
                 0 => {
-                    let length = rng.below(spread);
-                    changes.push(file.truncate(length));
-                }
-                1 => {
                     let length = file.bytes.len() as u64 + rng.below(40);
                     changes.push(file.truncate(length.min(spread)));
                 }
-                2..=5 => {
+                1..=4 => {
                     let (at, len) = (file.bytes.len() as u64, 1 + rng.below(6));
                     if at + len <= spread {
                         changes.extend(file.write(&mut world, at, len, step as u8));
@@ -158,6 +159,7 @@ fn random_commits(seed: u64, steps: u64) {
         }
         file.commit(&mut world, changes);
         file.check(&mut world);
+        cuts += world.read(|read| sweep::cutfiles(read, 1)).unwrap().len();
         if rng.below(8) == 0 {
             let (ino, limit) = (file.ino, 1 + rng.below(5) as usize);
             world.run(|txn, ctx| sweep::sweep_cuts(txn, ctx, ino, limit)).unwrap();
@@ -175,6 +177,7 @@ fn random_commits(seed: u64, steps: u64) {
     sweep_all(&mut world);
     assert_eq!(world.queued(), file.slices.keys().copied().collect::<Vec<_>>());
     world.check();
+    cuts
 }
 
 #[test]
@@ -208,6 +211,28 @@ fn long_truncate_leaves_a_cut_that_hides_at_once_and_is_swept_in_pieces() {
     assert_eq!(world.usage().bytes, 20 + 30);
     assert_eq!(world.read(|read| sweep::cutfiles(read, 9)).unwrap(), []);
     file.check(&mut world);
+}
+
+#[test]
+fn truncate_that_does_not_see_every_record_leaves_a_cut() {
+    // One chunk of more records than a truncate reads, of which the first page holds few past the length.
+    let mut world = World::with_geometry(Geometry { chunk_size: 512, ..TINY });
+    let ino = world.file(Ino::ROOT, b"file");
+    let place = Place::Inline(Bytes::from_static(b"x"));
+    let slice = |pos| {
+        let record = SliceRecord { slice: SliceId(0), stored_len: 1, off: 0, pos, len: 1, place: place.clone() };
+        Change::Slice { chunk: 0, record }
+    };
+    world.commit(ino, 1, (0..300).map(slice).collect()).unwrap();
+    world.commit(ino, 2, vec![Change::Truncate { length: 250 }]).unwrap();
+    assert_eq!(world.read(|read| data::chunk(read, ino, 0)).unwrap().len(), 250);
+    world.check();
+    while !world.run(|txn, ctx| sweep::sweep_cuts(txn, ctx, ino, 7)).unwrap() {
+        world.check();
+    }
+    assert_eq!(world.read(|read| data::chunk(read, ino, 0)).unwrap().len(), 250);
+    assert_eq!(world.usage().bytes, 250);
+    world.check();
 }
 
 #[test]

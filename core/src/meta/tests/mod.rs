@@ -24,6 +24,7 @@ const TINY: Geometry = Geometry { chunk_size: 64, block_size: 16, frame_size: 8,
 /// A volume in memory, a clock that ticks at every operation, and ids to give out.
 struct World {
     kv: MemKv,
+    geometry: Geometry,
     ticks: i64,
     session: SessionId,
     inos: core::ops::Range<u64>,
@@ -32,8 +33,13 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let mut world = Self { kv: MemKv::new(), ticks: 1000, session: SessionId(0), inos: 0..0, slices: 0..0 };
-        let volume = volume();
+        Self::with_geometry(TINY)
+    }
+
+    fn with_geometry(geometry: Geometry) -> Self {
+        let (kv, session) = (MemKv::new(), SessionId(0));
+        let mut world = Self { kv, geometry, ticks: 1000, session, inos: 0..0, slices: 0..0 };
+        let volume = Volume { geometry, ..volume() };
         world.run(|txn, ctx| volume::format(txn, ctx, &volume, 0, 0)).unwrap();
         world.session = world.run(session::begin).unwrap();
         world
@@ -46,7 +52,7 @@ impl World {
     /// Runs and commits one operation; every other one has its reads answered with `Miss` first.
     fn run<T>(&mut self, op: impl Fn(&mut dyn Txn, &OpCtx) -> OpResult<T>) -> OpResult<T> {
         self.ticks += 1;
-        let ctx = OpCtx { now: self.now(), stripe: (self.ticks % 4) as u8, geometry: TINY };
+        let ctx = OpCtx { now: self.now(), stripe: (self.ticks % 4) as u8, geometry: self.geometry };
         let reads = if self.ticks % 2 == 0 { Reads::Direct } else { Reads::MissFirst };
         run_with(&mut self.kv, reads, |txn| op(txn, &ctx))
     }
