@@ -87,8 +87,8 @@ pub struct Attr {
     pub commit: u64,
     /// `seq` of the next slice record or cut of this inode. (regular files)
     pub next_seq: u64,
-    /// The directory that holds the only name of a directory or of a file with one link;
-    /// for a file that has had several links, `Ino(0)`: its names are then `link` keys.
+    /// The directory that holds a directory, or the one name of a file that has no `link` key; `Ino(0)` if every
+    /// name of the file has one.
     pub parent: Ino,
 }
 

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use super::Shared;
 use super::files::Cell;
 use super::wait::lock;
-use crate::env::{Env, MetaError, MetaStore, ObjectStore, Point, StoreError};
+use crate::env::{Edge, Env, MetaError, MetaStore, ObjectStore, Point, StoreError};
 use crate::errno::Errno;
 use crate::file::machine::{Action, CommitOutcome, PutOutcome};
 use crate::format::block::{LEASE_SLICES, encode_head, object_key};
@@ -98,9 +98,9 @@ impl<E: Env> Shared<E> {
     async fn put(self: Arc<Self>, cell: Arc<Cell>, key: u64, id: BlockId, payload: Bytes) {
         self.uploads.take(1).await;
         let head = encode_head(self.volume.id, id, self.geometry().frame_size, &payload);
-        self.env.at(Point::Put);
+        self.env.at(Point::Put, Edge::Begin);
         let result = self.env.objects().put(&object_key(id), vec![head, payload]).await;
-        self.env.at(Point::Put);
+        self.env.at(Point::Put, Edge::End);
         self.uploads.give(1);
         if let Err(error) = result {
             self.unsure.store(true, Ordering::Release);
@@ -123,9 +123,9 @@ impl<E: Env> Shared<E> {
         let truncates = commit.changes.iter().any(|change| matches!(change, Change::Truncate { .. }));
         let point = if truncates { Point::Truncate } else { Point::Commit };
         let ctx = self.ctx();
-        self.env.at(point);
+        self.env.at(point, Edge::Begin);
         let result = self.env.meta().write(|txn| meta::data::commit(txn, &ctx, &commit)).await;
-        self.env.at(point);
+        self.env.at(point, Edge::End);
         self.env.pause().await;
         let outcome = match result {
             Ok(committed) => CommitOutcome::Applied { fresh: committed.value.applied },

@@ -49,6 +49,8 @@ use wait::{Notify, race, timeout};
 
 /// Inode numbers leased at a time. (a few seconds of creates)
 const INODE_LEASE: u64 = 1 << 16;
+/// The marker of the volume is asked for again so many times. (1.3 s in all)
+const MARKER_TRIES: u32 = 7;
 /// How often aged files are looked for, as a part of `commit_interval`.
 const TICKS_PER_INTERVAL: u32 = 8;
 
@@ -207,21 +209,21 @@ pub async fn load_volume<E: Env>(env: &E) -> Result<Volume, MountError> {
 async fn check_bucket<E: Env>(env: &E, volume: &Volume) -> Result<(), MountError> {
     let len = crate::format::block::encode_marker(volume.id).len() as u64;
     let mut attempts = 0;
-    let marker = loop {
-        match env.objects().get(VOLUME_OBJECT, 0..len).await {
-            Ok(marker) => break marker,
-            Err(StoreError::NotFound) => return Err(MountError::WrongBucket { found: "no volume there".into() }),
-            Err(StoreError::Retry | StoreError::Short) if attempts < 8 => {
-                env.sleep_until(env.now() + Duration::from_millis(20 << attempts)).await;
-                attempts += 1;
-            }
-            Err(error) => return Err(error.into()),
+    loop {
+        let answer = env.objects().get(VOLUME_OBJECT, 0..len).await.map(|marker| decode_marker(&marker));
+        let error = match answer {
+            Ok(Ok(id)) if id == volume.id => return Ok(()),
+            Ok(Ok(_)) => MountError::WrongBucket { found: "another volume's data".into() },
+            Ok(Err(_)) | Err(StoreError::Short) => MountError::WrongBucket { found: "a damaged marker object".into() },
+            Err(StoreError::NotFound) => MountError::WrongBucket { found: "no volume there".into() },
+            Err(error) => error.into(),
+        };
+        // A torn or missing answer may be the store's passing fault; only one that stays is the truth.
+        if attempts == MARKER_TRIES {
+            return Err(error);
         }
-    };
-    match decode_marker(&marker) {
-        Ok(id) if id == volume.id => Ok(()),
-        Ok(_) => Err(MountError::WrongBucket { found: "another volume's data".into() }),
-        Err(_) => Err(MountError::WrongBucket { found: "a damaged marker object".into() }),
+        env.sleep_until(env.now() + Duration::from_millis(10 << attempts)).await;
+        attempts += 1;
     }
 }
 

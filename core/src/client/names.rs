@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::files::{Handle, OpenFlags};
 use super::wait::lock;
 use super::{Client, Shared};
-use crate::env::{Env, Point};
+use crate::env::{Edge, Env, Point};
 use crate::errno::Errno;
 use crate::kv::{OpError, Read};
 use crate::meta::{self, DirEntry, New, Removed, RenameMode, SetAttr, XattrMode};
@@ -221,36 +221,32 @@ impl<E: Env> Client<E> {
         let names = [(dir, name), (new_dir, new_name)];
         let mut settled: [Option<Ino>; 2] = [None, None];
         loop {
-            let done = shared
+            let over = settled.iter().any(Option::is_some);
+            let renamed = shared
                 .mutate(|txn, ctx| {
                     // The files that must be settled are looked up in the same transaction that renames.
                     let wanted = to_settle(txn.as_read(), names, mode)?;
                     if wanted.iter().any(|ino| ino.is_some() && !settled.contains(ino) && shared.is_dirty(*ino)) {
                         return Ok(Err(wanted));
                     }
-                    let over = wanted.iter().any(Option::is_some);
-                    if over {
-                        shared.env.at(Point::RenameOver);
-                    }
-                    meta::rename::rename(txn, ctx, dir, name, new_dir, new_name, mode).map(|done| Ok((done, over)))
+                    meta::rename::rename(txn, ctx, dir, name, new_dir, new_name, mode).map(Ok)
                 })
-                .await?;
-            match done {
-                Ok((renamed, over)) => {
-                    if over {
-                        shared.env.at(Point::RenameOver);
-                    }
+                .await;
+            if over {
+                shared.env.at(Point::RenameOver, Edge::End);
+            }
+            match renamed? {
+                Ok(renamed) => {
                     if let Some(removed) = renamed.replaced {
                         shared.removed(removed);
                     }
                     return Ok(());
                 }
                 Err(wanted) => {
-                    let deadline = shared.deadline();
-                    for ino in wanted.into_iter().flatten() {
-                        let Some(cell) = shared.files.get(ino) else { continue };
-                        let seen = lock(&cell.state).file.error_count();
-                        shared.flush(&cell, seen, deadline).await?;
+                    shared.env.at(Point::RenameOver, Edge::Begin);
+                    if let Err(errno) = shared.settle(wanted).await {
+                        shared.env.at(Point::RenameOver, Edge::End);
+                        return Err(errno);
                     }
                     settled = wanted;
                 }
@@ -398,6 +394,18 @@ impl<E: Env> Shared<E> {
         if removed.nlink == 0 && self.files.orphan(removed.ino) {
             self.env.spawn(self.clone().reap(removed.ino));
         }
+    }
+
+    /// Waits until what was accepted for the files so far is committed.
+    async fn settle(self: &Arc<Self>, files: [Option<Ino>; 2]) -> Result<(), Errno> {
+        let deadline = self.deadline();
+        for ino in files.into_iter().flatten() {
+            if let Some(cell) = self.files.get(ino) {
+                let seen = lock(&cell.state).file.error_count();
+                self.flush(&cell, seen, deadline).await?;
+            }
+        }
+        Ok(())
     }
 
     fn is_dirty(&self, ino: Option<Ino>) -> bool {

@@ -141,19 +141,29 @@ pub trait Env: Clone + Send + Sync + 'static {
     fn stripe(&self) -> u8;
     /// Awaited before each lock: ready at once outside the simulator, which may suspend here.
     fn pause(&self) -> impl Future<Output = ()> + Send;
-    /// Called at each `Point` passed: nothing outside tests, which may end the process or the node there.
-    fn at(&self, _point: Point) {}
+    /// Called when a `Point` begins and when it has ended: nothing outside tests, which end the process or the node
+    /// there.
+    fn at(&self, _point: Point, _edge: Edge) {}
 }
 
-/// Moments at which a crash is most instructive; see `Env::at`.
+/// Work in which a crash is most instructive; see `Env::at`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Point {
-    /// A block is about to be put, or has been and nobody knows yet.
+    /// The put of a block.
     Put,
-    /// A commit is about to run, or has run and nobody knows yet.
+    /// The transaction of a commit.
     Commit,
     /// The same, of a commit that holds a truncate.
     Truncate,
-    /// A rename over an existing name is about to run, or has run and was not answered.
+    /// A rename over an existing name whose new contents are not committed yet.
     RenameOver,
+}
+
+/// Which end of a `Point`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Edge {
+    /// It is about to start.
+    Begin,
+    /// It has taken effect or failed, and nobody was told yet.
+    End,
 }

@@ -31,7 +31,8 @@ impl SetAttr {
         attr.gid = gid.unwrap_or(attr.gid);
         attr.atime = atime.unwrap_or(attr.atime);
         attr.mtime = mtime.unwrap_or(attr.mtime);
-        attr.ctime = ctime.unwrap_or(now);
+        // Members of a commit may be older than a change that went straight to metadata: ctime never goes back.
+        attr.ctime = attr.ctime.max(ctime.unwrap_or(now));
     }
 }
 

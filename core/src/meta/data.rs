@@ -78,7 +78,7 @@ pub fn commit(txn: &mut dyn Txn, ctx: &OpCtx, commit: &Commit) -> OpResult<Commi
             }
             Change::Truncate { length } => truncate(txn, &ctx.geometry, ino, &mut attr, *length)?,
             Change::Written { mtime, drop_privileges: drop } => {
-                (attr.mtime, attr.ctime) = (*mtime, *mtime);
+                (attr.mtime, attr.ctime) = (*mtime, attr.ctime.max(*mtime));
                 if *drop {
                     drop_privileges(&mut attr);
                     drop_capability(txn, ino)?;

@@ -298,21 +298,21 @@ impl Model {
         let (old_parent, old_name) = self.parent(from)?;
         let (new_parent, new_name) = self.parent(to)?;
         let moved = self.find(from)?;
+        if new_name.len() > NAME_MAX {
+            return Err(Errno::ENAMETOOLONG);
+        }
         let target = self.find(to).ok();
         if flag == RenameFlag::NoReplace && target.is_some() {
             return Err(Errno::EEXIST);
         }
         if flag == RenameFlag::Exchange && target.is_none() {
-            return Err(if new_name.len() > NAME_MAX { Errno::ENAMETOOLONG } else { Errno::ENOENT });
+            return Err(Errno::ENOENT);
         }
         if below(to, from) {
             return Err(Errno::EINVAL);
         }
         if below(from, to) {
             return Err(if flag == RenameFlag::Exchange { Errno::EINVAL } else { Errno::ENOTEMPTY });
-        }
-        if new_name.len() > NAME_MAX {
-            return Err(Errno::ENAMETOOLONG);
         }
         if target == Some(moved) {
             return Ok(());

@@ -128,7 +128,7 @@ impl<S: Source> Generator<S> {
             82..=83 => Op::Rmdir { path: self.existing(model, true) },
             84..=86 => Op::Link { from: self.existing(model, false), to: self.fresh(model) },
             87..=94 => self.attributes(model),
-            95..=98 => Op::FsyncDir { path: self.directory(model) },
+            95..=97 => Op::FsyncDir { path: self.directory(model) },
             _ => Op::Sync,
         }
     }

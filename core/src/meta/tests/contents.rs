@@ -301,20 +301,20 @@ fn members_take_effect_in_order() {
     let slice = world.blocks(0, 10, 20);
     let changes = vec![
         slice,
-        Change::Attrs { set: chmod, now: time(1) },
-        Change::Written { mtime: time(2), drop_privileges: false },
+        Change::Attrs { set: chmod, now: time(2001) },
+        Change::Written { mtime: time(2002), drop_privileges: false },
         Change::Truncate { length: 12 },
     ];
     let reply = world.commit(ino, 4, changes).unwrap();
     assert_eq!((reply.attr.length, reply.attr.stored, reply.attr.mode), (12, 2, 0o6775));
-    assert_eq!((reply.attr.mtime, reply.attr.ctime, reply.attr.commit), (time(2), time(2), 4));
+    assert_eq!((reply.attr.mtime, reply.attr.ctime, reply.attr.commit), (time(2002), time(2002), 4));
     assert_eq!(world.attr(ino), reply.attr);
 
     let utimes = SetAttr { mtime: Some(time(-7)), ..SetAttr::default() };
     let changes =
-        vec![Change::Written { mtime: time(8), drop_privileges: true }, Change::Attrs { set: utimes, now: time(9) }];
+        vec![Change::Written { mtime: time(8), drop_privileges: true }, Change::Attrs { set: utimes, now: time(2009) }];
     let reply = world.commit(ino, 6, changes).unwrap();
-    assert_eq!((reply.attr.mtime, reply.attr.ctime, reply.attr.mode), (time(-7), time(9), 0o0775));
+    assert_eq!((reply.attr.mtime, reply.attr.ctime, reply.attr.mode), (time(-7), time(2009), 0o0775));
     let capability = world.read(|read| xattr::get(read, ino, SECURITY_CAPABILITY));
     assert_eq!(capability, Err(OpError::Errno(Errno::ENODATA)));
     world.check();

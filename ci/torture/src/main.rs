@@ -1,0 +1,128 @@
+//! Tortures a mount and judges it by the crash contract.
+//!
+//!   torture crash    --kiseki BINARY --work DIR [--kills N] [--seed S] [--writers W] [-- MOUNT-ARGUMENT...]
+//!   torture powercut --kiseki BINARY --work DIR [--cuts N]  [--seed S] [--writers W] [--no-fsync] [-- ...]
+//!
+//! `crash` kills the mount process (kill -9) in the middle of the writers' work, aiming in turn at a put, a commit,
+//! a commit that holds a truncate, and a rename over an existing name. `powercut` keeps metadata and store on ext4 on
+//! a loop device, and shuts that down without flushing (root only). After each, the volume is mounted again, compared
+//! with what was promised, and checked with `fsck --data`. `--no-fsync` makes every fsync of the mount a no-op: then
+//! something must be lost, or this test sees nothing.
+
+mod content;
+mod judge;
+mod names;
+mod run;
+mod stamp;
+mod sys;
+mod world;
+mod writer;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use run::{Plan, Sums, run};
+use world::{Disk, PHASES, Setup};
+
+/// Promises that a run must hold on average per round, or it has tested too little.
+const ACKED_PER_ROUND: u64 = 50;
+/// Sparse; the writers keep some ten MiB each.
+const DISK_BYTES: u64 = 4 << 30;
+
+struct Args {
+    powercut: bool,
+    kiseki: PathBuf,
+    work: PathBuf,
+    rounds: u64,
+    seed: u64,
+    writers: u64,
+    no_fsync: bool,
+    mount_args: Vec<String>,
+}
+
+fn parse() -> Result<Args, String> {
+    let mut words = std::env::args().skip(1);
+    let powercut = match words.next().as_deref() {
+        Some("crash") => false,
+        Some("powercut") => true,
+        other => return Err(format!("crash or powercut, not {other:?}")),
+    };
+    let (kiseki, work, mount_args) = (PathBuf::new(), PathBuf::new(), vec![]);
+    let rounds = if powercut { 20 } else { 100 };
+    let mut args = Args { powercut, kiseki, work, rounds, seed: 1, writers: 6, no_fsync: false, mount_args };
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or(format!("{word} needs a value"));
+        let number = |text: String| text.parse::<u64>().map_err(|_| format!("{text} is not a number"));
+        match word.as_str() {
+            "--kiseki" => args.kiseki = value()?.into(),
+            "--work" => args.work = value()?.into(),
+            "--kills" | "--cuts" => args.rounds = number(value()?)?,
+            "--seed" => args.seed = number(value()?)?,
+            "--writers" => args.writers = number(value()?)?,
+            "--no-fsync" if powercut => args.no_fsync = true,
+            "--" => args.mount_args = words.by_ref().collect(),
+            _ => return Err(format!("unknown argument {word}")),
+        }
+    }
+    if args.kiseki.as_os_str().is_empty() || !args.work.is_absolute() {
+        return Err("--kiseki and an absolute --work are needed".into());
+    }
+    Ok(args)
+}
+
+fn main() -> ExitCode {
+    match parse().and_then(torture) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(text) => {
+            eprintln!("torture: {text}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn torture(args: Args) -> Result<bool, String> {
+    let work = args.work;
+    let data = if args.powercut { work.join("disk") } else { work.clone() };
+    let disk = args.powercut.then(|| Disk::create(work.join("disk.img"), data.clone(), DISK_BYTES)).transpose()?;
+    let setup = Setup {
+        kiseki: args.kiseki,
+        meta: data.join("meta"),
+        bucket: data.join("bucket"),
+        mnt: work.join("mnt"),
+        log: work.join("mount.log"),
+        phases: work.join("phases"),
+        mount_args: args.mount_args,
+        no_fsync: args.no_fsync,
+    };
+    let plan = Plan { setup, disk, rounds: args.rounds, seed: args.seed, writers: args.writers };
+    let sums = run(&plan);
+    if let Some(text) = &sums.failure {
+        eprintln!("torture: {text}");
+    }
+    let right = if args.no_fsync { sums.lost > 0 } else { verdict(&sums, &plan) };
+    let (name, count) = if args.powercut { ("powercut", "cuts") } else { ("crash", "kills") };
+    println!("{name}: {count}={} acked={} lost={} invented={}", sums.rounds, sums.acked, sums.lost, sums.invented);
+    Ok(right)
+}
+
+fn verdict(sums: &Sums, plan: &Plan) -> bool {
+    let mut right = sums.lost == 0 && sums.invented == 0 && sums.failure.is_none();
+    let mut fail = |text: String| {
+        eprintln!("torture: {text}");
+        right = false;
+    };
+    if sums.acked < ACKED_PER_ROUND * plan.rounds {
+        fail(format!("{} promises in {} rounds: too few to tell", sums.acked, plan.rounds));
+    }
+    if plan.disk.is_none() {
+        let least = (plan.rounds / 8).min(5);
+        let counts: Vec<String> =
+            PHASES.iter().zip(sums.phases).map(|(name, count)| format!("{name}={count}")).collect();
+        println!("kills inside: {} (at least {least} each)", counts.join(" "));
+        if sums.phases.iter().any(|count| *count < least) {
+            fail("too few kills inside a phase".into());
+        }
+    }
+    right
+}

@@ -1,0 +1,239 @@
+//! Every decoder against hostile bytes: none panics, and what one accepts encodes to the same bytes again.
+
+use bolero::check;
+use bolero::generator::*;
+use bytes::Bytes;
+use kiseki_core::format::block::{
+    BlockError, Head, decode_head, decode_marker, encode_head, encode_marker, object_key, object_len, parse_key,
+    verify_object,
+};
+use kiseki_core::format::keys::{self, Counter, Key};
+use kiseki_core::format::values::{
+    Cut, DelSlice, Dentry, DirStat, Home, Lease, Location, Session, VOLUME_VERSION, Value, Volume,
+};
+use kiseki_core::types::{
+    Attr, BlockId, FileType, Geometry, Ino, Place, STRIPES, SessionId, SliceId, SliceRecord, Timestamp, VolumeId,
+};
+
+const ITERATIONS: usize = 100_000;
+
+/// Damage to bytes that were right.
+#[derive(Clone, Debug, TypeGenerator)]
+struct Damage {
+    which: u8,
+    flips: Vec<(u16, u8)>,
+    cut: Option<u16>,
+    tail: Vec<u8>,
+}
+
+impl Damage {
+    fn apply(&self, mut bytes: Vec<u8>) -> Vec<u8> {
+        for (at, mask) in self.flips.iter().take(3) {
+            let len = bytes.len();
+            if let Some(byte) = bytes.get_mut(usize::from(*at) % len.max(1)) {
+                *byte ^= mask;
+            }
+        }
+        if let Some(cut) = self.cut {
+            bytes.truncate(usize::from(cut) % (bytes.len() + 1));
+        }
+        bytes.extend(self.tail.iter().take(8));
+        bytes
+    }
+
+    fn pick<T: Clone>(&self, samples: &[T]) -> T {
+        samples[usize::from(self.which) % samples.len()].clone()
+    }
+}
+
+fn check_key(bytes: &[u8]) {
+    if let Ok(key) = keys::decode(bytes) {
+        assert_eq!(key.encode(), bytes, "{key:?}");
+    }
+}
+
+#[test]
+fn keys_of_any_bytes() {
+    check!().with_iterations(ITERATIONS).for_each(|bytes: &[u8]| check_key(bytes));
+}
+
+#[test]
+fn keys_with_damage() {
+    let (ino, slice) = (Ino(0x1234), SliceId(0x5678));
+    let samples = [
+        Key::Volume,
+        Key::Counter(Counter::Inodes, STRIPES - 1),
+        Key::NextIno,
+        Key::NextSlice,
+        Key::NextSession,
+        Key::Attr(ino),
+        Key::Dentry(ino, b"name"),
+        Key::DirStat(ino, 0),
+        Key::Link(ino, Ino(2), b"name"),
+        Key::Symlink(ino),
+        Key::Xattr(ino, b"user.name"),
+        Key::Slice(ino, 1, 2),
+        Key::Cut(ino, 3),
+        Key::Home(slice),
+        Key::Member(slice, SliceId(9)),
+        Key::Session(SessionId(1)),
+        Key::Lease(4096),
+        Key::Orphan(ino),
+        Key::DelFile(ino),
+        Key::CutFile(ino),
+        Key::DelSlice(slice),
+    ];
+    check!().with_iterations(ITERATIONS).with_type::<Damage>().for_each(|damage| {
+        check_key(&damage.apply(damage.pick(&samples).encode()));
+    });
+}
+
+fn check_value<V: Value>(bytes: &[u8]) {
+    if let Ok(value) = V::decode(bytes) {
+        assert_eq!(value.encode(), bytes);
+    }
+}
+
+fn check_values(bytes: &[u8]) {
+    check_value::<Volume>(bytes);
+    check_value::<Attr>(bytes);
+    check_value::<Dentry>(bytes);
+    check_value::<DirStat>(bytes);
+    check_value::<SliceRecord>(bytes);
+    check_value::<Session>(bytes);
+    check_value::<Lease>(bytes);
+    check_value::<Cut>(bytes);
+    check_value::<Home>(bytes);
+    check_value::<DelSlice>(bytes);
+    check_value::<i64>(bytes);
+    check_value::<u64>(bytes);
+    check_value::<()>(bytes);
+    check_value::<Bytes>(bytes);
+    if let Ok(record) = SliceRecord::decode(bytes) {
+        assert_eq!(record.check(), Ok(()), "a decoder let a bad record pass");
+    }
+}
+
+#[test]
+fn values_of_any_bytes() {
+    check!().with_iterations(ITERATIONS).for_each(|bytes: &[u8]| {
+        check_values(bytes);
+        check_values(&[&[1], bytes].concat());
+    });
+}
+
+#[test]
+fn values_with_damage() {
+    let time = Timestamp { secs: 1, nanos: 2 };
+    let record = |slice, stored_len, place| {
+        SliceRecord { slice: SliceId(slice), stored_len, off: 0, pos: 9, len: stored_len, place }.encode()
+    };
+    let home = |location| Home { location, references: 1 }.encode();
+    let volume = Volume {
+        version: VOLUME_VERSION,
+        id: VolumeId([1; 16]),
+        name: "name".into(),
+        storage: "file".into(),
+        bucket: "/bucket".into(),
+        geometry: Geometry::DEFAULT,
+        capacity: 0,
+        inodes: 0,
+        created: time,
+    };
+    let attr = Attr {
+        kind: FileType::Regular,
+        mode: 0o644,
+        uid: 1,
+        gid: 2,
+        rdev: 0,
+        nlink: 1,
+        length: 4,
+        stored: 5,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        btime: time,
+        commit: 6,
+        next_seq: 7,
+        parent: Ino::ROOT,
+    };
+    let samples = [
+        volume.encode(),
+        attr.encode(),
+        Dentry { ino: Ino(2), kind: FileType::Socket }.encode(),
+        DirStat { entries: 1, subdirs: -1, mtime: time, ctime: time }.encode(),
+        record(1, 70_000, Place::Blocks),
+        record(1, 70_000, Place::Home),
+        record(0, 4, Place::Inline(Bytes::from_static(b"tiny"))),
+        Session { started: time }.encode(),
+        Lease { end: 8192, session: SessionId(1) }.encode(),
+        Cut { offset: 4096 }.encode(),
+        home(Location::Blocks),
+        home(Location::Pack { pack: SliceId(1), offset: 2 }),
+        home(Location::Log { segment: 1, offset: 2 }),
+        DelSlice { stored_len: 1 }.encode(),
+    ];
+    check!().with_iterations(ITERATIONS).with_type::<Damage>().for_each(|damage| {
+        check_values(&damage.apply(damage.pick(&samples)));
+    });
+}
+
+const VOLUME: VolumeId = VolumeId(*b"volume for tests");
+const FRAME: u32 = 16;
+
+fn sample_block(len: u32) -> (BlockId, Vec<u8>) {
+    let id = BlockId { slice: SliceId(77), index: 1, len };
+    let payload: Vec<u8> = (0..len).map(|index| index as u8).collect();
+    let head = encode_head(VOLUME, id, FRAME, &payload);
+    (id, [&head[..], &payload].concat())
+}
+
+#[test]
+fn blocks_of_any_bytes() {
+    check!().with_iterations(ITERATIONS).for_each(|bytes: &[u8]| {
+        let (id, good) = sample_block(40);
+        let head: Result<Head, BlockError> = decode_head(VOLUME, id, FRAME, bytes);
+        assert!(head.is_err() || bytes.starts_with(&good[..good.len() - 40]));
+        let object = Bytes::copy_from_slice(bytes);
+        assert!(verify_object(VOLUME, id, FRAME, &object).is_err() || object == good);
+    });
+}
+
+#[test]
+fn blocks_with_damage() {
+    let (id, good) = sample_block(40);
+    assert_eq!(good.len() as u64, object_len(FRAME, 40));
+    check!().with_iterations(ITERATIONS).with_type::<Damage>().for_each(|damage| {
+        let object = Bytes::from(damage.apply(good.clone()));
+        let whole = verify_object(VOLUME, id, FRAME, &object);
+        assert_eq!(whole.is_ok(), object == good, "{whole:?}");
+        if let Ok(head) = decode_head(VOLUME, id, FRAME, &object) {
+            let payload = &object[head.head_len() as usize..];
+            let first = u32::from(damage.which);
+            for part in [payload, &payload[..payload.len().min(16)], &payload[payload.len().min(32)..]] {
+                let at = first as usize * FRAME as usize;
+                if head.verify(first, part).is_ok() {
+                    let right = &good[good.len() - 40..];
+                    assert_eq!(right.get(at..at + part.len()), Some(part), "other bytes were verified");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn markers_and_object_keys() {
+    let marker = encode_marker(VOLUME);
+    let key = object_key(BlockId { slice: SliceId(0x1_2345), index: 6, len: 1 });
+    check!().with_iterations(ITERATIONS).with_type::<Damage>().for_each(|damage| {
+        let bytes = damage.apply(marker.to_vec());
+        if let Ok(volume) = decode_marker(&bytes) {
+            assert_eq!(encode_marker(volume), bytes);
+        }
+        if let Ok(text) = String::from_utf8(damage.apply(key.clone().into_bytes()))
+            && let Some((slice, index)) = parse_key(&text)
+        {
+            assert_eq!(object_key(BlockId { slice, index, len: 1 }), text);
+        }
+    });
+}

@@ -1,0 +1,132 @@
+//! `kiseki mount`: serves a volume at a mount point, in the foreground or (`-d`) in the background.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use kiseki_core::client::Client;
+use tokio::runtime::Handle;
+
+use super::open::{explain_objects, explain_open, read_volume};
+use super::output::{Done, Failure, Outcome, say};
+use super::place;
+use super::values::{duration, size};
+use crate::control::{MountPlace, MountService, Server};
+use crate::env::TokioEnv;
+use crate::mount::MountConfig;
+use crate::objects::{Access, Objects};
+use crate::rocks::{OpenMode, RocksMeta};
+
+const EXAMPLES: &str = "\
+Examples:
+  kiseki mount -d /srv/kiseki/meta /mnt/kiseki
+  kiseki mount --read-only /srv/kiseki/meta /mnt/kiseki
+  kiseki mount -d --buffer-size 2G --commit-interval 10s /srv/kiseki/meta /mnt/kiseki
+
+Without -d the command serves the mount until it is unmounted or gets SIGINT or SIGTERM, which unmount cleanly. With
+-d it returns 0 once the mount answers; otherwise it prints why not.
+
+What is written is stored after --commit-interval at the latest, when memory runs short, and at fsync(2), which
+returns once the file survives a power cut. A mount that was killed needs no repair: mount the volume again.
+
+Options for -o: allow_other (the default when root mounts), allow_root, nonempty, ro, rw, [no]dev, [no]suid, [no]exec,
+sync, async, dirsync. Permissions are always checked by the kernel (default_permissions).
+
+The environment variable KISEKI_LOG sets what is logged: error, warn, info (the default), debug, trace.";
+
+/// Least memory for written data: the blocks of a few files at once, and a cache.
+const BUFFER_SIZE_MIN: u64 = 64 << 20;
+
+/// Mount a volume
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct MountArgs {
+    /// The metadata store: the path of a folder, or rocksdb://PATH
+    meta: OsString,
+    /// Where to mount: an empty folder
+    mountpoint: PathBuf,
+    /// Serve in the background; return once the mount answers
+    #[arg(short, long)]
+    daemon: bool,
+    /// Take no writes
+    #[arg(long)]
+    read_only: bool,
+    /// Memory for written data and cached blocks together
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "512M")]
+    buffer_size: u64,
+    /// How long written data may stay in memory only
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5s")]
+    commit_interval: Duration,
+    /// How long to wait for the object store before an operation fails; nothing that was written is dropped then
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5m")]
+    store_timeout: Duration,
+    /// Log to this file [default: standard error; with -d /var/log/kiseki.log, or ~/.kiseki/META.log for a user]
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Mount options, as for mount(8)
+    #[arg(short = 'o', long = "options", value_name = "OPTIONS")]
+    options: Vec<String>,
+}
+
+pub(super) fn run(args: MountArgs) -> Outcome {
+    let meta_path = place::meta_path(&args.meta)?;
+    if args.buffer_size < BUFFER_SIZE_MIN {
+        return Err(Failure::Usage("--buffer-size is at least 64M".into()));
+    }
+    if args.commit_interval.is_zero() || args.store_timeout.is_zero() {
+        return Err(Failure::Usage("--commit-interval and --store-timeout are longer than nothing".into()));
+    }
+    let config = MountConfig {
+        meta_path,
+        mountpoint: args.mountpoint,
+        daemon: args.daemon,
+        read_only: args.read_only,
+        buffer_size: args.buffer_size,
+        commit_interval: args.commit_interval,
+        store_timeout: args.store_timeout,
+        log: args.log,
+        options: args.options,
+    };
+    let mountpoint = config.mountpoint.display().to_string();
+    let daemon = config.daemon;
+    crate::mount::run(config, open, serve_control).map_err(|error| match error.downcast::<Failure>() {
+        Ok(failure) => failure,
+        Err(error) => Failure::new(format!("{error:#}")),
+    })?;
+    if daemon {
+        say(format!("mounted at {mountpoint}"));
+    }
+    Ok(Done::Clean)
+}
+
+/// Opens the stores of a volume.
+fn open(config: &MountConfig, handle: &Handle) -> anyhow::Result<TokioEnv> {
+    let meta = RocksMeta::open(&config.meta_path, OpenMode::Existing, handle.clone()).map_err(|e| explain_open(&e))?;
+    let Some(volume) = handle.block_on(read_volume(&meta, &config.meta_path))? else {
+        return Err(super::open::no_volume(&config.meta_path).into());
+    };
+    let access = if config.read_only { Access::Read } else { Access::Write };
+    let bucket = Path::new(&volume.bucket);
+    let objects = Objects::open(&volume.storage, bucket, &volume.name, access, config.store_timeout, handle.clone());
+    let objects = objects.map_err(|e| explain_objects(&volume, e))?;
+    Ok(TokioEnv::new(Arc::new(meta), Arc::new(objects), handle.clone()))
+}
+
+/// Starts the control socket of a mount that answers; what is returned ends it.
+fn serve_control(
+    client: &Client<TokioEnv>,
+    config: &MountConfig,
+    handle: &Handle,
+) -> anyhow::Result<impl FnOnce(Result<(), String>) + use<>> {
+    let place = MountPlace {
+        meta: config.meta_path.clone(),
+        mountpoint: config.mountpoint.clone(),
+        read_only: config.read_only,
+    };
+    let server = Server::start(&config.meta_path, MountService::new(client.clone(), handle.clone(), place));
+    let server = server
+        .map_err(|e| Failure::new(format!("cannot make the control socket in {}: {e}", config.meta_path.display())))?;
+    Ok(move |outcome| server.finish(outcome))
+}

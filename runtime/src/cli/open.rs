@@ -1,0 +1,263 @@
+//! Reaching a volume: through the mount that has it, or by opening its stores for the time of a command.
+//!
+//! Invariant: opening changes nothing that a volume is made of.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kiseki_core::env::{MetaError, MetaStore, ObjectStore, StoreError};
+use kiseki_core::format::block::{VOLUME_OBJECT, decode_marker, encode_marker, uuid};
+use kiseki_core::format::codec::DecodeError;
+use kiseki_core::format::keys;
+use kiseki_core::format::values::{VOLUME_VERSION, Value, Volume};
+use kiseki_core::meta;
+use tokio::runtime::Runtime;
+
+use super::output::{Context, Failure, Outcome};
+use super::place::{MountEntry, Place};
+use crate::control::protocol::{Checked, Finding, Progress, Reply, Status};
+use crate::control::{Connection, Stop, check, status_of, view};
+use crate::env::TokioEnv;
+use crate::objects::{Access, Objects, ObjectsError};
+use crate::rocks::{OpenError, OpenMode, RocksMeta};
+
+/// One call of the object store, on behalf of a person who waits.
+const STORE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The mount that a path belongs to.
+pub(super) fn connect(mount: &MountEntry) -> Outcome<Connection> {
+    let place = mount.mountpoint.display();
+    let connection = Connection::open(&mount.meta).context(|| format!("reach the mount at {place}"))?;
+    connection.ok_or_else(|| {
+        Failure::with_hint(
+            format!("the process of the mount at {place} is gone"),
+            format!("Remove the dead mount with `kiseki umount {place}`, or mount the volume again."),
+        )
+    })
+}
+
+/// An answer that the protocol does not allow: the mount runs another version.
+pub(super) fn unexpected(reply: &Reply) -> Failure {
+    Failure::with_hint(
+        format!("the mount process gave an answer that this version does not understand: {reply:?}"),
+        "Unmount and mount again with this version.",
+    )
+}
+
+/// The status that the mount of the store at `meta` gives; `None` if it is not mounted.
+pub(super) fn mounted_status(meta: &Path) -> Outcome<Option<Status>> {
+    status_of(meta).context(|| format!("ask the mount of {}", meta.display()))
+}
+
+impl Place {
+    /// The metadata store of a mount point whose process is gone can be opened; the person should know.
+    pub(super) fn warn_if_dead(&self) {
+        if let Some(mount) = &self.mount {
+            let place = mount.mountpoint.display();
+            super::output::say_aside(format!(
+                "kiseki: the process of the mount at {place} is gone; `kiseki umount {place}` removes what is left of it"
+            ));
+        }
+    }
+}
+
+/// A metadata store that this command has open.
+pub(super) struct Store {
+    meta: Arc<RocksMeta>,
+    path: PathBuf,
+    // Dropped last: the store's syncs run on it.
+    runtime: Runtime,
+}
+
+impl Store {
+    /// Opens the store in the folder `path`.
+    pub(super) fn open(path: &Path, mode: OpenMode) -> Outcome<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.context(|| "start threads")?;
+        let meta = RocksMeta::open(path, mode, runtime.handle().clone()).map_err(|e| explain_open(&e))?;
+        Ok(Self { meta: Arc::new(meta), path: path.into(), runtime })
+    }
+
+    /// Runs a future to its end.
+    pub(super) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// The metadata.
+    pub(super) fn meta(&self) -> &RocksMeta {
+        &self.meta
+    }
+
+    /// The settings of the volume that the store holds; `None` if it holds nothing at all.
+    pub(super) fn volume(&self) -> Outcome<Option<Volume>> {
+        self.block_on(read_volume(&self.meta, &self.path))
+    }
+
+    /// The volume, which must be there.
+    pub(super) fn existing_volume(&self) -> Outcome<Volume> {
+        self.volume()?.ok_or_else(|| no_volume(&self.path))
+    }
+
+    /// The status of the volume, which is not mounted.
+    pub(super) fn status(&self) -> Outcome<Status> {
+        let volume = self.existing_volume()?;
+        let usage = self.block_on(self.meta.read(|read| meta::volume::usage(read)));
+        let usage = usage.map_err(|e| self.failed("read", &e))?;
+        Ok(Status {
+            meta: self.path.display().to_string(),
+            volume: view::volume(&volume),
+            usage: view::usage(&usage),
+            mount: None,
+        })
+    }
+
+    /// The volume's objects, not looked at.
+    pub(super) fn objects(&self, volume: &Volume, access: Access) -> Outcome<Objects> {
+        let (bucket, handle) = (Path::new(&volume.bucket), self.runtime.handle().clone());
+        let objects = Objects::open(&volume.storage, bucket, &volume.name, access, STORE_TIMEOUT, handle);
+        objects.map_err(|e| explain_objects(volume, e))
+    }
+
+    /// The volume's objects, to read; their marker must name this volume.
+    fn marked_objects(&self, volume: &Volume) -> Outcome<Objects> {
+        let prefix = view::prefix(volume);
+        let objects = self.objects(volume, Access::Read)?;
+        let wrong = |what: String| {
+            Failure::with_hint(
+                format!("{} {what}", prefix.display()),
+                format!(
+                    "Volume '{}' keeps its objects there: is the right disk mounted? Nothing was changed.",
+                    volume.name
+                ),
+            )
+        };
+        let marker_len = encode_marker(volume.id).len() as u64;
+        let marker = self.block_on(objects.get(VOLUME_OBJECT, 0..marker_len));
+        let marker = match marker {
+            Ok(marker) => marker,
+            Err(StoreError::NotFound | StoreError::Short) => {
+                return Err(wrong(format!("does not hold the volume's marker ({VOLUME_OBJECT})")));
+            }
+            Err(e) => return Err(wrong(format!("cannot be read: {e}"))),
+        };
+        match decode_marker(&marker) {
+            Ok(id) if id == volume.id => Ok(objects),
+            Ok(id) => Err(wrong(format!("holds the objects of another volume ({})", uuid(id)))),
+            Err(DecodeError::Version(version)) => Err(future_version(&prefix, version)),
+            Err(e) => Err(wrong(format!("holds a damaged marker ({VOLUME_OBJECT}: {e})"))),
+        }
+    }
+
+    /// Checks the volume (`kiseki fsck`).
+    pub(super) fn check(
+        &self,
+        data: bool,
+        progress: &(dyn Fn(Progress) + Sync),
+        found: &(dyn Fn(Finding) + Sync),
+    ) -> Outcome<Checked> {
+        let volume = self.existing_volume()?;
+        let objects = Arc::new(self.marked_objects(&volume)?);
+        let env = TokioEnv::new(Arc::clone(&self.meta), objects, self.runtime.handle().clone());
+        let checked = check::run(self.runtime.handle(), &Stop::new(), progress, found, async |progress, found| {
+            kiseki_core::client::check::check(&env, &volume, data, progress, found).await
+        });
+        checked.map_err(|e| Failure::new(format!("cannot check the volume in {}: {}", self.path.display(), e.text)))
+    }
+
+    /// Names what could not be done to the store.
+    pub(super) fn failed(&self, verb: &str, error: &MetaError) -> Failure {
+        failed(verb, &self.path, error)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Err(e) = self.meta.close() {
+            super::output::say_aside(format!("kiseki: cannot close the metadata in {}: {e}", self.path.display()));
+        }
+    }
+}
+
+/// The settings of the volume in the store at `path`; `None` if it holds nothing at all.
+pub(super) async fn read_volume(meta: &RocksMeta, path: &Path) -> Outcome<Option<Volume>> {
+    let place = path.display();
+    let read = meta.read(|read| Ok((read.get(&keys::volume())?, read.scan(&[], &[0xff], 1)?)));
+    let (bytes, first) = read.await.map_err(|e| failed("read", path, &e))?;
+    let Some(bytes) = bytes else {
+        if first.is_empty() {
+            return Ok(None);
+        }
+        return Err(Failure::new(format!(
+            "the metadata in {place} is damaged: the settings of its volume are missing"
+        )));
+    };
+    match Volume::decode(&bytes) {
+        Ok(volume) => Ok(Some(volume)),
+        Err(DecodeError::Version(version)) => Err(future_version(path, version)),
+        Err(e) => Err(Failure::new(format!("the metadata in {place} is damaged: settings of its volume: {e}"))),
+    }
+}
+
+/// Names what could not be done to the metadata.
+pub(super) fn failed(verb: &str, path: &Path, error: &MetaError) -> Failure {
+    Failure::new(format!("cannot {verb} the metadata in {}: {error}", path.display()))
+}
+
+/// The store holds nothing.
+pub(super) fn no_volume(path: &Path) -> Failure {
+    Failure::with_hint(format!("{} holds no volume", path.display()), "Make one: kiseki format META NAME --bucket DIR")
+}
+
+/// What to do about objects that cannot be reached.
+pub(super) fn explain_objects(volume: &Volume, error: ObjectsError) -> Failure {
+    let name = &volume.name;
+    match error {
+        ObjectsError::Missing(path) => Failure::with_hint(
+            format!("the objects of volume '{name}' are missing: there is no folder {}", path.display()),
+            "Is the disk that holds them mounted? Nothing was changed.",
+        ),
+        ObjectsError::Storage(storage) => Failure::with_hint(
+            format!("volume '{name}' is stored in \"{storage}\", which this kiseki does not know"),
+            "Use a newer kiseki. Nothing was changed.",
+        ),
+        other @ (ObjectsError::Prefix(_)
+        | ObjectsError::NotAFolder(_)
+        | ObjectsError::Io { .. }
+        | ObjectsError::Setup(_)) => Failure::new(format!("cannot reach the objects of volume '{name}': {other}")),
+    }
+}
+
+/// Made by newer code.
+pub(super) fn future_version(what: &Path, version: u32) -> Failure {
+    Failure::with_hint(
+        format!(
+            "the volume in {} has format version {version}; this kiseki understands versions up to {VOLUME_VERSION}",
+            what.display()
+        ),
+        "Use a newer kiseki. Nothing was changed.",
+    )
+}
+
+/// What to do about a metadata folder that does not open.
+pub(super) fn explain_open(error: &OpenError) -> Failure {
+    let hint = match error {
+        OpenError::Missing(_) => "Check the path; or make a volume: kiseki format META NAME --bucket DIR".into(),
+        OpenError::NotAStore(_) => "META is the folder that `kiseki format` made. Nothing was changed.".into(),
+        OpenError::Exists(_) => "Choose another folder.".into(),
+        OpenError::Locked(path) => in_use(path),
+        OpenError::Corrupt { .. } => "Restore the folder from a backup. Nothing was changed.".into(),
+        OpenError::Io { .. } => return Failure::new(error.to_string()),
+    };
+    Failure::with_hint(error.to_string(), hint)
+}
+
+/// Who has the store at `path` open.
+fn in_use(path: &Path) -> String {
+    match status_of(path) {
+        Ok(Some(Status { mount: Some(mount), .. })) => {
+            format!("It is mounted at {} (pid {}). `kiseki umount` ends that.", mount.mountpoint, mount.pid)
+        }
+        Ok(_) | Err(_) => "Another kiseki command is at work on it, or a mount that is starting or ending.".into(),
+    }
+}

@@ -1,0 +1,91 @@
+//! `kiseki status`: the settings of a volume, what it holds, and how its mount is doing.
+
+use std::ffi::OsString;
+
+use clap::Args;
+
+use super::output::{Done, Outcome, say, say_json, table};
+use super::values::{show_secs, show_size, show_time};
+use super::{Show, open, place};
+use crate::control::protocol::Status;
+use crate::rocks::OpenMode;
+
+const EXAMPLES: &str = "\
+Examples:
+  kiseki status /mnt/kiseki
+  kiseki status /srv/kiseki/meta --json
+
+Keys of --json:
+  meta                  path of the metadata store
+  volume                name, id, version, storage, bucket, block_size, chunk_size, created (seconds since 1970),
+                        capacity and inodes (limits; 0: none)
+  usage                 bytes, inodes
+  mount                 null, or: mountpoint, pid, read_only, session, uptime_secs, open_files, buffer_size,
+                        cached_bytes, dirty_bytes and dirty_files (written, not stored yet), waiting_bytes (writes
+                        that wait for memory), uploads, last_txn and synced_txn (metadata log positions)";
+
+/// Show a volume: its settings, what it holds, how its mount is doing
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct StatusArgs {
+    /// The metadata store, or the mount point of the volume
+    #[arg(value_name = "META|MOUNTPOINT")]
+    place: OsString,
+    #[command(flatten)]
+    show: Show,
+}
+
+pub(super) fn run(args: &StatusArgs) -> Outcome {
+    let place = place::place(&args.place)?;
+    let status = match open::mounted_status(&place.meta)? {
+        Some(status) => status,
+        None => {
+            place.warn_if_dead();
+            open::Store::open(&place.meta, OpenMode::Existing)?.status()?
+        }
+    };
+    if args.show.json {
+        say_json(&status);
+    } else {
+        say(text(&status));
+    }
+    Ok(Done::Clean)
+}
+
+fn text(status: &Status) -> String {
+    let (volume, usage) = (&status.volume, &status.usage);
+    let limit =
+        |limit, show: fn(u64) -> String| if limit == 0 { "(no limit)".into() } else { format!("of {}", show(limit)) };
+    let mut rows = vec![
+        ("Volume", format!("{} ({})", volume.name, volume.id)),
+        ("Metadata", status.meta.clone()),
+        ("Objects", format!("{} {}/{}", volume.storage, volume.bucket.trim_end_matches('/'), volume.name)),
+        ("Formatted", format!("{}, version {}", show_time(volume.created), volume.version)),
+        ("Block size", show_size(volume.block_size.into())),
+        ("Used", format!("{} {}", show_size(usage.bytes), limit(volume.capacity, show_size))),
+        ("Inodes", format!("{} {}", usage.inodes, limit(volume.inodes, |n| n.to_string()))),
+    ];
+    match &status.mount {
+        None => rows.push(("Mounted", "no".into())),
+        Some(mount) => rows.extend([
+            (
+                "Mounted",
+                format!(
+                    "{} (pid {}, {}), for {}",
+                    mount.mountpoint,
+                    mount.pid,
+                    if mount.read_only { "read-only" } else { "read and write" },
+                    show_secs(mount.uptime_secs)
+                ),
+            ),
+            ("Open files", mount.open_files.to_string()),
+            ("Not stored yet", format!("{} in {} files", show_size(mount.dirty_bytes), mount.dirty_files)),
+            (
+                "Memory",
+                format!("{} of blocks cached, {} in all", show_size(mount.cached_bytes), show_size(mount.buffer_size)),
+            ),
+            ("Waiting writes", show_size(mount.waiting_bytes)),
+        ]),
+    }
+    table(&rows)
+}

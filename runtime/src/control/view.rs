@@ -1,0 +1,116 @@
+//! The core's values as the protocol's documents.
+
+use std::path::{Path, PathBuf};
+
+use kiseki_core::client::FileInfo;
+use kiseki_core::client::check::{CheckProgress, CheckSummary};
+use kiseki_core::format::block::{object_key, uuid};
+use kiseki_core::format::values::Volume;
+use kiseki_core::meta;
+use kiseki_core::types::{BlockId, FileType, Geometry, Ino, Place, SliceRecord};
+
+use super::protocol::{Checked, Finding, Info, Progress, SliceView, UsageView, VolumeView};
+
+/// The folder of a volume's objects.
+pub(crate) fn prefix(volume: &Volume) -> PathBuf {
+    Path::new(&volume.bucket).join(&volume.name)
+}
+
+pub(crate) fn volume(volume: &Volume) -> VolumeView {
+    VolumeView {
+        name: volume.name.clone(),
+        id: uuid(volume.id),
+        version: volume.version,
+        storage: volume.storage.clone(),
+        bucket: volume.bucket.clone(),
+        block_size: volume.geometry.block_size,
+        chunk_size: volume.geometry.chunk_size,
+        capacity: volume.capacity,
+        inodes: volume.inodes,
+        created: volume.created.secs,
+    }
+}
+
+pub(crate) fn usage(usage: &meta::Usage) -> UsageView {
+    UsageView { bytes: usage.bytes, inodes: usage.inodes }
+}
+
+pub(crate) fn finding(finding: meta::Finding) -> Finding {
+    Finding {
+        kind: finding.kind.name().into(),
+        ino: finding.ino.map(|ino| ino.0),
+        path: finding.path,
+        text: finding.text,
+    }
+}
+
+pub(crate) fn progress(at: CheckProgress) -> Progress {
+    let CheckProgress { keys, slices, slices_total, blocks, bytes } = at;
+    Progress { keys, slices, slices_total, blocks, bytes }
+}
+
+pub(crate) fn checked(summary: CheckSummary) -> Checked {
+    let CheckSummary { meta, blocks, bytes, findings } = summary;
+    Checked { findings, keys: meta.keys, inodes: meta.inodes, slices: meta.slices, blocks, bytes }
+}
+
+pub(crate) fn info(ino: Ino, info: &FileInfo, geometry: &Geometry) -> Info {
+    let attr = &info.attr;
+    let slices = info
+        .chunks
+        .iter()
+        .flat_map(|(chunk, records)| records.iter().map(|(seq, record)| slice(geometry, *chunk, *seq, record)));
+    Info {
+        ino: ino.0,
+        kind: kind(attr.kind).into(),
+        length: attr.length,
+        stored: attr.stored,
+        nlink: attr.nlink,
+        mode: attr.mode,
+        uid: attr.uid,
+        gid: attr.gid,
+        dirty_bytes: info.dirty_bytes,
+        slices: slices.collect(),
+    }
+}
+
+fn slice(geometry: &Geometry, chunk: u32, seq: u64, record: &SliceRecord) -> SliceView {
+    let &SliceRecord { slice, stored_len, off, pos, len, ref place } = record;
+    let (place, blocks) = match place {
+        Place::Blocks => ("blocks", block_keys(geometry, record)),
+        // Where a home is takes another lookup; its blocks are not this slice's own.
+        Place::Home => ("home", Vec::new()),
+        Place::Inline(_) => ("inline", Vec::new()),
+    };
+    SliceView {
+        chunk,
+        seq,
+        offset: u64::from(chunk) * geometry.chunk_size + u64::from(pos),
+        len,
+        slice: slice.0,
+        off,
+        stored_len,
+        place: place.into(),
+        blocks,
+    }
+}
+
+fn block_keys(geometry: &Geometry, record: &SliceRecord) -> Vec<String> {
+    let key = |index: u32| {
+        let len = (record.stored_len - index * geometry.block_size).min(geometry.block_size);
+        object_key(BlockId { slice: record.slice, index, len })
+    };
+    (0..geometry.block_count(record.stored_len)).map(key).collect()
+}
+
+fn kind(kind: FileType) -> &'static str {
+    match kind {
+        FileType::Regular => "file",
+        FileType::Directory => "directory",
+        FileType::Symlink => "symlink",
+        FileType::Fifo => "fifo",
+        FileType::CharDevice => "char device",
+        FileType::BlockDevice => "block device",
+        FileType::Socket => "socket",
+    }
+}

@@ -1,0 +1,98 @@
+//! What we ask of the kernel: the settings of the FUSE connection, of open files, and how long replies may be cached.
+//!
+//! All of it rests on one fact: the process owns the volume, so nothing changes behind this kernel's back. A volume that
+//! several clients mount needs other answers here.
+
+use std::time::Duration;
+
+use fuser::{FopenFlags, InitFlags, KernelConfig};
+use tracing::debug;
+
+/// How long the kernel may keep names, names that do not exist, and attributes without asking again.
+///
+/// The kernel itself invalidates what its own operations change, and there are no others. It is bounded only so that a
+/// mistake in that reasoning would heal.
+pub(super) const TTL: Duration = Duration::from_secs(3600);
+
+/// Largest WRITE, and with MAX_PAGES largest READ: measured on a null file system, larger requests gain nothing.
+const MAX_WRITE: u32 = 1 << 20;
+
+/// Requests that the kernel keeps in flight by itself (readahead, asynchronous direct I/O, writing out mapped pages).
+/// Its default of 12 is too few to hide an object store's latency.
+const MAX_BACKGROUND: u16 = 64;
+
+/// Above it the kernel holds back readahead; the same fraction of the maximum as its default.
+const CONGESTION_THRESHOLD: u16 = 48;
+
+/// Wanted capabilities; an older kernel may lack some, and each works without.
+///
+/// Not wanted: WRITEBACK_CACHE (a write is accepted when we answer it, and the promises about the order of writes and
+/// renames hold from there on), AUTO_INVAL_DATA (it drops cached pages when mtime moves, and only we move it),
+/// SPLICE (fuser copies), POSIX_LOCKS and FLOCK_LOCKS (the kernel's own locks suffice while it is alone), DONT_MASK
+/// (the kernel applies the umask), POSIX_ACL, EXPORT_SUPPORT.
+const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
+    // Several pages in one WRITE.
+    .union(InitFlags::FUSE_BIG_WRITES)
+    // Requests of more than 32 pages.
+    .union(InitFlags::FUSE_MAX_PAGES)
+    // Lookups and listings of one directory run at once.
+    .union(InitFlags::FUSE_PARALLEL_DIROPS)
+    // O_TRUNC comes with OPEN: one request, and one member of the commit queue, instead of two.
+    .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
+    // Cached pages stay until the kernel itself changes the file: also when attributes are asked again.
+    .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA)
+    // Dropping suid and sgid on write, chown and truncate is ours, so the kernel need not ask for the mode first.
+    .union(InitFlags::FUSE_HANDLE_KILLPRIV_V2)
+    // A listing brings attributes along; the kernel decides when that pays (AUTO).
+    .union(InitFlags::FUSE_DO_READDIRPLUS)
+    .union(InitFlags::FUSE_READDIRPLUS_AUTO)
+    // Large direct I/O is split into requests that run at once.
+    .union(InitFlags::FUSE_ASYNC_DIO)
+    // Targets of symbolic links never change.
+    .union(InitFlags::FUSE_CACHE_SYMLINKS);
+
+/// Sets up the connection.
+pub(super) fn configure(config: &mut KernelConfig) {
+    let offered = config.capabilities();
+    let missing = WANTED - offered;
+    if !missing.is_empty() {
+        debug!(?missing, "the kernel lacks some FUSE capabilities");
+    }
+    let added = config.add_capabilities(WANTED & offered);
+    debug_assert_eq!(added, Ok(()), "only what is offered is asked for");
+    // The setters refuse only 0 and what exceeds their maximum, and name it: both are constants below it,
+    // except readahead, whose maximum is the kernel's offer.
+    let set = [
+        config.set_max_write(MAX_WRITE).is_ok(),
+        config.set_max_background(MAX_BACKGROUND).is_ok(),
+        config.set_congestion_threshold(CONGESTION_THRESHOLD).is_ok(),
+    ];
+    debug_assert_eq!(set, [true; 3]);
+    if let Err(most) = config.set_max_readahead(MAX_WRITE) {
+        // `mount::point::raise_readahead` goes above the offer.
+        let taken = config.set_max_readahead(most);
+        debug_assert!(taken.is_ok());
+    }
+}
+
+/// Whether the kernel may skip OPENDIR: it then keeps listings until a name changes, and asks nothing for a cached one.
+pub(super) fn can_skip_opendir(config: &KernelConfig) -> bool {
+    config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT)
+}
+
+/// Flags of an open file.
+pub(super) fn file_flags() -> FopenFlags {
+    // The page cache of the last opener is good.
+    FopenFlags::FOPEN_KEEP_CACHE
+        // close(2) costs no round trip: nothing waits for it on an exclusive volume. An error that happened since the
+        // last write is reported by the next write or fsync of a handle, which POSIX allows.
+        | FopenFlags::FOPEN_NOFLUSH
+        // Direct writes inside the file need no lock of the whole inode.
+        | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
+}
+
+/// Flags of an open directory, on kernels that insist on opening it.
+pub(super) fn directory_flags() -> FopenFlags {
+    // The listing stays cached until a name in the directory changes.
+    FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR
+}

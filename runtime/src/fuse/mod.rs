@@ -1,0 +1,42 @@
+//! The FUSE adapter: each request of the kernel becomes one call of the client, and its result one reply.
+//!
+//! Owns: the translation (`convert`), what the kernel is told to do and to cache (`kernel`), listings (`dir`), and where
+//! a request runs. Leaves to others: what every operation means (`kiseki_core::client`), the mount itself (`mount`).
+//!
+//! Invariants
+//! - No request blocks a FUSE thread on the object store: it is a future that is polled once on the thread that read
+//!   it; if it is ready the reply goes out there, else the future and its reply move to the executor.
+//! - Every lookup that a reply gives to the kernel is counted by the client: entries by the call that made them, those
+//!   of a listing by `remember`, `.` and `..` and names that do not exist not at all.
+
+mod convert;
+mod dir;
+mod kernel;
+mod requests;
+mod serve;
+
+use kiseki_core::client::Client;
+use kiseki_core::env::Env;
+use tokio::runtime::Handle;
+
+/// A mounted volume, as fuser sees it.
+pub struct Adapter<E: Env> {
+    client: Client<E>,
+    /// Where requests wait.
+    executor: Handle,
+    /// OPENDIR is answered "not implemented": the kernel then neither sends it again nor RELEASEDIR.
+    skip_opendir: bool,
+}
+
+impl<E: Env> Adapter<E> {
+    /// Serves `client`; requests that have to wait do so on `executor`.
+    pub fn new(client: Client<E>, executor: Handle) -> Self {
+        Self { client, executor, skip_opendir: false }
+    }
+}
+
+impl<E: Env> std::fmt::Debug for Adapter<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Adapter").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,528 @@
+//! The requests, one by one.
+//!
+//! What is not here and why: locks are the kernel's own while it is alone on the volume; access(2) is checked by the
+//! kernel (`default_permissions`); FLUSH does not come (`kernel::file_flags`) but is answered.
+//! ENOSYS is an answer that the kernel remembers, and falls back from: to its own SEEK_DATA and SEEK_HOLE over the file's
+//! length, to EOPNOTSUPP for fallocate (posix_fallocate then writes zeros), to copying by pages for copy_file_range.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
+};
+use kiseki_core::client::{Caller, Client, Entry, Handle};
+use kiseki_core::env::Env;
+use kiseki_core::errno::Errno as CoreErrno;
+use kiseki_core::meta::SetAttr;
+use kiseki_core::types::{FileType, Ino, NAME_MAX};
+
+use super::kernel::TTL;
+use super::{Adapter, convert, dir, kernel};
+
+/// Unit in which statfs counts.
+const STATFS_BLOCK: u32 = 4096;
+/// What statfs says a volume without a limit could hold: 1 PiB, as JuiceFS does.
+const UNLIMITED_BYTES: u64 = 1 << 50;
+/// How many more inodes statfs says a volume without a limit could hold.
+const UNLIMITED_INODES: u64 = 10 << 20;
+/// Bits of a mode that give privileges to who runs the file.
+const SUID_SGID: u16 = 0o6000;
+
+fn ino(ino: INodeNo) -> Ino {
+    Ino(ino.0)
+}
+
+fn handle(handle: FileHandle) -> Handle {
+    Handle(handle.0)
+}
+
+fn caller(request: &Request) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid() }
+}
+
+fn owned(name: &OsStr) -> Bytes {
+    Bytes::copy_from_slice(name.as_bytes())
+}
+
+fn reply_entry(reply: ReplyEntry, entry: Entry) {
+    reply.entry(&TTL, &convert::attr(entry.ino, &entry.attr), Generation(0));
+}
+
+fn reply_empty(reply: ReplyEmpty, (): ()) {
+    reply.ok();
+}
+
+/// Extended attributes of what a volume does not have: POSIX ACLs, and SELinux labels, which the kernel gives to a FUSE
+/// mount as a whole. EOPNOTSUPP stops `ls -l` from asking for them once for each file.
+fn is_foreign_xattr(name: &OsStr) -> bool {
+    let name = name.as_bytes();
+    name.starts_with(b"system.") || name == b"security.selinux"
+}
+
+/// Replies with an extended attribute's value, or with its length if that was asked.
+fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
+    match u32::try_from(value.len()) {
+        Ok(len) if size == 0 => reply.size(len),
+        Ok(len) if len <= size => reply.data(value),
+        Ok(_) | Err(_) => reply.error(Errno::ERANGE),
+    }
+}
+
+/// Opening with O_TRUNC drops suid and sgid unless root does it (open(2) of inode(7)'s rules); the request's own flag
+/// for it does not reach us.
+async fn drop_privileges<E: Env>(client: &Client<E>, ino: Ino) -> Result<(), CoreErrno> {
+    if client.getattr(ino).await?.mode & SUID_SGID != 0 {
+        client.setattr(ino, SetAttr { drop_suid_sgid: true, ..SetAttr::default() }, None).await?;
+    }
+    Ok(())
+}
+
+impl<E: Env> Filesystem for Adapter<E> {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        kernel::configure(config);
+        self.skip_opendir = kernel::can_skip_opendir(config);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let name = owned(name);
+        let client = self.client.clone();
+        self.run(async move {
+            match client.lookup(ino(parent), &name).await {
+                Ok(entry) => reply_entry(reply, entry),
+                Err(CoreErrno::ENOENT) => reply.entry(&TTL, &convert::negative_entry(), Generation(0)),
+                Err(errno) => reply.error(convert::errno(errno)),
+            }
+        });
+    }
+
+    fn forget(&self, _request: &Request, inode: INodeNo, count: u64) {
+        self.client.forget(ino(inode), count);
+    }
+
+    fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        let inode = ino(inode);
+        self.serve(
+            reply,
+            |client| async move { client.getattr(inode).await },
+            move |reply, attr| reply.attr(&TTL, &convert::attr(inode, &attr)),
+        );
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let inode = ino(inode);
+        let chown = uid.is_some() || gid.is_some();
+        let set = SetAttr {
+            mode: mode.map(convert::permissions),
+            uid,
+            gid,
+            atime: atime.map(convert::time_or_now),
+            mtime: mtime.map(convert::time_or_now),
+            ctime: ctime.map(convert::kernel_time),
+            // chown(2) drops them whoever calls it (of what is not a directory: the core's part), truncate(2) unless
+            // root does. The request's own flag for it does not reach us.
+            drop_suid_sgid: chown || (size.is_some() && request.uid() != 0),
+        };
+        if size.is_none() && set == SetAttr::default() {
+            // The kernel asks for a change of nothing where it leaves dropping suid and sgid to a WRITE that follows.
+            return self.getattr(request, INodeNo(inode.0), None, reply);
+        }
+        self.serve(
+            reply,
+            |client| async move { client.setattr(inode, set, size).await },
+            move |reply, attr| reply.attr(&TTL, &convert::attr(inode, &attr)),
+        );
+    }
+
+    fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
+        self.serve(
+            reply,
+            |client| async move { client.readlink(ino(inode)).await },
+            |reply, target: Bytes| reply.data(&target),
+        );
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let Some(kind) = convert::node_kind(mode) else { return reply.error(Errno::EINVAL) };
+        let (caller, name, mode) = (caller(request), owned(name), convert::permissions(mode));
+        self.serve(
+            reply,
+            |client| async move { client.mknod(caller, ino(parent), &name, kind, mode, rdev).await },
+            reply_entry,
+        );
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let (caller, name, mode) = (caller(request), owned(name), convert::permissions(mode));
+        self.serve(
+            reply,
+            |client| async move { client.mknod(caller, ino(parent), &name, FileType::Directory, mode, 0).await },
+            reply_entry,
+        );
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = owned(name);
+        self.serve(reply, |client| async move { client.unlink(ino(parent), &name).await }, reply_empty);
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = owned(name);
+        self.serve(reply, |client| async move { client.rmdir(ino(parent), &name).await }, reply_empty);
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (caller, name, target) = (caller(request), owned(name), owned(target.as_os_str()));
+        self.serve(
+            reply,
+            |client| async move { client.symlink(caller, ino(parent), &name, &target).await },
+            reply_entry,
+        );
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mode = match convert::rename_mode(flags.bits()) {
+            Ok(mode) => mode,
+            Err(errno) => return reply.error(errno),
+        };
+        let (name, new_name) = (owned(name), owned(new_name));
+        self.serve(
+            reply,
+            |client| async move { client.rename(ino(parent), &name, ino(new_parent), &new_name, mode).await },
+            reply_empty,
+        );
+    }
+
+    fn link(&self, _request: &Request, inode: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
+        let name = owned(new_name);
+        self.serve(reply, |client| async move { client.link(ino(inode), ino(new_parent), &name).await }, reply_entry);
+    }
+
+    fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let (inode, flags) = (ino(inode), convert::open_flags(flags.0));
+        let drop = flags.truncate && request.uid() != 0;
+        self.serve(
+            reply,
+            |client| async move {
+                if drop {
+                    drop_privileges(&client, inode).await?;
+                }
+                client.open(inode, flags).await
+            },
+            |reply, handle| reply.opened(FileHandle(handle.0), kernel::file_flags()),
+        );
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (caller, name, mode) = (caller(request), owned(name), convert::permissions(mode));
+        let flags = convert::open_flags(flags);
+        self.serve(
+            reply,
+            |client| async move { client.create(caller, ino(parent), &name, mode, flags).await },
+            |reply, (entry, handle)| {
+                let attr = convert::attr(entry.ino, &entry.attr);
+                reply.created(&TTL, &attr, Generation(0), FileHandle(handle.0), kernel::file_flags());
+            },
+        );
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        file: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.serve(
+            reply,
+            |client| async move { client.read(handle(file), offset, size).await },
+            |reply, data| reply.data(&data.into_contiguous()),
+        );
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        file: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let file = handle(file);
+        let drop = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        // A request is at most `MAX_WRITE` long.
+        let len = data.len() as u32;
+        match self.client.write_now(file, offset, data, drop) {
+            Ok(true) => reply.written(len),
+            Ok(false) => {
+                let data = Bytes::copy_from_slice(data);
+                self.serve(
+                    reply,
+                    |client| async move { client.write(file, offset, data, drop).await },
+                    move |reply, ()| reply.written(len),
+                );
+            }
+            Err(errno) => reply.error(convert::errno(errno)),
+        }
+    }
+
+    fn flush(&self, _request: &Request, _inode: INodeNo, file: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        self.serve(reply, |client| async move { client.flush(handle(file)).await }, reply_empty);
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        file: FileHandle,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.serve(reply, |client| async move { client.release(handle(file)).await }, reply_empty);
+    }
+
+    fn fsync(&self, _request: &Request, _inode: INodeNo, file: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.serve(reply, |client| async move { client.fsync(handle(file)).await }, reply_empty);
+    }
+
+    fn opendir(&self, _request: &Request, _inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if self.skip_opendir {
+            reply.error(Errno::ENOSYS);
+        } else {
+            reply.opened(FileHandle(0), kernel::directory_flags());
+        }
+    }
+
+    fn readdir(&self, _request: &Request, inode: INodeNo, _file: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let client = self.client.clone();
+        self.run(async move {
+            match dir::list(&client, ino(inode), offset, &mut reply).await {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(convert::errno(errno)),
+            }
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        _file: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let client = self.client.clone();
+        self.run(async move {
+            match dir::list_plus(&client, ino(inode), offset, &mut reply).await {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(convert::errno(errno)),
+            }
+        });
+    }
+
+    fn releasedir(&self, _request: &Request, _inode: INodeNo, _file: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _request: &Request, inode: INodeNo, _file: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.serve(reply, |client| async move { client.fsyncdir(ino(inode)).await }, reply_empty);
+    }
+
+    fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
+        self.serve(
+            reply,
+            |client| async move { client.statfs().await },
+            |reply, stat| {
+                let block = u64::from(STATFS_BLOCK);
+                let used = stat.used_bytes.div_ceil(block);
+                let total = match stat.capacity_bytes {
+                    0 => used.max(UNLIMITED_BYTES / block),
+                    limit => limit / block,
+                };
+                let free = total.saturating_sub(used);
+                let files = match stat.capacity_inodes {
+                    0 => stat.used_inodes + UNLIMITED_INODES,
+                    limit => limit,
+                };
+                let files_free = files.saturating_sub(stat.used_inodes);
+                reply.statfs(total, free, free, files, files_free, STATFS_BLOCK, NAME_MAX as u32, STATFS_BLOCK);
+            },
+        );
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        inode: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        if is_foreign_xattr(name) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        let mode = match convert::xattr_mode(flags) {
+            Ok(mode) => mode,
+            Err(errno) => return reply.error(errno),
+        };
+        let (name, value) = (owned(name), Bytes::copy_from_slice(value));
+        self.serve(reply, |client| async move { client.setxattr(ino(inode), &name, value, mode).await }, reply_empty);
+    }
+
+    fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if is_foreign_xattr(name) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        let name = owned(name);
+        self.serve(
+            reply,
+            |client| async move { client.getxattr(ino(inode), &name).await },
+            move |reply, value: Bytes| reply_xattr(reply, size, &value),
+        );
+    }
+
+    fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        self.serve(
+            reply,
+            |client| async move { client.listxattr(ino(inode)).await },
+            move |reply, names: Vec<Bytes>| {
+                let mut list = Vec::with_capacity(names.iter().map(|name| name.len() + 1).sum());
+                for name in &names {
+                    list.extend_from_slice(name);
+                    list.push(0);
+                }
+                reply_xattr(reply, size, &list);
+            },
+        );
+    }
+
+    fn removexattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if is_foreign_xattr(name) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
+        let name = owned(name);
+        self.serve(reply, |client| async move { client.removexattr(ino(inode), &name).await }, reply_empty);
+    }
+
+    fn access(&self, _request: &Request, _inode: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _file: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _file: FileHandle,
+        _offset: u64,
+        _length: u64,
+        _mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        _file: FileHandle,
+        _offset: i64,
+        _whence: i32,
+        reply: ReplyLseek,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _inode_in: INodeNo,
+        _file_in: FileHandle,
+        _offset_in: u64,
+        _inode_out: INodeNo,
+        _file_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+}

@@ -1,0 +1,74 @@
+//! Where a request runs, and how it is refused.
+
+use std::future::Future;
+use std::task::{Context, Waker};
+
+use fuser::{
+    Errno, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr,
+};
+use kiseki_core::client::Client;
+use kiseki_core::env::Env;
+
+use super::{Adapter, convert};
+
+/// A reply that can be an error: all of them.
+pub(super) trait Refuse: Send + 'static {
+    fn refuse(self, errno: Errno);
+}
+
+macro_rules! refuse {
+    ($($reply:ty),* $(,)?) => {
+        $(impl Refuse for $reply {
+            fn refuse(self, errno: Errno) {
+                self.error(errno);
+            }
+        })*
+    };
+}
+
+refuse!(
+    ReplyAttr,
+    ReplyCreate,
+    ReplyData,
+    ReplyDirectory,
+    ReplyDirectoryPlus,
+    ReplyEmpty,
+    ReplyEntry,
+    ReplyOpen,
+    ReplyStatfs,
+    ReplyWrite,
+    ReplyXattr,
+);
+
+impl<E: Env> Adapter<E> {
+    /// Runs `work` on the client and replies with `answer`, or with the error.
+    pub(super) fn serve<R, T, F>(
+        &self,
+        reply: R,
+        work: impl FnOnce(Client<E>) -> F,
+        answer: impl FnOnce(R, T) + Send + 'static,
+    ) where
+        R: Refuse,
+        T: Send,
+        F: Future<Output = Result<T, kiseki_core::errno::Errno>> + Send + 'static,
+    {
+        let work = work(self.client.clone());
+        self.run(async move {
+            match work.await {
+                Ok(value) => answer(reply, value),
+                Err(errno) => reply.refuse(convert::errno(errno)),
+            }
+        });
+    }
+
+    /// Polls `request` here once; if it has to wait, it goes on on the executor.
+    pub(super) fn run(&self, request: impl Future<Output = ()> + Send + 'static) {
+        let mut request = Box::pin(request);
+        let polled = request.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        if polled.is_pending() {
+            // The executor polls it again at once, so nothing that the idle waker missed is lost.
+            self.executor.spawn(request);
+        }
+    }
+}

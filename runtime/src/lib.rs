@@ -1,0 +1,13 @@
+//! Kiseki on a real machine: FUSE by fuser, metadata in RocksDB, objects through OpenDAL, tokio, and the command line.
+//!
+//! Owns: everything that touches the outside world. Leaves to others: what a file system *is* (`kiseki_core`).
+
+pub mod cli;
+pub mod control;
+pub mod env;
+mod folders;
+pub mod fuse;
+pub mod mount;
+pub mod objects;
+pub mod rocks;
+mod rounds;

@@ -1,0 +1,5 @@
+//! The `kiseki` command.
+
+fn main() -> std::process::ExitCode {
+    kiseki::cli::main()
+}

@@ -1,0 +1,351 @@
+//! The life of a mount: checks, mounting, serving, unmounting, in the foreground or as a daemon.
+//!
+//! Owns: the order in which things start and end, signals, the log. Leaves to others: what is served (`fuse`), the
+//! stores (its caller opens them), the control socket (its caller starts and ends it).
+//!
+//! Invariants
+//! - The kernel's connection ends before the last flush, so nothing is accepted after it.
+//! - The threads that serve, the control socket, the client and the executor end before the stores close: a process
+//!   that exits while a thread uses RocksDB aborts.
+
+mod daemon;
+mod options;
+mod point;
+mod session;
+pub mod table;
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::{anyhow, bail};
+use kiseki_core::client::{Client, MountError};
+use kiseki_core::env::Env;
+use rustix::process::{Resource, Rlimit, Signal};
+use tokio::runtime::{Handle, Runtime};
+use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
+use tracing::{debug, error, info, warn};
+use tracing_subscriber::EnvFilter;
+
+use options::Options;
+use session::Serving;
+
+/// How long tasks that still wait for the stores are given when all is done.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(10);
+/// Between two attempts to store what is dirty at the end.
+const STORE_RETRY: Duration = Duration::from_secs(1);
+
+/// What to mount, where and how.
+#[derive(Clone, Debug)]
+pub struct MountConfig {
+    /// Folder of the metadata store.
+    pub meta_path: PathBuf,
+    /// Where to mount.
+    pub mountpoint: PathBuf,
+    /// Return once the mount answers, and serve it in the background.
+    pub daemon: bool,
+    /// Take no writes.
+    pub read_only: bool,
+    /// Memory for dirty bytes and cached blocks.
+    pub buffer_size: u64,
+    /// Age at which dirty bytes are flushed.
+    pub commit_interval: Duration,
+    /// Deadline of every wait for a store.
+    pub store_timeout: Duration,
+    /// Where to log to; `None`: standard error, or for a daemon a file of its own.
+    pub log: Option<PathBuf>,
+    /// The values of `-o`.
+    pub options: Vec<String>,
+}
+
+/// Mounts and serves a volume until it is unmounted or a signal comes; then stores everything. A daemon's caller returns
+/// as soon as the mount answers.
+///
+/// `open` opens the stores. `on_ready` is called when the mount answers, and returns what to call at the end with
+/// whether all was stored; it must then let go of the client. Both get the configuration with absolute paths. A process
+/// calls this before it has made any thread.
+pub fn run<E, F>(
+    config: MountConfig,
+    open: impl FnOnce(&MountConfig, &Handle) -> anyhow::Result<E>,
+    on_ready: impl FnOnce(&Client<E>, &MountConfig, &Handle) -> anyhow::Result<F>,
+) -> anyhow::Result<()>
+where
+    E: Env,
+    F: FnOnce(Result<(), String>),
+{
+    let mut options = Options::parse(&config.options)?;
+    options.read_only |= config.read_only;
+    let config = settle(config, &options)?;
+    if config.daemon && !daemon::is_child() {
+        return daemon::start(&config.log.unwrap_or_else(|| daemon::default_log(&config.meta_path)));
+    }
+    let mut report = if config.daemon { Some(daemon::Report::open()?) } else { None };
+    let result = mount(&config, &options, open, on_ready, || {
+        if let Some(report) = report.take() {
+            report.ready();
+        }
+    });
+    if let (Err(error), Some(report)) = (&result, report) {
+        report.failed(error);
+    }
+    result
+}
+
+/// Checks what can be checked before anything is opened, and makes all paths absolute: a daemon works elsewhere.
+fn settle(mut config: MountConfig, options: &Options) -> anyhow::Result<MountConfig> {
+    config.read_only = options.read_only;
+    config.meta_path = std::path::absolute(&config.meta_path)?;
+    config.log = config.log.map(std::path::absolute).transpose()?;
+    config.mountpoint = point::prepare(&config.mountpoint, options.nonempty)?;
+    if config.meta_path.canonicalize().is_ok_and(|meta| meta.starts_with(&config.mountpoint)) {
+        bail!("the metadata store {} lies below the mount point: it would be hidden", config.meta_path.display());
+    }
+    Ok(config)
+}
+
+fn mount<E, F>(
+    config: &MountConfig,
+    options: &Options,
+    open: impl FnOnce(&MountConfig, &Handle) -> anyhow::Result<E>,
+    on_ready: impl FnOnce(&Client<E>, &MountConfig, &Handle) -> anyhow::Result<F>,
+    answers: impl FnOnce(),
+) -> anyhow::Result<()>
+where
+    E: Env,
+    F: FnOnce(Result<(), String>),
+{
+    start_log(config)?;
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("kiseki").build()?;
+    // From here on a signal does not end the process by itself.
+    let mut interrupts = runtime.block_on(async { Interrupts::new() })?;
+    let env = open(config, runtime.handle())?;
+    end_process_on_panic();
+    let client_options = kiseki_core::client::Options {
+        buffer_size: config.buffer_size,
+        commit_interval: config.commit_interval,
+        store_timeout: config.store_timeout,
+        read_only: config.read_only,
+        ..kiseki_core::client::Options::default()
+    };
+    let client = runtime.block_on(Client::mount(env, client_options)).map_err(|error| explain(&error, config))?;
+    let result = serve(config, options, &runtime, &mut interrupts, &client, on_ready, answers);
+    // In this order: see the invariants above.
+    drop(client);
+    runtime.shutdown_timeout(SHUTDOWN_WAIT);
+    result
+}
+
+/// From the mounted client to the flushed one.
+fn serve<E, F>(
+    config: &MountConfig,
+    options: &Options,
+    runtime: &Runtime,
+    interrupts: &mut Interrupts,
+    client: &Client<E>,
+    on_ready: impl FnOnce(&Client<E>, &MountConfig, &Handle) -> anyhow::Result<F>,
+    answers: impl FnOnce(),
+) -> anyhow::Result<()>
+where
+    E: Env,
+    F: FnOnce(Result<(), String>),
+{
+    let path = &config.mountpoint;
+    let started = Serving::start(client.clone(), runtime.handle().clone(), options, &config.meta_path, path);
+    let mut serving = match started {
+        Ok(serving) => serving,
+        Err(error) => {
+            // Nothing was written, so there is nothing to store but the end of the session.
+            store(config, runtime, interrupts, client)?;
+            return Err(error);
+        }
+    };
+    let ready = point::wait_until_it_answers(path).and_then(|()| on_ready(client, config, runtime.handle()));
+    let finish = match ready {
+        Ok(finish) => finish,
+        Err(error) => {
+            end_connection(config, runtime, interrupts, &mut serving, client);
+            store(config, runtime, interrupts, client)?;
+            return Err(error);
+        }
+    };
+    point::raise_readahead(path);
+    if config.daemon {
+        // Or the folder that it was started in could not be unmounted.
+        std::env::set_current_dir("/")?;
+    }
+    info!(volume = %client.volume().name, meta = %config.meta_path.display(), point = %path.display(), "mounted");
+    answers();
+    let interrupted = runtime.block_on(async {
+        tokio::select! {
+            () = serving.ended() => None,
+            name = interrupts.next() => Some(name),
+        }
+    });
+    match interrupted {
+        Some(name) => {
+            info!(signal = name, point = %path.display(), "unmounting");
+            end_connection(config, runtime, interrupts, &mut serving, client);
+        }
+        None => {
+            info!(point = %path.display(), "unmounted by request");
+            serving.clear(path);
+        }
+    }
+    let stored = store(config, runtime, interrupts, client);
+    finish(stored.as_ref().copied().map_err(|error| format!("{error:#}")));
+    stored
+}
+
+/// Unmounts, and waits until the last request is answered.
+fn end_connection<E: Env>(
+    config: &MountConfig,
+    runtime: &Runtime,
+    interrupts: &mut Interrupts,
+    serving: &mut Serving,
+    client: &Client<E>,
+) {
+    // It waits for the kernel, which waits for us.
+    let path = config.mountpoint.clone();
+    let leaving = runtime.spawn_blocking(move || point::leave(&path));
+    runtime.block_on(patiently(interrupts, client, async {
+        serving.ended().await;
+        if leaving.await.is_err() {
+            warn!("unmounting panicked");
+        }
+    }));
+}
+
+/// Stores everything that was accepted, and ends the session. Tries again until the store's deadline.
+fn store<E: Env>(
+    config: &MountConfig,
+    runtime: &Runtime,
+    interrupts: &mut Interrupts,
+    client: &Client<E>,
+) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let storing = async {
+        loop {
+            match client.unmount().await {
+                Ok(()) => return Ok(()),
+                Err(left) if began.elapsed() < config.store_timeout => {
+                    warn!(%left, "cannot store everything yet; trying again");
+                    tokio::time::sleep(STORE_RETRY).await;
+                }
+                Err(left) => return Err(left),
+            }
+        }
+    };
+    match runtime.block_on(patiently(interrupts, client, storing)) {
+        Ok(()) => {
+            info!(volume = %client.volume().name, "everything is stored");
+            Ok(())
+        }
+        Err(left) => {
+            error!(%left, "giving up what is not stored");
+            Err(anyhow!("{left}; what fsync had acknowledged is safe"))
+        }
+    }
+}
+
+/// Waits for `work`. The first signal in the meantime says what is not stored yet, the next one gives it up.
+async fn patiently<E: Env, T>(interrupts: &mut Interrupts, client: &Client<E>, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    let mut told = false;
+    loop {
+        let name = tokio::select! {
+            biased;
+            done = &mut work => return done,
+            name = interrupts.next() => name,
+        };
+        let dirty_bytes = client.status().await.map_or(0, |status| status.dirty_bytes);
+        if told {
+            error!(dirty_bytes, signal = name, "ended by a signal: bytes that were not fsynced are lost");
+            // As after a crash: the stores are made for it, and a regular exit would race with their threads.
+            let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
+        }
+        warn!(dirty_bytes, signal = name, "still storing; another signal gives up what is not stored");
+        told = true;
+    }
+}
+
+fn explain(error: &MountError, config: &MountConfig) -> anyhow::Error {
+    let meta = config.meta_path.display();
+    match error {
+        MountError::NoVolume => {
+            anyhow!("{meta} holds no volume; make one first: kiseki format {meta} NAME --bucket DIR")
+        }
+        MountError::WrongBucket { .. } => anyhow!("{error}; is the right disk mounted where the bucket of {meta} is?"),
+        MountError::Version(_) => anyhow!("{error}; use a newer kiseki"),
+        MountError::Meta(_) | MountError::Store(_) => anyhow!("cannot mount the volume of {meta}: {error}"),
+    }
+}
+
+/// The signals that ask for an end.
+struct Interrupts {
+    terminate: Signals,
+    interrupt: Signals,
+    hangup: Signals,
+}
+
+impl Interrupts {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.hangup.recv() => "SIGHUP",
+        }
+    }
+}
+
+/// Starts the log. What it holds is set by `KISEKI_LOG` (in the syntax of tracing); a caller that has its own log
+/// keeps it.
+fn start_log(config: &MountConfig) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_env("KISEKI_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    let set = match &config.log {
+        // A daemon's standard error is its log.
+        Some(path) if !config.daemon => {
+            log.with_ansi(false).with_writer(Mutex::new(daemon::open_log(path)?)).try_init()
+        }
+        Some(_) | None => {
+            let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            log.with_ansi(ansi).with_writer(std::io::stderr).try_init()
+        }
+    };
+    if set.is_err() {
+        debug!("the log was set up already");
+    }
+    Ok(())
+}
+
+/// RocksDB keeps its files open, and the default limit of 1024 descriptors is for programs that use select(2).
+fn raise_file_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        debug!(%error, "the number of open files stays limited");
+    }
+}
+
+/// A panic is a broken invariant: the process ends before it can do harm, as in a crash, for which the volume is made.
+/// Only the threads of the control socket may panic alone.
+fn end_process_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        let thread = std::thread::current();
+        error!(thread = thread.name().unwrap_or("?"), "{panic}");
+        if !thread.name().is_some_and(|name| name.starts_with("control")) {
+            std::process::abort();
+        }
+    }));
+}

@@ -1,0 +1,206 @@
+//! The metadata store on RocksDB, embedded: `env::MetaStore` on an `OptimisticTransactionDB`.
+//!
+//! Owns: transactions and their re-runs, group sync of the log, refusing work after a failure, closing.
+//! Leaves to others: opening and tuning (`open`), what one transaction reads and writes (`txn`), keys (`kiseki_core`).
+//!
+//! Invariants
+//! - A commit reaches the kernel (log not synced) before its future is ready; only `sync` makes it durable.
+//! - What `open` recovered lies in synced tables before the first operation runs.
+//! - After a failed write or sync no later write or sync succeeds; reads go on.
+//! - Whoever has the store open holds the lock of its folder until the store is dropped.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use kiseki_core::env::{Committed, MetaError, MetaStore, TxnSeq};
+use kiseki_core::kv::{OpResult, Read, Txn};
+use rocksdb::{ErrorKind, MultiThreaded, OptimisticTransactionDB, OptimisticTransactionOptions, WriteOptions};
+use tokio::runtime::Handle;
+
+pub use self::open::{OpenError, OpenMode};
+use self::txn::{SnapshotRead, WriteTxn};
+use crate::rounds::{RoundFailed, Rounds};
+
+mod open;
+mod txn;
+
+type Db = OptimisticTransactionDB<MultiThreaded>;
+
+/// Conflicts in a row before a transaction is handed back to the caller as `Retry`. With the pauses below this is
+/// about a second of bad luck.
+const ATTEMPTS_MAX: u32 = 1000;
+/// Re-runs that follow a conflict at once; later ones give way first.
+const ATTEMPTS_AT_ONCE: u32 = 16;
+/// Longest pause between two attempts.
+const PAUSE_MAX: Duration = Duration::from_millis(2);
+
+const OPEN: u8 = 0;
+const FAILED: u8 = 1;
+const CLOSED: u8 = 2;
+
+/// A volume's metadata, in a folder that only this process has open.
+pub struct RocksMeta {
+    inner: Arc<Inner>,
+    handle: Handle,
+}
+
+struct Inner {
+    // Fields drop in this order: the lock goes last.
+    db: Db,
+    write_options: WriteOptions,
+    txn_options: OptimisticTransactionOptions,
+    /// `OPEN`, `FAILED` or `CLOSED`; never goes back.
+    state: AtomicU8,
+    rounds: Arc<Rounds>,
+    _lock: File,
+}
+
+impl RocksMeta {
+    /// Takes charge of an open database whose contents are synced. `handle` runs the syncs.
+    fn new(db: Db, lock: File, handle: Handle) -> Self {
+        let mut write_options = WriteOptions::default();
+        write_options.set_sync(false);
+        write_options.disable_wal(false);
+        let mut txn_options = OptimisticTransactionOptions::default();
+        txn_options.set_snapshot(true);
+        let rounds = Arc::new(Rounds::new(db.latest_sequence_number()));
+        let state = AtomicU8::new(OPEN);
+        Self { inner: Arc::new(Inner { db, write_options, txn_options, state, rounds, _lock: lock }), handle }
+    }
+
+    /// Syncs what was committed and stops RocksDB's threads; later writes and syncs fail. Blocks the calling thread.
+    ///
+    /// The folder stays locked until the last reference to the store is gone, which should be before the process exits.
+    pub fn close(&self) -> Result<(), MetaError> {
+        let inner = &self.inner;
+        match inner.state.compare_exchange(OPEN, CLOSED, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {}
+            Err(CLOSED) => return Ok(()),
+            Err(_) => return Err(MetaError::Failed),
+        }
+        inner.rounds.wait_idle();
+        let synced = inner.db.flush_wal(true).map_err(|error| {
+            tracing::error!(%error, "cannot sync the metadata log while closing it");
+            MetaError::Failed
+        });
+        // With everything in tables the next open has nothing to recover. What fails here is in the log.
+        if let Err(error) = inner.db.flush() {
+            tracing::warn!(%error, "cannot write metadata tables while closing; the next mount will recover them");
+        }
+        inner.db.cancel_all_background_work(true);
+        synced
+    }
+
+    /// Number of log syncs made so far: how well callers are grouped.
+    pub fn sync_rounds(&self) -> u64 {
+        self.inner.rounds.ended()
+    }
+}
+
+impl Inner {
+    fn check_open(&self) -> Result<(), MetaError> {
+        if self.state.load(Ordering::Acquire) == OPEN { Ok(()) } else { Err(MetaError::Failed) }
+    }
+
+    /// Refuses every later write and sync. The first failure is an ERROR: nothing that was not synced is safe.
+    fn fail(&self, what: &str, error: &rocksdb::Error) {
+        match self.state.compare_exchange(OPEN, FAILED, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {
+                tracing::error!(%error, "{what}; the metadata store takes no more writes until it is opened again")
+            }
+            Err(_) => tracing::debug!(%error, "{what}, after an earlier failure"),
+        }
+    }
+
+    fn write<T>(&self, op: impl Fn(&mut dyn Txn) -> OpResult<T>) -> Result<Committed<T>, MetaError> {
+        for attempt in 1..=ATTEMPTS_MAX {
+            self.check_open()?;
+            let mut txn = WriteTxn::begin(self.db.transaction_opt(&self.write_options, &self.txn_options));
+            let value = op(&mut txn)?;
+            match txn.commit() {
+                Ok(()) => return Ok(Committed { value, seq: TxnSeq(self.db.latest_sequence_number()) }),
+                Err(error) if is_conflict(&error) => give_way(attempt),
+                Err(error) => {
+                    self.fail("cannot write metadata", &error);
+                    // Part of it may be in the log, and count when the store is opened again.
+                    return Err(MetaError::Unknown);
+                }
+            }
+        }
+        tracing::warn!(attempts = ATTEMPTS_MAX, "a metadata transaction lost every race; giving it back");
+        Err(MetaError::Retry)
+    }
+
+    fn read<T>(&self, op: impl Fn(&mut dyn Read) -> OpResult<T>) -> Result<T, MetaError> {
+        Ok(op(&mut SnapshotRead::new(&self.db))?)
+    }
+
+    /// One round of group sync, on the blocking pool.
+    fn sync_round(&self) -> Result<u64, RoundFailed> {
+        // A position counts as reached only once its record is in the log, so it is read before the sync.
+        let through = self.db.latest_sequence_number();
+        // A failed sync may have dropped what a later one would seem to have written. (`close` waits for rounds.)
+        if self.state.load(Ordering::Acquire) == FAILED {
+            return Err(RoundFailed);
+        }
+        self.db.flush_wal(true).map_err(|error| {
+            self.fail("cannot sync the metadata log", &error);
+            RoundFailed
+        })?;
+        Ok(through)
+    }
+}
+
+impl MetaStore for RocksMeta {
+    async fn write<T, F>(&self, op: F) -> Result<Committed<T>, MetaError>
+    where
+        T: Send,
+        F: Fn(&mut dyn Txn) -> OpResult<T> + Send + Sync,
+    {
+        self.inner.write(op)
+    }
+
+    async fn read<T, F>(&self, op: F) -> Result<T, MetaError>
+    where
+        T: Send,
+        F: Fn(&mut dyn Read) -> OpResult<T> + Send + Sync,
+    {
+        self.inner.read(op)
+    }
+
+    fn last(&self) -> TxnSeq {
+        TxnSeq(self.inner.db.latest_sequence_number())
+    }
+
+    fn synced(&self) -> TxnSeq {
+        TxnSeq(self.inner.rounds.through())
+    }
+
+    async fn sync(&self, seq: TxnSeq) -> Result<(), MetaError> {
+        self.inner.check_open()?;
+        // No caller can mean more than what is committed, and no round would ever reach it.
+        let position = seq.0.min(self.inner.db.latest_sequence_number());
+        let inner = Arc::clone(&self.inner);
+        let rounds = &self.inner.rounds;
+        rounds.wait(&self.handle, position, move || inner.sync_round()).await.map_err(|RoundFailed| MetaError::Failed)
+    }
+}
+
+fn is_conflict(error: &rocksdb::Error) -> bool {
+    matches!(error.kind(), ErrorKind::Busy | ErrorKind::TryAgain)
+}
+
+/// Whoever caused the conflict has committed, so a re-run usually succeeds at once. Only a crowd on one key needs
+/// spreading, by a pause that grows and differs between threads.
+fn give_way(attempt: u32) {
+    if attempt <= ATTEMPTS_AT_ONCE {
+        return;
+    }
+    if attempt <= 2 * ATTEMPTS_AT_ONCE {
+        return std::thread::yield_now();
+    }
+    let micros = u64::from(attempt) * (5 + u64::from(crate::env::thread_number() % 8));
+    std::thread::sleep(Duration::from_micros(micros).min(PAUSE_MAX));
+}

@@ -1,0 +1,139 @@
+//! Mounting, unmounting and dying.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+
+use rustix::io::Errno;
+use rustix::process::Signal;
+
+use crate::harness::{Volume, assert_same, eventually, kiseki, noise};
+
+fn is_mounted(volume: &Volume) -> bool {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("reads");
+    table.contains(volume.mnt.to_str().expect("UTF-8"))
+}
+
+#[test]
+fn signals_that_ask_for_an_end_store_everything() {
+    let volume = Volume::mounted();
+    for (signal, seed) in [(Signal::TERM, 1), (Signal::INT, 2), (Signal::HUP, 3)] {
+        let name = format!("f{seed}");
+        fs::write(volume.path(&name), noise(seed, 3 << 20)).expect("writes");
+        volume.end_by(signal);
+        assert!(!is_mounted(&volume), "{signal:?}");
+        volume.mount(&[]);
+        assert_same(&fs::read(volume.path(&name)).expect("reads"), &noise(seed, 3 << 20), &name);
+    }
+    volume.unmount();
+    volume.check();
+}
+
+#[test]
+fn a_mount_in_use_ends_by_signal_and_keeps_what_was_written() {
+    let volume = Volume::mounted();
+    let mut held = File::create(volume.path("held")).expect("creates");
+    held.write_all(&noise(1, 300_000)).expect("writes");
+    volume.end_by(Signal::TERM);
+    assert!(!is_mounted(&volume));
+    let error = held.write_all(b"too late").expect_err("the connection is gone");
+    assert_eq!(Errno::from_io_error(&error), Some(Errno::NOTCONN));
+    volume.mount(&[]);
+    assert_same(&fs::read(volume.path("held")).expect("reads"), &noise(1, 300_000), "held");
+    volume.unmount();
+    volume.check();
+}
+
+#[test]
+fn other_ways_to_unmount_store_everything() {
+    let volume = Volume::mounted();
+    for (seed, command) in [(1, ["umount", "--"]), (2, ["fusermount3", "-u"]), (3, ["umount", "-l"])] {
+        let name = format!("f{seed}");
+        fs::write(volume.path(&name), noise(seed, 3 << 20)).expect("writes");
+        let stored = volume.log().matches("everything is stored").count();
+        let status = Command::new(command[0]).arg(command[1]).arg(&volume.mnt).status().expect("runs");
+        assert!(status.success(), "{command:?}");
+        eventually("the process stores everything", || volume.log().matches("everything is stored").count() > stored);
+        // The process that ends holds the metadata's lock for a moment.
+        eventually("the volume can be mounted again", || {
+            let log = volume.beside("log");
+            let log = log.to_str().expect("UTF-8");
+            let mnt = volume.mnt.to_str().expect("UTF-8");
+            kiseki(&["mount", "-d", &volume.meta(), mnt, "--log", log]).status.success()
+        });
+        assert_same(&fs::read(volume.path(&name)).expect("reads"), &noise(seed, 3 << 20), &name);
+    }
+}
+
+#[test]
+fn what_was_synced_survives_a_kill_and_the_dead_mount_is_replaced() {
+    let volume = Volume::mounted();
+    for round in 0..3 {
+        let synced = File::create(volume.path(&format!("synced{round}"))).expect("creates");
+        synced.write_all_at(&noise(round, 500_000), 0).expect("writes");
+        synced.sync_all().expect("syncs");
+        fs::write(volume.path("lost"), noise(9, 100_000)).expect("writes");
+        drop(synced);
+        volume.end_by(Signal::KILL);
+        assert_eq!(rustix::fs::statfs(&volume.mnt).map(drop), Err(Errno::NOTCONN));
+        volume.mount(&[]);
+        for done in 0..=round {
+            let found = fs::read(volume.path(&format!("synced{done}"))).expect("reads");
+            assert_same(&found, &noise(done, 500_000), "synced");
+        }
+    }
+    volume.unmount();
+    volume.check();
+}
+
+#[test]
+fn a_read_only_mount_changes_nothing() {
+    let volume = Volume::mounted();
+    fs::write(volume.path("f"), "contents").expect("writes");
+    volume.unmount();
+    volume.mount(&["--read-only"]);
+    assert_eq!(fs::read_to_string(volume.path("f")).expect("reads"), "contents");
+    let errno = |result: std::io::Result<()>| result.map_err(|error| Errno::from_io_error(&error).expect("an errno"));
+    assert_eq!(errno(fs::write(volume.path("f"), "x")), Err(Errno::ROFS));
+    assert_eq!(errno(fs::create_dir(volume.path("d"))), Err(Errno::ROFS));
+    assert_eq!(errno(fs::remove_file(volume.path("f"))), Err(Errno::ROFS));
+    volume.unmount();
+    volume.check();
+}
+
+#[test]
+fn what_cannot_be_a_mount_point_is_told() {
+    let volume = Volume::formatted();
+    let meta = volume.meta();
+    fs::create_dir(volume.beside("full")).expect("makes a folder");
+    fs::write(volume.beside("full/x"), "").expect("writes");
+    fs::write(volume.beside("file"), "").expect("writes");
+    let other = Volume::mounted();
+    let path = |name: &str| volume.beside(name).to_str().expect("UTF-8").to_owned();
+    for (point, more, message) in [
+        (path("nosuch"), &[][..], "does not exist"),
+        (path("file"), &[], "is not a directory"),
+        (path("full"), &[], "is not empty"),
+        (path("mnt"), &["-o", "ro,nosuch"], "unknown mount option 'nosuch'"),
+        (other.mnt.to_str().expect("UTF-8").into(), &[], "is already a mount of the Kiseki volume"),
+    ] {
+        for daemon in [&[][..], &["-d"]] {
+            let args = [&["mount", &meta, &point], more, daemon].concat();
+            let output = kiseki(&args);
+            assert_eq!(output.status.code(), Some(1), "{args:?}");
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert!(text.contains(message), "{args:?}: {text}");
+        }
+    }
+    assert_eq!(fs::read_dir(volume.beside("full")).expect("lists").count(), 1);
+    // What was refused is possible when it is asked for.
+    let log = path("log");
+    let args = ["mount", "-d", &meta, &path("full"), "-o", "nonempty", "--log", &log];
+    let output = kiseki(&args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(fs::read_dir(volume.beside("full")).expect("lists").count(), 0, "the volume hides what was there");
+    let output = kiseki(&["umount", &path("full")]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(fs::read_dir(volume.beside("full")).expect("lists").count(), 1);
+}

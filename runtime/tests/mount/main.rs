@@ -1,0 +1,9 @@
+//! A mounted volume, through the kernel: what programs see, before and after a remount.
+//!
+//! Needs root, /dev/fuse and fuse3. Each test has a volume of its own and leaves no mount behind.
+
+mod contents;
+mod harness;
+mod life;
+mod names;
+mod privileges;

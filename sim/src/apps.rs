@@ -1,0 +1,272 @@
+//! Applications: each does seeded operations in its own part of the tree, and looks at everything after each.
+//!
+//! Owns: the course of an application's life, calls that go on in the background.
+//! Leaves to others: which operations (`kiseki_core::testkit::ops`), whether the answers are right (`judge`).
+//!
+//! Invariants
+//! - What an application knows outlives its node: the judge is told before a call and after it.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use kiseki_core::client::Client;
+use kiseki_core::errno::Errno;
+use kiseki_core::testkit::model::Model;
+use kiseki_core::testkit::ops::{Generator, Op, SLOTS};
+use madsim::task::{JoinHandle, NodeId};
+use madsim::time::{self, TimeHandle};
+
+use crate::dice::Dice;
+use crate::judge::{Durable, Judge};
+use crate::kernel::Kernel;
+use crate::observe::{Contents, Seen, Tree, observe, observe_open};
+use crate::world::{Moment, SimEnv, World};
+
+/// Longest pause between two operations.
+const THINKING: Duration = Duration::from_millis(30);
+
+/// An application, over all its lives.
+pub struct App {
+    name: &'static str,
+    judge: Mutex<Judge>,
+    generator: Mutex<Generator<Dice>>,
+    dice: Dice,
+    /// Operations that returned, over all lives.
+    pub steps: AtomicU64,
+}
+
+impl App {
+    /// An application that finds the tree as its judge says.
+    pub fn new(name: &'static str, judge: Judge, dice: Dice, first_write: u64) -> Arc<Self> {
+        let generator = Generator::new(judge.habits.clone(), dice.clone(), first_write);
+        let (judge, generator) = (Mutex::new(judge), Mutex::new(generator));
+        Arc::new(Self { name, judge, generator, dice, steps: AtomicU64::new(0) })
+    }
+
+    /// Its judge.
+    pub fn judge(&self) -> MutexGuard<'_, Judge> {
+        self.judge.lock().unwrap()
+    }
+
+    /// What it sees, without an opinion.
+    pub async fn look(&self, kernel: &mut Kernel, contents: &Contents) -> Result<Tree, Errno> {
+        let habits = self.judge().habits.clone();
+        observe(kernel, &self.dice, &habits, contents).await
+    }
+
+    /// A kernel for a life on `client`.
+    pub fn kernel(&self, client: Client<SimEnv>) -> Kernel {
+        Kernel::new(client, self.dice.clone())
+    }
+}
+
+/// One life of an application.
+pub struct Life {
+    app: Arc<App>,
+    others: Vec<Arc<App>>,
+    world: World,
+    kernel: Kernel,
+    node: NodeId,
+    /// Set when the application is to close everything and end.
+    stop: Arc<AtomicBool>,
+    background: Vec<(usize, JoinHandle<()>)>,
+}
+
+impl Life {
+    /// A life of `app` on `client`.
+    pub fn new(
+        app: Arc<App>,
+        others: Vec<Arc<App>>,
+        world: World,
+        client: Client<SimEnv>,
+        node: NodeId,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
+        let kernel = app.kernel(client);
+        Self { app, others, world, kernel, node, stop, background: Vec::new() }
+    }
+
+    /// Works until it is told to stop or something is wrong.
+    pub async fn run(mut self) {
+        while !self.stop.load(Ordering::Relaxed) && !self.over() {
+            let op = {
+                let judge = self.app.judge();
+                self.app.generator.lock().unwrap().draw(&judge.model)
+            };
+            if let Err(what) = self.step(&op).await {
+                self.world.alarm.raise(format!("application {}: after {op:?}: {what}", self.app.name));
+            }
+            self.app.steps.fetch_add(1, Ordering::Relaxed);
+            let pause = self.app.dice.time_below(THINKING);
+            if self.app.dice.chance(400) {
+                time::sleep(pause).await;
+            }
+        }
+        if !self.over() {
+            self.close().await;
+        }
+    }
+
+    fn over(&self) -> bool {
+        self.world.meta.failed() || self.world.alarm.raised().is_some()
+    }
+
+    async fn step(&mut self, op: &Op) -> Result<(), String> {
+        if let Op::Close { slot } = op {
+            self.join(Some(*slot)).await;
+        }
+        if let Op::Fsync { slot } = op
+            && self.app.dice.chance(400)
+        {
+            self.fsync_in_background(*slot);
+            return Ok(());
+        }
+        // What a success makes durable is what had been done before the call.
+        let promises = self.promises(op);
+        let (start, from) = (TimeHandle::current().elapsed(), World::wall());
+        self.world.trace.add(format!("{} {op:?}", self.app.name));
+        self.app.judge().begin(op, start, from);
+        let result = self.kernel.run(op).await;
+        let answer = result.as_ref().map(Vec::len);
+        self.world.trace.add(format!("{} -> {answer:?}", self.app.name));
+        if self.world.meta.failed() {
+            return Ok(());
+        }
+        self.app.judge().finish(&result, TimeHandle::current().elapsed(), World::wall())?;
+        if result.is_ok() {
+            let promised = !promises.is_empty();
+            for (app, durable) in promises {
+                app.judge().durable.push(durable);
+            }
+            if promised && self.world.pass(Moment::Promise, self.node) {
+                std::future::pending::<()>().await;
+            }
+        }
+        self.look(op).await?;
+        if self.app.dice.chance(150) {
+            self.kernel.shrink(false);
+        }
+        Ok(())
+    }
+
+    fn promises(&self, op: &Op) -> Vec<(Arc<App>, Durable)> {
+        let judge = self.app.judge();
+        let (model, now) = (&judge.model, judge.now());
+        match op {
+            Op::Fsync { slot } => model.open_at(*slot).map(|node| (self.app.clone(), Durable::File(node, now))),
+            Op::FsyncDir { path } => {
+                model.find(path).ok().map(|node| (self.app.clone(), Durable::Directory(node, now)))
+            }
+            Op::Sync => {
+                drop(judge);
+                let all = self.others.iter().chain([&self.app]);
+                return all.map(|app| (app.clone(), Durable::All(app.judge().now()))).collect();
+            }
+            _ => None,
+        }
+        .into_iter()
+        .collect()
+    }
+
+    /// An fsync that other operations overtake.
+    fn fsync_in_background(&mut self, slot: usize) {
+        let (node, now) = {
+            let judge = self.app.judge();
+            (judge.model.open_at(slot).expect("the slot is open"), judge.now())
+        };
+        let handle = self.kernel.handle(slot).expect("the slot is open");
+        let (app, client, world, home) = (self.app.clone(), self.kernel.client().clone(), self.world.clone(), self.node);
+        world.trace.add(format!("{} fsync of slot {slot} in the background, as of step {now}", app.name));
+        let task = madsim::task::spawn(async move {
+            let result = client.fsync(handle).await;
+            world.trace.add(format!("{} fsync of slot {slot} as of step {now} -> {result:?}", app.name));
+            let mut judge = app.judge();
+            judge.completed.0 += 1;
+            if result.is_ok() {
+                judge.completed.1 += 1;
+                judge.durable.push(Durable::File(node, now));
+                world.pass(Moment::Promise, home);
+            }
+        });
+        self.background.push((slot, task));
+    }
+
+    /// Waits for what goes on in the background, for one slot or for all.
+    async fn join(&mut self, slot: Option<usize>) {
+        let (now, later) = self.background.drain(..).partition(|(at, _)| slot.is_none_or(|slot| *at == slot));
+        self.background = later;
+        let now: Vec<(usize, JoinHandle<()>)> = now;
+        for (_, task) in now {
+            let _ = task.await;
+        }
+    }
+
+    /// Looks at everything, and at the contents of what `op` touched; one time in four at all contents.
+    async fn look(&mut self, op: &Op) -> Result<(), String> {
+        let all = self.app.dice.chance(250);
+        let touched = touched(&self.app.judge().model, op);
+        let contents = if all { Contents::All } else { Contents::Of(touched.clone()) };
+        let seen = match self.app.look(&mut self.kernel, &contents).await {
+            Ok(tree) => self.look_at_unlinked().await.map(|unlinked| (tree, unlinked)),
+            Err(errno) => Err(errno),
+        };
+        match seen {
+            Ok((tree, unlinked)) => {
+                let (now, to) = (TimeHandle::current().elapsed(), World::wall());
+                self.app.judge().look(&tree, &unlinked, now, to)
+            }
+            // The store has failed: this life is over, and what is found in the next one counts.
+            Err(_) if self.world.meta.failed() => Ok(()),
+            Err(errno) => Err(format!("looking at the tree answered {errno:?}")),
+        }
+    }
+
+    /// Files without a name that are still open, by slot.
+    async fn look_at_unlinked(&mut self) -> Result<Vec<(usize, Seen)>, Errno> {
+        let mut found = Vec::new();
+        for slot in 0..SLOTS {
+            let unlinked = {
+                let judge = self.app.judge();
+                judge.model.open_at(slot).is_some_and(|node| judge.model.names_of(node).is_empty())
+            };
+            if let (true, Some(handle), Some(ino)) = (unlinked, self.kernel.handle(slot), self.kernel.open_ino(slot)) {
+                found.push((slot, observe_open(&mut self.kernel, handle, ino).await?));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Closes everything and lets go of every inode.
+    async fn close(&mut self) {
+        self.join(None).await;
+        for slot in 0..SLOTS {
+            if !self.over()
+                && self.kernel.handle(slot).is_some()
+                && let Err(what) = self.step(&Op::Close { slot }).await
+            {
+                self.world.alarm.raise(format!("application {}: closing: {what}", self.app.name));
+            }
+        }
+        self.kernel.shrink(true);
+    }
+}
+
+/// The paths whose contents `op` may have changed.
+fn touched(model: &Model, op: &Op) -> BTreeSet<String> {
+    let slot = match op {
+        Op::Write { slot, .. } | Op::Ftruncate { slot, .. } | Op::Open { slot, .. } | Op::Fsync { slot } => Some(*slot),
+        _ => None,
+    };
+    let mut paths = BTreeSet::new();
+    if let Some(node) = slot.and_then(|slot| model.open_at(slot)) {
+        paths.extend(model.names_of(node));
+    }
+    match op {
+        Op::Rename { from, to, .. } | Op::Link { from, to } => paths.extend([from.clone(), to.clone()]),
+        Op::Truncate { path, .. } | Op::Chmod { path, .. } => drop(paths.insert(path.clone())),
+        _ => {}
+    }
+    paths
+}

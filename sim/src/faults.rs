@@ -1,0 +1,172 @@
+//! What can go wrong, by name: how often, and how often it did.
+//!
+//! Owns: the kinds, their rates, the counts. Leaves to others: doing it (`world`, `run`).
+//!
+//! Invariants
+//! - Each seed draws its own mixture (some kinds off, some frequent), so that rare combinations come up.
+//! - Nothing strikes while faults are off.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use crate::dice::Dice;
+
+macro_rules! faults {
+    ($($name:ident, $rate:literal, $text:literal;)*) => {
+        /// A kind of fault.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Fault {
+            $(#[doc = $text] $name,)*
+        }
+
+        impl Fault {
+            /// All kinds.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// Usual rate, in 1000 occasions.
+            fn rate(self) -> u64 {
+                match self { $(Self::$name => $rate,)* }
+            }
+
+            /// What it is, in words.
+            pub fn text(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+faults! {
+    PutFailed, 40, "a put fails before it has any effect";
+    PutAnswerLost, 30, "a put takes effect and its answer is lost";
+    PutLate, 10, "a put takes effect after its error was answered";
+    PutHangs, 3, "a put hangs far beyond its deadline and then fails";
+    PutFull, 5, "the store has no space for a moment";
+    GetFailed, 30, "a get fails";
+    GetTorn, 10, "a get answers with a damaged byte";
+    GetHangs, 2, "a get hangs";
+    DeleteFailed, 40, "a delete fails before it has any effect";
+    DeleteAnswerLost, 20, "a delete takes effect and its answer is lost";
+    BarrierFailed, 30, "a barrier fails and covers nothing";
+    BarrierAnswerLost, 20, "a barrier covers everything and its answer is lost";
+    ListFailed, 50, "a page of a listing fails";
+    StoreOutage, 2, "every call to the store fails for a while";
+    CommitRefused, 40, "a data commit is not taken";
+    CommitAnswerLost, 30, "a data commit is applied and its answer is lost";
+    CommitUnknown, 20, "a data commit is not applied and no answer says so";
+    Conflict, 30, "a transaction meets a conflict and is run again";
+    Miss, 30, "the reads of a transaction are fetched one batch at a time";
+    SlowSync, 30, "a sync of metadata takes long";
+    SyncFailed, 1, "a sync of metadata fails: the store takes no more writes";
+}
+
+/// What does not strike by itself: how a life of the client ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ending {
+    /// The process is killed: what it had handed to metadata and store stays.
+    Kill,
+    /// The machine with metadata and store loses power.
+    PowerCut,
+    /// The machine with metadata loses power; the store is elsewhere and keeps all.
+    MetaPowerCut,
+    /// Everything is flushed and closed.
+    Unmount,
+}
+
+/// The faults of one run; clones share them.
+#[derive(Clone, Debug)]
+pub struct Faults {
+    dice: Dice,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    on: bool,
+    rates: BTreeMap<Fault, u64>,
+    counts: Counts,
+}
+
+/// How often things happened.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Strikes of each kind.
+    pub faults: BTreeMap<Fault, u64>,
+    /// Ends of lives.
+    pub endings: BTreeMap<Ending, u64>,
+    /// Calls of each kind, by name.
+    pub calls: BTreeMap<&'static str, u64>,
+}
+
+impl Counts {
+    /// Adds what another run counted.
+    pub fn merge(&mut self, other: &Self) {
+        for (fault, count) in &other.faults {
+            *self.faults.entry(*fault).or_default() += count;
+        }
+        for (ending, count) in &other.endings {
+            *self.endings.entry(*ending).or_default() += count;
+        }
+        for (call, count) in &other.calls {
+            *self.calls.entry(call).or_default() += count;
+        }
+    }
+
+    /// Strikes of one kind.
+    pub fn of(&self, fault: Fault) -> u64 {
+        self.faults.get(&fault).copied().unwrap_or(0)
+    }
+
+    /// Calls of one kind.
+    pub fn called(&self, call: &str) -> u64 {
+        self.calls.get(call).copied().unwrap_or(0)
+    }
+}
+
+impl Faults {
+    /// A mixture drawn from `dice`; faults are on.
+    pub fn new(dice: Dice) -> Self {
+        let rates = Fault::ALL.iter().map(|&fault| {
+            let factor = [0, 1, 1, 1, 1, 2, 4][dice.below(7) as usize];
+            (fault, fault.rate() * factor)
+        });
+        let rates = rates.collect();
+        let state = State { on: true, rates, counts: Counts::default() };
+        Self { dice, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Turns all faults on or off.
+    pub fn set_on(&self, on: bool) {
+        self.state.lock().unwrap().on = on;
+    }
+
+    /// Turns one kind off for the whole run.
+    pub fn never(&self, fault: Fault) {
+        self.state.lock().unwrap().rates.insert(fault, 0);
+    }
+
+    /// Whether `fault` strikes at this occasion.
+    pub fn strikes(&self, fault: Fault) -> bool {
+        let mut state = self.state.lock().unwrap();
+        let strikes = state.on && self.dice.chance(state.rates[&fault]);
+        if strikes {
+            *state.counts.faults.entry(fault).or_default() += 1;
+        }
+        strikes
+    }
+
+    /// Counts a call.
+    pub fn called(&self, call: &'static str) {
+        *self.state.lock().unwrap().counts.calls.entry(call).or_default() += 1;
+    }
+
+    /// Counts the end of a life.
+    pub fn ended(&self, ending: Ending) {
+        *self.state.lock().unwrap().counts.endings.entry(ending).or_default() += 1;
+    }
+
+    /// What was counted so far.
+    pub fn counts(&self) -> Counts {
+        self.state.lock().unwrap().counts.clone()
+    }
+}

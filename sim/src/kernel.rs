@@ -1,0 +1,329 @@
+//! The kernel's part: path walks, type checks, lookup counts, open files.
+//!
+//! Owns: what Linux does between a system call and the file system, as far as the operations need it.
+//! Leaves to others: everything that the client answers; waiting and judging (`apps`).
+//!
+//! Invariants
+//! - No request names an inode whose lookup count is zero, but for the root.
+//! - What the client is asked to check itself (an existing target, a directory in the way) is asked of it half the
+//!   time, and checked here before the call otherwise: both must come to the same answer.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use kiseki_core::client::{Caller, Client, Entry, Handle, OpenFlags};
+use kiseki_core::errno::Errno;
+use kiseki_core::meta::{RenameMode, SetAttr, XattrMode};
+use kiseki_core::testkit::ops::{Op, RenameFlag, SLOTS, split, written_bytes};
+use kiseki_core::types::{FileType, Ino, Timestamp};
+
+use crate::dice::Dice;
+use crate::world::SimEnv;
+
+const CALLER: Caller = Caller { uid: 0, gid: 0 };
+
+/// An open file description.
+#[derive(Clone, Copy, Debug)]
+struct OpenFile {
+    handle: Handle,
+    ino: Ino,
+    append: bool,
+}
+
+/// One application's view of a mount.
+pub struct Kernel {
+    client: Client<SimEnv>,
+    dice: Dice,
+    /// Lookups that were not forgotten yet.
+    counts: BTreeMap<Ino, u64>,
+    kinds: BTreeMap<Ino, FileType>,
+    /// Names that are known without asking.
+    names: BTreeMap<String, Ino>,
+    open: [Option<OpenFile>; SLOTS],
+}
+
+impl Kernel {
+    /// A kernel that has just mounted.
+    pub fn new(client: Client<SimEnv>, dice: Dice) -> Self {
+        let kinds = BTreeMap::from([(Ino::ROOT, FileType::Directory)]);
+        Self { client, dice, counts: BTreeMap::new(), kinds, names: BTreeMap::new(), open: [None; SLOTS] }
+    }
+
+    /// The mount.
+    pub fn client(&self) -> &Client<SimEnv> {
+        &self.client
+    }
+
+    /// The handle of an open file.
+    pub fn handle(&self, slot: usize) -> Option<Handle> {
+        self.open[slot].map(|file| file.handle)
+    }
+
+    /// The inode of an open file.
+    pub fn open_ino(&self, slot: usize) -> Option<Ino> {
+        self.open[slot].map(|file| file.ino)
+    }
+
+    /// Does `op`; the bytes are those that a read returns.
+    pub async fn run(&mut self, op: &Op) -> Result<Vec<u8>, Errno> {
+        match op {
+            Op::Mkdir { path, mode } => self.make(path, FileType::Directory, *mode, 0).await?,
+            Op::Mknod { path, kind, mode, rdev } => self.make(path, *kind, *mode, *rdev).await?,
+            Op::Symlink { path, target } => {
+                let (dir, name) = self.vacancy(path).await?;
+                let entry = self.client.symlink(CALLER, dir, name.as_bytes(), target.as_bytes()).await?;
+                self.learn(path, &entry);
+            }
+            Op::Link { from, to } => {
+                let ino = self.walk(from).await?;
+                let (dir, name) = self.vacancy(to).await?;
+                if self.kinds[&ino] == FileType::Directory {
+                    // linkat() looks the new name up before it refuses.
+                    return Err(match self.walk(to).await {
+                        Ok(_) => Errno::EEXIST,
+                        Err(Errno::ENOENT) => Errno::EPERM,
+                        Err(errno) => errno,
+                    });
+                }
+                let entry = self.client.link(ino, dir, name.as_bytes()).await?;
+                self.learn(to, &entry);
+            }
+            Op::Unlink { path } => {
+                let (dir, name) = self.parent(path).await?;
+                if self.dice.chance(500) && self.kind_at(path).await? == FileType::Directory {
+                    return Err(Errno::EISDIR);
+                }
+                self.client.unlink(dir, name.as_bytes()).await?;
+                self.names.clear();
+            }
+            Op::Rmdir { path } => {
+                let (dir, name) = self.parent(path).await?;
+                if self.dice.chance(500) && self.kind_at(path).await? != FileType::Directory {
+                    return Err(Errno::ENOTDIR);
+                }
+                self.client.rmdir(dir, name.as_bytes()).await?;
+                self.names.clear();
+            }
+            Op::Rename { from, to, flag } => self.rename(from, to, *flag).await?,
+            Op::Open { path, slot, create, append, sync, truncate } => {
+                let flags = OpenFlags {
+                    read: true,
+                    write: true,
+                    append: *append,
+                    truncate: *truncate,
+                    sync: *sync,
+                    ..OpenFlags::default()
+                };
+                let (handle, ino) = self.open(path, *create, flags).await?;
+                self.open[*slot] = Some(OpenFile { handle, ino, append: *append });
+            }
+            Op::Close { slot } => {
+                let file = self.open[*slot].take().ok_or(Errno::EBADF)?;
+                // close(2) may report an old error; the file is closed all the same.
+                let _ = self.client.flush(file.handle).await;
+                self.client.release(file.handle).await?;
+            }
+            Op::Write { slot, offset, len, number, drop_privileges } => {
+                let file = self.open[*slot].ok_or(Errno::EBADF)?;
+                let offset = if file.append { self.client.getattr(file.ino).await?.length } else { *offset };
+                let bytes = written_bytes(*number, offset, *len);
+                if !self.client.write_now(file.handle, offset, &bytes, *drop_privileges)? {
+                    self.client.write(file.handle, offset, Bytes::from(bytes), *drop_privileges).await?;
+                }
+            }
+            Op::Read { slot, offset, len } => {
+                let file = self.open[*slot].ok_or(Errno::EBADF)?;
+                return self.read(file.handle, *offset, *len).await;
+            }
+            Op::Fsync { slot } => self.client.fsync(self.open[*slot].ok_or(Errno::EBADF)?.handle).await?,
+            Op::FsyncDir { path } => {
+                let ino = self.directory(path).await?;
+                self.client.fsyncdir(ino).await?;
+            }
+            Op::Sync => self.client.sync().await?,
+            Op::Truncate { path, length } => {
+                let ino = self.walk(path).await?;
+                match self.kinds[&ino] {
+                    FileType::Regular => self.truncate(ino, *length).await?,
+                    FileType::Directory => return Err(Errno::EISDIR),
+                    FileType::Symlink
+                    | FileType::Fifo
+                    | FileType::CharDevice
+                    | FileType::BlockDevice
+                    | FileType::Socket => return Err(Errno::EINVAL),
+                }
+            }
+            Op::Ftruncate { slot, length } => {
+                let file = self.open[*slot].ok_or(Errno::EBADF)?;
+                self.truncate(file.ino, *length).await?;
+            }
+            Op::Chmod { path, mode } => self.change(path, SetAttr { mode: Some(*mode), ..SetAttr::default() }).await?,
+            Op::Chown { path, uid, gid } => {
+                self.change(path, SetAttr { uid: Some(*uid), gid: Some(*gid), ..SetAttr::default() }).await?;
+            }
+            Op::Utimes { path, secs } => {
+                let mtime = Some(Timestamp { secs: *secs, nanos: 0 });
+                self.change(path, SetAttr { mtime, ..SetAttr::default() }).await?;
+            }
+            Op::SetXattr { path, name, value } => {
+                let ino = self.walk(path).await?;
+                self.client.setxattr(ino, name.as_bytes(), Bytes::copy_from_slice(value.as_bytes()), XattrMode::Either).await?;
+            }
+            Op::RemoveXattr { path, name } => {
+                let ino = self.walk(path).await?;
+                self.client.removexattr(ino, name.as_bytes()).await?;
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// Reads as the page cache does: in pieces.
+    pub async fn read(&mut self, handle: Handle, offset: u64, len: u32) -> Result<Vec<u8>, Errno> {
+        let mut bytes = Vec::new();
+        while (bytes.len() as u32) < len {
+            let rest = len - bytes.len() as u32;
+            let piece = if self.dice.chance(500) { rest } else { 1 + self.dice.below(u64::from(rest)) as u32 };
+            let data = self.client.read(handle, offset + bytes.len() as u64, piece).await?.into_contiguous();
+            bytes.extend_from_slice(&data);
+            if (data.len() as u32) < piece {
+                break;
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// The inode that `path` leads to.
+    pub async fn walk(&mut self, path: &str) -> Result<Ino, Errno> {
+        let mut at = Ino::ROOT;
+        let mut prefix = String::new();
+        for name in path.split('/').filter(|name| !name.is_empty()) {
+            if self.kinds[&at] != FileType::Directory {
+                return Err(Errno::ENOTDIR);
+            }
+            prefix = format!("{prefix}/{name}");
+            at = match self.names.get(&prefix) {
+                Some(ino) if self.dice.chance(700) => *ino,
+                Some(_) | None => {
+                    let entry = self.client.lookup(at, name.as_bytes()).await?;
+                    self.learn(&prefix, &entry)
+                }
+            };
+        }
+        Ok(at)
+    }
+
+    /// Takes note of an entry that the client has counted as a lookup.
+    pub fn learn(&mut self, path: &str, entry: &Entry) -> Ino {
+        *self.counts.entry(entry.ino).or_default() += 1;
+        self.kinds.insert(entry.ino, entry.attr.kind);
+        self.names.insert(path.to_string(), entry.ino);
+        entry.ino
+    }
+
+    /// Lets go of names and of inodes that are not open, as a kernel short of memory does.
+    pub fn shrink(&mut self, all: bool) {
+        self.names.clear();
+        let open: Vec<Ino> = self.open.iter().flatten().map(|file| file.ino).collect();
+        let (client, dice) = (&self.client, &self.dice);
+        self.counts.retain(|ino, count| {
+            let forget = !open.contains(ino) && (all || dice.chance(700));
+            if forget {
+                client.forget(*ino, *count);
+            }
+            !forget
+        });
+    }
+
+    async fn parent<'a>(&mut self, path: &'a str) -> Result<(Ino, &'a str), Errno> {
+        let (parent, name) = split(path);
+        Ok((self.directory(parent).await?, name))
+    }
+
+    async fn directory(&mut self, path: &str) -> Result<Ino, Errno> {
+        let ino = self.walk(path).await?;
+        if self.kinds[&ino] == FileType::Directory { Ok(ino) } else { Err(Errno::ENOTDIR) }
+    }
+
+    async fn kind_at(&mut self, path: &str) -> Result<FileType, Errno> {
+        let ino = self.walk(path).await?;
+        Ok(self.kinds[&ino])
+    }
+
+    /// The directory for a new name; half of the time the name is looked up first.
+    async fn vacancy<'a>(&mut self, path: &'a str) -> Result<(Ino, &'a str), Errno> {
+        let (dir, name) = self.parent(path).await?;
+        if self.dice.chance(500) {
+            match self.walk(path).await {
+                Ok(_) => return Err(Errno::EEXIST),
+                Err(Errno::ENOENT) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok((dir, name))
+    }
+
+    async fn make(&mut self, path: &str, kind: FileType, mode: u16, rdev: u32) -> Result<(), Errno> {
+        let (dir, name) = self.vacancy(path).await?;
+        let entry = self.client.mknod(CALLER, dir, name.as_bytes(), kind, mode, rdev).await?;
+        self.learn(path, &entry);
+        Ok(())
+    }
+
+    async fn rename(&mut self, from: &str, to: &str, flag: RenameFlag) -> Result<(), Errno> {
+        let (old_dir, old_name) = self.parent(from).await?;
+        let (new_dir, new_name) = self.parent(to).await?;
+        // do_renameat2() looks both names up, and refuses a rename into or over its own ancestors.
+        self.walk(from).await?;
+        let target = match self.walk(to).await {
+            Ok(_) => true,
+            Err(Errno::ENOENT) => false,
+            Err(errno) => return Err(errno),
+        };
+        match flag {
+            RenameFlag::NoReplace if target => return Err(Errno::EEXIST),
+            RenameFlag::Exchange if !target => return Err(Errno::ENOENT),
+            RenameFlag::Replace | RenameFlag::NoReplace | RenameFlag::Exchange => {}
+        }
+        let below = |path: &str, above: &str| path.strip_prefix(above).is_some_and(|rest| rest.starts_with('/'));
+        if below(to, from) && self.dice.chance(500) {
+            return Err(Errno::EINVAL);
+        }
+        if below(from, to) {
+            return Err(if flag == RenameFlag::Exchange { Errno::EINVAL } else { Errno::ENOTEMPTY });
+        }
+        let mode = match flag {
+            RenameFlag::Replace => RenameMode::Replace,
+            RenameFlag::NoReplace => RenameMode::NoReplace,
+            RenameFlag::Exchange => RenameMode::Exchange,
+        };
+        self.client.rename(old_dir, old_name.as_bytes(), new_dir, new_name.as_bytes(), mode).await?;
+        self.names.clear();
+        Ok(())
+    }
+
+    async fn open(&mut self, path: &str, create: Option<u16>, flags: OpenFlags) -> Result<(Handle, Ino), Errno> {
+        match (self.walk(path).await, create) {
+            (Err(Errno::ENOENT), Some(mode)) => {
+                let (dir, name) = self.parent(path).await?;
+                let (entry, handle) = self.client.create(CALLER, dir, name.as_bytes(), mode, flags).await?;
+                Ok((handle, self.learn(path, &entry)))
+            }
+            (Err(errno), _) => Err(errno),
+            (Ok(ino), _) => match self.kinds[&ino] {
+                FileType::Directory => Err(Errno::EISDIR),
+                FileType::Symlink => Err(Errno::ELOOP),
+                FileType::Fifo | FileType::CharDevice | FileType::BlockDevice | FileType::Socket => Err(Errno::ENXIO),
+                FileType::Regular => Ok((self.client.open(ino, flags).await?, ino)),
+            },
+        }
+    }
+
+    async fn truncate(&mut self, ino: Ino, length: u64) -> Result<(), Errno> {
+        self.client.setattr(ino, SetAttr::default(), Some(length)).await.map(drop)
+    }
+
+    async fn change(&mut self, path: &str, set: SetAttr) -> Result<(), Errno> {
+        let ino = self.walk(path).await?;
+        self.client.setattr(ino, set, None).await.map(drop)
+    }
+}

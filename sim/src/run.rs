@@ -1,0 +1,451 @@
+//! The course of one seed: lives of clients, the ends of these, and the last life, in which nothing fails any more.
+//!
+//! Owns: when a life ends and how, what is checked between lives and at the end.
+//! Leaves to others: what happens in a life (`apps`), judging (`judge`, `recovery`), many seeds (`sweep`).
+//!
+//! What is checked after each life: the metadata is sound as it lies there; the next mount succeeds; what it shows is
+//! explained by the history. What is checked at the end, without faults: everything can be flushed, memory comes back,
+//! the store holds exactly the objects that are referred to, and an unmount and a mount change nothing.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use kiseki_core::client::{Caller, Client, MountError, Options};
+use kiseki_core::env::{MetaStore, ObjectStore, Point};
+use kiseki_core::format::block::{self, VOLUME_OBJECT};
+use kiseki_core::format::keys;
+use kiseki_core::format::values::{VOLUME_VERSION, Value, Volume};
+use kiseki_core::meta::{self, OpCtx};
+use kiseki_core::testkit::model::{Model, Stamp};
+use kiseki_core::testkit::ops::{Habits, Op};
+use kiseki_core::types::{FileType, Geometry, Ino, Place, SliceRecord, VolumeId};
+use madsim::runtime::{Handle, NodeHandle};
+use madsim::time::{self, TimeHandle};
+
+use crate::apps::{App, Life};
+use crate::dice::Dice;
+use crate::faults::{Counts, Ending};
+use crate::judge::Judge;
+use crate::observe::{Contents, Tree};
+use crate::recovery;
+use crate::trace::Trace;
+use crate::world::meta::blocks_of;
+use crate::world::{Moment, SimEnv, Switches, World};
+
+/// Sizes so small that every border is met often.
+pub const GEOMETRY: Geometry = Geometry { chunk_size: 4096, block_size: 512, frame_size: 128, inline_max: 64 };
+/// Files end below this: five chunks.
+const LENGTH_MAX: u64 = 5 * 4096;
+/// Operations of both applications in one life, at most.
+const STEPS_MAX: u64 = 160;
+/// No wait of a client is longer than its deadlines allow: nothing happening for so long is a hang.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How long the store may take to be rid of what nothing refers to.
+const DRAIN: Duration = Duration::from_secs(600);
+
+/// What came of a seed.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Operations that returned.
+    pub completed: u64,
+    /// Operations that succeeded.
+    pub succeeded: u64,
+    /// Crashes survived.
+    pub crashes: u64,
+    /// Steps lost in crashes, of all that were not durable.
+    pub lost: u64,
+    /// Promises of durability that a crash tried.
+    pub tried: u64,
+    /// How often what happened.
+    pub counts: Counts,
+    /// What was wrong.
+    pub violation: Option<String>,
+}
+
+type Check<T> = Result<T, String>;
+
+/// One volume and what happens to it.
+struct Run {
+    world: World,
+    dice: Dice,
+    options: Options,
+    apps: [Arc<App>; 2],
+    outcome: Outcome,
+    lives: u64,
+}
+
+/// Runs `seed`.
+pub async fn run(seed: u64, switches: Switches, trace: Trace) -> Outcome {
+    let world = World::new(Dice::new(seed, 1), trace, switches);
+    let mut run = Run::new(world, seed).await;
+    if let Err(what) = run.course().await {
+        run.world.alarm.raise(what);
+    }
+    let mut outcome = run.outcome;
+    outcome.violation = run.world.alarm.raised();
+    let errors = run.world.trace.errors();
+    if let Some(error) = errors.first() {
+        outcome.violation.get_or_insert_with(|| format!("a broken promise was logged: {error}"));
+    }
+    outcome.counts = run.world.faults.counts();
+    for app in &run.apps {
+        let (completed, succeeded) = app.judge().completed;
+        outcome.completed += completed;
+        outcome.succeeded += succeeded;
+    }
+    run.world.trace.add(format!("end: {:?} of {} operations", outcome.violation, outcome.completed));
+    outcome
+}
+
+impl Run {
+    async fn new(world: World, seed: u64) -> Self {
+        let dice = Dice::new(seed, 2);
+        let options = Options {
+            buffer_size: 1024 * ([24, 64, 200][dice.below(3) as usize] + dice.below(40)),
+            commit_interval: Duration::from_millis([50, 200, 500, 3000][dice.below(4) as usize] + dice.below(100)),
+            store_timeout: Duration::from_secs(3 + dice.below(10)),
+            max_uploads: 1 + dice.below(6) as usize,
+            ..Options::default()
+        };
+        world.faults.set_on(false);
+        format(&world).await;
+        let client = mount(&world, &Handle::current().create_node().name("first").build(), &options).await;
+        let client = client.expect("nothing fails yet");
+        for name in ["a", "b", "s"] {
+            let caller = Caller { uid: 0, gid: 0 };
+            let made = client.mknod(caller, Ino::ROOT, name.as_bytes(), FileType::Directory, 0o755, 0).await;
+            made.expect("nothing fails yet");
+        }
+        client.unmount().await.expect("nothing fails yet");
+        world.end(Ending::Unmount);
+        let app = |name, home: &str, letter, number: u64| {
+            let stamp = Stamp::exactly(World::wall());
+            let homes = vec![home.to_string(), "/s".to_string()];
+            let mut model = Model::new(stamp);
+            for path in &homes {
+                let made = model.apply(&Op::Mkdir { path: path.clone(), mode: 0o755 }, stamp);
+                made.expect("the model is empty");
+            }
+            let borders = [128, 512, 4096].into_iter().collect();
+            let habits = Habits { letter, homes, length_max: LENGTH_MAX, borders };
+            App::new(name, Judge::new(habits, model), Dice::new(seed, 10 + number), number << 24)
+        };
+        let apps = [app("A", "/a", 'a', 0), app("B", "/b", 'b', 1)];
+        Self { world, dice, options, apps, outcome: Outcome::default(), lives: 0 }
+    }
+
+    async fn course(&mut self) -> Check<()> {
+        let lives = 2 + self.dice.below(3);
+        for _ in 0..lives {
+            self.world.faults.set_on(true);
+            self.life().await?;
+        }
+        self.last_life().await
+    }
+
+    fn node(&mut self) -> NodeHandle {
+        self.lives += 1;
+        self.world.trace.add(format!("life {}", self.lives));
+        Handle::current().create_node().name(format!("client {}", self.lives)).build()
+    }
+
+    /// Mounts until it succeeds; some mounts are killed half way.
+    async fn mount(&mut self) -> Check<(NodeHandle, Client<SimEnv>)> {
+        for _ in 0..50 {
+            let node = self.node();
+            let (world, options, home) = (self.world.clone(), self.options.clone(), node.clone());
+            let task = node.spawn(async move { mount(&world, &home, &options).await });
+            if self.dice.chance(100) {
+                time::sleep(self.dice.time_below(Duration::from_millis(60))).await;
+                drop(task);
+                self.crash(&node).await?;
+                continue;
+            }
+            match time::timeout(PATIENCE, task).await {
+                Err(_) => return Err("a mount hangs".into()),
+                Ok(Ok(Ok(client))) => return Ok((node, client)),
+                // The store failed; after a while the operator tries again.
+                Ok(Ok(Err(MountError::Meta(_) | MountError::Store(_)))) => self.kill(&node, Ending::Kill).await?,
+                Ok(Ok(Err(error))) => return Err(format!("a mount was refused: {error}")),
+                Ok(Err(error)) => return Err(format!("a mount ended: {error}")),
+            }
+        }
+        Err("fifty mounts in a row failed".into())
+    }
+
+    /// One life, from mount to end.
+    async fn life(&mut self) -> Check<()> {
+        let (node, client) = self.mount().await?;
+        self.verify(&node, &client).await?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let tasks: Vec<_> = (0..2)
+            .map(|index| {
+                let others = vec![self.apps[1 - index].clone()];
+                let (world, client) = (self.world.clone(), client.clone());
+                node.spawn(Life::new(self.apps[index].clone(), others, world, client, node.id(), stop.clone()).run())
+            })
+            .collect();
+        let wanted = self.steps() + 1 + self.dice.below(STEPS_MAX);
+        if self.dice.chance(600) {
+            self.set_trap();
+        }
+        self.wait(wanted).await?;
+        if self.dice.chance(200) && !self.world.sprung() {
+            self.world.disarm();
+            stop.store(true, Ordering::Relaxed);
+            for task in tasks {
+                let ended = time::timeout(PATIENCE, task).await;
+                ended.map_err(|_| "an application hangs")?.map_err(|error| error.to_string())?;
+            }
+            return self.unmount(&node, &client).await;
+        }
+        if !self.world.sprung() {
+            time::sleep(self.dice.time_below(Duration::from_millis(100))).await;
+        }
+        self.crash(&node).await
+    }
+
+    /// Ends the life at a moment at which a crash is instructive.
+    fn set_trap(&self) {
+        let (moment, scale) = match self.dice.below(6) {
+            0 => (Moment::At(Point::Put), 40),
+            1 => (Moment::At(Point::Commit), 40),
+            2 => (Moment::At(Point::Truncate), 8),
+            3 => (Moment::At(Point::RenameOver), 8),
+            _ => (Moment::Promise, 8),
+        };
+        self.world.kill_at(moment, self.dice.below(scale));
+    }
+
+    /// Waits until the applications have done so much, or something is wrong.
+    async fn wait(&self, wanted: u64) -> Check<()> {
+        let (mut steps, mut since) = (self.steps(), TimeHandle::current().elapsed());
+        while self.steps() < wanted && !self.world.sprung() && !self.world.meta.failed() {
+            time::sleep(Duration::from_millis(5)).await;
+            self.alarm()?;
+            let now = TimeHandle::current().elapsed();
+            if self.steps() > steps {
+                (steps, since) = (self.steps(), now);
+            }
+            if now > since + PATIENCE {
+                return Err("nothing happens any more".into());
+            }
+        }
+        self.alarm()
+    }
+
+    fn steps(&self) -> u64 {
+        self.apps.iter().map(|app| app.steps.load(Ordering::Relaxed)).sum()
+    }
+
+    fn alarm(&self) -> Check<()> {
+        self.world.alarm.raised().map_or(Ok(()), Err)
+    }
+
+    /// Ends a life suddenly.
+    async fn crash(&mut self, node: &NodeHandle) -> Check<()> {
+        let ending = [Ending::Kill, Ending::PowerCut, Ending::PowerCut, Ending::MetaPowerCut];
+        let ending = ending[self.dice.below(4) as usize];
+        self.outcome.crashes += 1;
+        self.kill(node, ending).await
+    }
+
+    async fn kill(&mut self, node: &NodeHandle, ending: Ending) -> Check<()> {
+        Handle::current().kill(node.id());
+        let point = self.world.disarm();
+        self.world.trace.add(format!("{ending:?} at {point:?}"));
+        self.alarm()?;
+        self.world.end(ending);
+        // The tasks of the node are dropped.
+        time::sleep(Duration::from_millis(2)).await;
+        sound(&self.world)
+    }
+
+    async fn unmount(&mut self, node: &NodeHandle, client: &Client<SimEnv>) -> Check<()> {
+        self.alarm()?;
+        self.world.trace.add("unmount");
+        for _ in 0..20 {
+            let client = client.clone();
+            let task = node.spawn(async move { client.unmount().await });
+            match time::timeout(PATIENCE, task).await {
+                Err(_) => return Err("an unmount hangs".into()),
+                Ok(Err(error)) => return Err(format!("an unmount ended: {error}")),
+                Ok(Ok(Ok(()))) => {
+                    for app in &self.apps {
+                        let mut judge = app.judge();
+                        let now = judge.now();
+                        judge.durable.push(crate::judge::Durable::All(now));
+                    }
+                    return self.kill(node, Ending::Unmount).await;
+                }
+                Ok(Ok(Err(_))) if self.world.meta.failed() => return self.crash(node).await,
+                // The store fails; what is dirty stays so, and the operator tries again.
+                Ok(Ok(Err(error))) => self.world.trace.add(format!("unmount: {error}")),
+            }
+        }
+        self.crash(node).await
+    }
+
+    /// Looks at everything after a mount, and finds the states of the last life that explain it.
+    async fn verify(&mut self, node: &NodeHandle, client: &Client<SimEnv>) -> Check<()> {
+        let mut trees = Vec::new();
+        for app in self.apps.clone() {
+            let (client, world) = (client.clone(), self.world.clone());
+            let look = node.spawn(async move { look(&app, &world, client).await });
+            let tree = time::timeout(PATIENCE * 5, look).await.map_err(|_| "looking around hangs")?;
+            trees.push(tree.map_err(|error| error.to_string())??);
+        }
+        let mut verdicts = Vec::new();
+        let now = (TimeHandle::current().elapsed(), Stamp::exactly(World::wall()));
+        for (app, tree) in self.apps.iter().zip(&trees) {
+            let judge = app.judge();
+            self.outcome.tried += judge.durable.len() as u64;
+            let found = recovery::explain(&judge, tree, now.0, now.1);
+            verdicts.push(found.map_err(|what| format!("application {}: {what}", judge.habits.letter))?);
+        }
+        let chosen = {
+            let judges = [&*self.apps[0].judge(), &*self.apps[1].judge()];
+            recovery::agree(judges, [&verdicts[0], &verdicts[1]])?
+        };
+        for (index, choice) in [(0, chosen.0), (1, chosen.1)] {
+            let verdict = &verdicts[index][choice];
+            self.outcome.lost += verdict.lost as u64;
+            let text = format!("found {} as after step {}, {} lost", index, verdict.step, verdict.lost);
+            self.world.trace.add(text);
+            let mut judge = self.apps[index].judge();
+            judge.restart(verdict.model.clone());
+            judge.adopt(&trees[index])?;
+        }
+        Ok(())
+    }
+
+    /// The life in which nothing fails any more, and everything must come to rest.
+    async fn last_life(&mut self) -> Check<()> {
+        self.world.faults.set_on(false);
+        self.world.objects.calm();
+        let (node, client) = self.mount().await?;
+        self.verify(&node, &client).await?;
+        let task = {
+            let client = client.clone();
+            node.spawn(async move { client.sync().await })
+        };
+        let synced = time::timeout(PATIENCE, task).await.map_err(|_| "a sync hangs")?;
+        synced.map_err(|error| error.to_string())?.map_err(|errno| format!("a sync without faults: {errno:?}"))?;
+        let status = client.status().await.map_err(|errno| format!("status: {errno:?}"))?;
+        let left = (status.dirty_bytes, status.dirty_files, status.waiting_bytes, status.uploads);
+        if left != (0, 0, 0, 0) {
+            return Err(format!("after a sync, of dirty bytes, files, waiting bytes and puts there are {left:?}"));
+        }
+        self.drained().await?;
+        self.unmount(&node, &client).await?;
+        let (node, client) = self.mount().await?;
+        self.verify(&node, &client).await?;
+        self.unmount(&node, &client).await?;
+        match leftovers(&self.world).first() {
+            Some(left) => Err(format!("after the last unmount: {left}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until the store holds exactly what is referred to.
+    async fn drained(&self) -> Check<()> {
+        let until = TimeHandle::current().elapsed() + DRAIN;
+        loop {
+            let left = leftovers(&self.world);
+            let Some(first) = left.first() else { return Ok(()) };
+            if TimeHandle::current().elapsed() > until {
+                return Err(format!("{} things are left, such as: {first}", left.len()));
+            }
+            time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+async fn format(world: &World) {
+    let id = VolumeId(*b"simulated volume");
+    let volume = Volume {
+        version: VOLUME_VERSION,
+        id,
+        name: "sim".into(),
+        storage: "sim".into(),
+        bucket: "sim".into(),
+        geometry: GEOMETRY,
+        capacity: 0,
+        inodes: 0,
+        created: World::wall(),
+    };
+    let ctx = OpCtx { now: World::wall(), stripe: 0, geometry: GEOMETRY };
+    let formatted = world.meta.write(|txn| meta::volume::format(txn, &ctx, &volume, 0, 0)).await;
+    world.meta.sync(formatted.expect("nothing fails yet").seq).await.expect("nothing fails yet");
+    let marker: Bytes = block::encode_marker(id);
+    world.objects.put(VOLUME_OBJECT, vec![marker]).await.expect("nothing fails yet");
+    world.objects.barrier().await.expect("nothing fails yet");
+}
+
+async fn mount(world: &World, node: &NodeHandle, options: &Options) -> Result<Client<SimEnv>, MountError> {
+    Client::mount(world.env(node.clone()), options.clone()).await
+}
+
+/// What an application sees after a mount: all contents, however often the store must be asked.
+async fn look(app: &App, world: &World, client: Client<SimEnv>) -> Check<Tree> {
+    for attempt in 0..40 {
+        let mut kernel = app.kernel(client.clone());
+        let tree = app.look(&mut kernel, &Contents::All).await;
+        kernel.shrink(true);
+        let tree = match tree {
+            Ok(tree) => tree,
+            // Only a failed store excuses this, and then the faults go on hold.
+            Err(errno) if world.meta.failed() => return Err(format!("the store failed while looking: {errno:?}")),
+            Err(errno) => return Err(format!("looking at the tree answered {errno:?}")),
+        };
+        let unread = tree.iter().find(|(_, seen)| seen.attr.kind == FileType::Regular && seen.data.is_none());
+        let Some((path, _)) = unread else { return Ok(tree) };
+        if attempt == 20 {
+            world.faults.set_on(false);
+            world.objects.calm();
+        }
+        if attempt > 30 {
+            return Err(format!("{path} cannot be read, though the store is well"));
+        }
+    }
+    unreachable!("the last attempts return")
+}
+
+/// The metadata as it lies there: structurally whole.
+fn sound(world: &World) -> Check<()> {
+    let findings = std::cell::RefCell::new(Vec::new());
+    let checked = world.meta.peek(|read| {
+        findings.borrow_mut().clear();
+        meta::invariant::check(read, &mut |_| {}, &mut |finding| findings.borrow_mut().push(finding))
+    });
+    checked.map_err(|error| format!("the metadata cannot be checked: {error}"))?;
+    let findings = findings.into_inner();
+    findings.first().map_or(Ok(()), |finding| Err(format!("{} findings, such as {finding:?}", findings.len())))
+}
+
+/// What is in the store or in a queue though nothing refers to it, and what is referred to and not there.
+fn leftovers(world: &World) -> Vec<String> {
+    let read = |range: (Vec<u8>, Vec<u8>)| {
+        let pairs = world.meta.peek(|read| Ok(read.scan(&range.0, &range.1, usize::MAX)?));
+        pairs.expect("memory can be read")
+    };
+    let volume = world.meta.peek(meta::volume::load).expect("there is a volume");
+    let mut wanted = BTreeSet::from([VOLUME_OBJECT.to_string()]);
+    for (_, value) in read(keys::all_slices()) {
+        let record = SliceRecord::decode(&value).expect("the metadata is sound");
+        if record.place == Place::Blocks {
+            wanted.extend(blocks_of(&volume, &record).into_iter().map(block::object_key));
+        }
+    }
+    let found: BTreeSet<String> = world.objects.keys().into_iter().collect();
+    let mut left: Vec<String> = wanted.difference(&found).map(|key| format!("object {key} is missing")).collect();
+    left.extend(found.difference(&wanted).map(|key| format!("nothing refers to object {key}")));
+    let queues = [keys::orphan_range(), keys::delfile_range(), keys::cutfile_range(), keys::delslice_range()];
+    for queue in queues {
+        left.extend(read(queue).iter().map(|(key, _)| format!("{:?} is still queued", keys::decode(key))));
+    }
+    left
+}

@@ -1,0 +1,279 @@
+//! The simulated metadata store: RocksDB's behaviour, crash and all.
+//!
+//! Owns: latency, conflicts, the position that is synced, what a crash leaves, what was asked about slices.
+//! Leaves to others: the versions and validation (`kiseki_core::kv::mem`).
+//!
+//! Invariants
+//! - A power cut drops commits from the end of the log only, and none that a sync has covered.
+//! - Only a data commit (one that moves an inode's commit number) may be refused or have an unknown outcome: it alone
+//!   can be repeated without harm.
+//! - After a failed sync nothing more is taken until the store is opened again.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use kiseki_core::env::{Committed, MetaError, MetaStore, TxnSeq};
+use kiseki_core::format::block;
+use kiseki_core::format::keys::{self, Key};
+use kiseki_core::format::values::{Value, Volume};
+use kiseki_core::kv::mem::{MemKv, TxnWrites};
+use kiseki_core::kv::{OpError, OpResult, Read, Txn};
+use kiseki_core::testkit::{self, Reads};
+use kiseki_core::types::{Attr, BlockId, Place, SliceId, SliceRecord};
+use madsim::time;
+
+use super::Parts;
+use super::objects::SimObjects;
+use super::references::References;
+use crate::faults::{Ending, Fault};
+
+/// Usual time of one step of a call.
+const LATENCY: Duration = Duration::from_millis(1);
+/// Usual time of a sync.
+const SYNC: Duration = Duration::from_millis(6);
+/// A sync that takes long.
+const SLOW_SYNC: Duration = Duration::from_millis(800);
+
+#[derive(Debug, Default)]
+struct State {
+    kv: MemKv,
+    /// Highest position that no crash takes away.
+    synced: TxnSeq,
+    /// Highest position that a sync has promised: `synced`, unless syncs are switched off.
+    promised: TxnSeq,
+    failed: bool,
+    epoch: u64,
+}
+
+/// The metadata store; clones are the same.
+#[derive(Clone)]
+pub struct SimMeta {
+    parts: Parts,
+    objects: SimObjects,
+    references: References,
+    state: Arc<Mutex<State>>,
+}
+
+impl SimMeta {
+    pub(super) fn new(parts: Parts, objects: SimObjects, references: References) -> Self {
+        Self { parts, objects, references, state: Arc::default() }
+    }
+
+    /// Whether the store has failed for good.
+    pub fn failed(&self) -> bool {
+        self.state.lock().unwrap().failed
+    }
+
+    /// Runs `op` without latency or fault, for the judges.
+    pub fn peek<T>(&self, op: impl Fn(&mut dyn Read) -> OpResult<T>) -> OpResult<T> {
+        testkit::peek(&self.state.lock().unwrap().kv, op)
+    }
+
+    pub(super) fn end(&self, ending: Ending) {
+        let mut state = self.state.lock().unwrap();
+        state.epoch += 1;
+        let last = state.kv.last();
+        let torn = match ending {
+            Ending::PowerCut | Ending::MetaPowerCut => true,
+            // Pages whose sync failed are gone, or are not: nothing tells.
+            Ending::Kill | Ending::Unmount => state.failed,
+        };
+        if torn {
+            let unsynced = last.0 - state.synced.0;
+            // All, nothing and anything between.
+            let keep = match self.parts.dice.below(4) {
+                0 => 0,
+                1 => unsynced,
+                _ => self.parts.dice.below(unsynced + 1),
+            };
+            let seq = TxnSeq(state.synced.0 + keep);
+            state.kv.rollback_to(seq);
+            state.synced = seq;
+            state.promised = seq;
+        }
+        state.failed = false;
+        let (start, end) = keys::all_slices();
+        let records = testkit::peek(&state.kv, |read| Ok(read.scan(&start, &end, usize::MAX)?));
+        let records = records.expect("memory can be read");
+        self.references.reset(records.iter().filter_map(|(_, value)| slice_of(value)), state.synced);
+    }
+
+    /// Whether `writes` moves the commit number of an inode.
+    fn is_data_commit(kv: &MemKv, writes: &TxnWrites) -> bool {
+        let number = |value: &Bytes| Attr::decode(value).map_or(0, |attr| attr.commit);
+        writes.writes().any(|(key, value)| match (keys::decode(key), value) {
+            (Ok(Key::Attr(_)), Some(value)) => {
+                let old = kv.begin().get(key).ok().flatten();
+                old.is_some_and(|old| number(&old) != number(value))
+            }
+            _ => false,
+        })
+    }
+
+    /// Commits, and watches what is committed.
+    fn commit(&self, state: &mut State, writes: TxnWrites) -> Option<TxnSeq> {
+        let old: Vec<(Bytes, Option<Bytes>)> = {
+            let mut txn = state.kv.begin();
+            let slices = writes.writes().filter(|(key, _)| matches!(keys::decode(key), Ok(Key::Slice(..))));
+            slices.map(|(key, _)| (key.clone(), txn.get(key).ok().flatten())).collect()
+        };
+        let new: Vec<(Bytes, Option<Bytes>)> =
+            writes.writes().map(|(key, value)| (key.clone(), value.cloned())).collect();
+        let seq = state.kv.commit(writes).ok()?;
+        if self.parts.switches.oracles {
+            let volume = testkit::peek(&state.kv, |read| Ok(read.get(&keys::volume())?));
+            if let Some(volume) = volume.ok().flatten().and_then(|bytes| Volume::decode(&bytes).ok()) {
+                self.watch_commit(&volume, &new);
+            }
+        }
+        let slices = new.iter().filter(|(key, _)| matches!(keys::decode(key), Ok(Key::Slice(..))));
+        slices.filter_map(|(_, value)| slice_of(value.as_ref()?)).for_each(|slice| self.references.enter(slice));
+        let slices = old.iter().filter_map(|(_, value)| slice_of(value.as_ref()?));
+        slices.for_each(|slice| self.references.leave(slice, seq));
+        Some(seq)
+    }
+
+    /// Objects to a commit of bytes that a power cut could take away.
+    fn watch_commit(&self, volume: &Volume, writes: &[(Bytes, Option<Bytes>)]) {
+        for (key, value) in writes {
+            let Ok(Key::Slice(ino, ..)) = keys::decode(key) else { continue };
+            let Some(Ok(record)) = value.as_ref().map(|value| SliceRecord::decode(value)) else { continue };
+            if record.place != Place::Blocks {
+                continue;
+            }
+            for id in blocks_of(volume, &record) {
+                let key = block::object_key(id);
+                let wanted = block::object_len(volume.geometry.frame_size, id.len);
+                match self.objects.stored(&key) {
+                    Some((len, true)) if len == wanted => {}
+                    found => self.parts.alarm.raise(format!(
+                        "a commit of {ino:?} refers to {key} ({wanted} bytes), of which the store has {found:?} \
+                         (bytes, durable)"
+                    )),
+                }
+            }
+        }
+    }
+}
+
+/// The blocks of a slice with blocks of its own.
+pub fn blocks_of(volume: &Volume, record: &SliceRecord) -> Vec<BlockId> {
+    let size = volume.geometry.block_size;
+    let count = volume.geometry.block_count(record.stored_len);
+    let block = |index: u32| {
+        let len = size.min(record.stored_len - index * size);
+        BlockId { slice: record.slice, index, len }
+    };
+    (0..count).map(block).collect()
+}
+
+fn slice_of(record: &Bytes) -> Option<SliceId> {
+    SliceRecord::decode(record).ok().map(|record| record.slice)
+}
+
+impl MetaStore for SimMeta {
+    async fn write<T, F>(&self, op: F) -> Result<Committed<T>, MetaError>
+    where
+        T: Send,
+        F: Fn(&mut dyn Txn) -> OpResult<T> + Send + Sync,
+    {
+        let Parts { faults, .. } = &self.parts;
+        faults.called("write");
+        let epoch = self.state.lock().unwrap().epoch;
+        self.parts.delay(LATENCY).await;
+        loop {
+            let reads = if faults.strikes(Fault::Miss) { Reads::MissFirst } else { Reads::Direct };
+            let (value, writes) = {
+                let state = self.state.lock().unwrap();
+                if state.failed || state.epoch != epoch {
+                    return Err(MetaError::Failed);
+                }
+                testkit::attempt(&state.kv, reads, &op)?
+            };
+            if self.parts.dice.chance(300) {
+                self.parts.delay(LATENCY).await;
+            }
+            if faults.strikes(Fault::Conflict) {
+                continue;
+            }
+            let (seq, lost) = {
+                let mut state = self.state.lock().unwrap();
+                if state.failed || state.epoch != epoch {
+                    return Err(MetaError::Failed);
+                }
+                let data = Self::is_data_commit(&state.kv, &writes);
+                if data {
+                    faults.called("data commit");
+                    if faults.strikes(Fault::CommitRefused) {
+                        return Err(MetaError::Retry);
+                    }
+                    if faults.strikes(Fault::CommitUnknown) {
+                        return Err(MetaError::Unknown);
+                    }
+                }
+                let Some(seq) = self.commit(&mut state, writes) else { continue };
+                (seq, data && faults.strikes(Fault::CommitAnswerLost))
+            };
+            self.parts.delay(LATENCY).await;
+            return if lost { Err(MetaError::Unknown) } else { Ok(Committed { value, seq }) };
+        }
+    }
+
+    async fn read<T, F>(&self, op: F) -> Result<T, MetaError>
+    where
+        T: Send,
+        F: Fn(&mut dyn Read) -> OpResult<T> + Send + Sync,
+    {
+        self.parts.faults.called("read");
+        self.parts.delay(LATENCY / 2).await;
+        let reads = if self.parts.faults.strikes(Fault::Miss) { Reads::MissFirst } else { Reads::Direct };
+        let value = {
+            let state = self.state.lock().unwrap();
+            testkit::attempt(&state.kv, reads, |txn| op(txn.as_read()))
+        };
+        // What was read may be old by the time it arrives.
+        if self.parts.dice.chance(300) {
+            self.parts.delay(LATENCY).await;
+        }
+        value.map(|(value, _)| value).map_err(|error: OpError| error.into())
+    }
+
+    fn last(&self) -> TxnSeq {
+        self.state.lock().unwrap().kv.last()
+    }
+
+    fn synced(&self) -> TxnSeq {
+        self.state.lock().unwrap().promised
+    }
+
+    async fn sync(&self, seq: TxnSeq) -> Result<(), MetaError> {
+        self.parts.faults.called("sync");
+        let (epoch, target) = {
+            let state = self.state.lock().unwrap();
+            (state.epoch, state.kv.last())
+        };
+        assert!(seq <= target, "a sync of what is not committed yet");
+        if self.parts.faults.strikes(Fault::SlowSync) {
+            time::sleep(self.parts.dice.time_below(SLOW_SYNC)).await;
+        }
+        self.parts.delay(SYNC).await;
+        let failed = {
+            let mut state = self.state.lock().unwrap();
+            if state.failed || state.epoch != epoch {
+                return Err(MetaError::Failed);
+            }
+            state.failed = self.parts.faults.strikes(Fault::SyncFailed);
+            if !state.failed {
+                state.promised = state.promised.max(target);
+                if self.parts.switches.sync {
+                    state.synced = state.synced.max(target);
+                    self.references.synced(target);
+                }
+            }
+            state.failed
+        };
+        self.parts.delay(LATENCY).await;
+        if failed { Err(MetaError::Failed) } else { Ok(()) }
+    }
+}

@@ -1,0 +1,252 @@
+//! The outside world of a simulated client.
+//!
+//! Owns: what outlives a client (metadata, objects, faults, the record of the run), and `SimEnv`, a client's view of
+//! it. Leaves to others: the stores themselves (`meta`, `objects`).
+//!
+//! Invariants
+//! - Work that a store has begun runs on the world's own node: no client's death ends it.
+//! - At a crash everything under way in a store is decided, one way or the other; nothing takes effect later.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kiseki_core::env::{Edge, Env, Point};
+use kiseki_core::types::{STRIPES, Timestamp};
+use madsim::runtime::{Handle, NodeHandle};
+use madsim::task::NodeId;
+use madsim::time::{self, TimeHandle};
+
+use crate::dice::Dice;
+use crate::faults::{Ending, Faults};
+use crate::trace::Trace;
+
+pub mod meta;
+pub mod objects;
+mod references;
+
+use meta::SimMeta;
+use objects::SimObjects;
+use references::References;
+
+/// Wall-clock time of simulated time zero: 2033-05-18.
+const EPOCH_SECS: i64 = 2_000_000_000;
+
+/// Parts of the world that a test turns off, to see that a judge notices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Switches {
+    /// A barrier makes puts durable.
+    pub barrier: bool,
+    /// A sync makes transactions durable.
+    pub sync: bool,
+    /// The world itself objects to a commit of bytes that are not durable, and to a deletion of what is referred to.
+    pub oracles: bool,
+}
+
+impl Default for Switches {
+    fn default() -> Self {
+        Self { barrier: true, sync: true, oracles: true }
+    }
+}
+
+/// The first violation that anything has seen.
+#[derive(Clone, Debug, Default)]
+pub struct Alarm(Arc<Mutex<Option<String>>>);
+
+impl Alarm {
+    /// Reports a violation.
+    pub fn raise(&self, text: impl Into<String>) {
+        self.0.lock().unwrap().get_or_insert_with(|| text.into());
+    }
+
+    /// What was reported first.
+    pub fn raised(&self) -> Option<String> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+/// Everything that outlives a client; clones are the same world.
+#[derive(Clone)]
+pub struct World {
+    /// The metadata store.
+    pub meta: SimMeta,
+    /// The object store.
+    pub objects: SimObjects,
+    /// What goes wrong.
+    pub faults: Faults,
+    /// What happened.
+    pub trace: Trace,
+    /// What must not have happened.
+    pub alarm: Alarm,
+    dice: Dice,
+    trap: Arc<Mutex<Trap>>,
+}
+
+/// When a client dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// It passes this point.
+    At(Point),
+    /// It has promised that something is durable.
+    Promise,
+}
+
+/// A client that dies at a certain moment.
+#[derive(Debug, Default)]
+struct Trap {
+    /// The kind of moment, and how many of them pass before.
+    set: Option<(Moment, u64)>,
+    /// It has snapped.
+    sprung: Option<Moment>,
+}
+
+impl World {
+    /// An empty world, in which faults are on.
+    pub fn new(dice: Dice, trace: Trace, switches: Switches) -> Self {
+        let node = Handle::current().create_node().name("world").build();
+        let faults = Faults::new(dice.clone());
+        let alarm = Alarm::default();
+        let parts = Parts { node, dice: dice.clone(), faults: faults.clone(), alarm: alarm.clone(), switches };
+        let references = References::default();
+        let objects = SimObjects::new(parts.clone(), references.clone());
+        let meta = SimMeta::new(parts, objects.clone(), references);
+        Self { meta, objects, faults, trace, alarm, dice, trap: Arc::default() }
+    }
+
+    /// What the stores make of the end of a client. Its node is dead already.
+    pub fn end(&self, ending: Ending) {
+        self.faults.ended(ending);
+        self.objects.end(ending);
+        self.meta.end(ending);
+    }
+
+    /// Kills the node of a client at the `after`-th moment of that kind from here on.
+    pub fn kill_at(&self, moment: Moment, after: u64) {
+        *self.trap.lock().unwrap() = Trap { set: Some((moment, after)), sprung: None };
+    }
+
+    /// Lets `node` know of a moment; true if that was its last.
+    pub fn pass(&self, moment: Moment, node: NodeId) -> bool {
+        let mut trap = self.trap.lock().unwrap();
+        match &mut trap.set {
+            Some((wanted, after)) if *wanted == moment && *after > 0 => *after -= 1,
+            Some((wanted, _)) if *wanted == moment => {
+                *trap = Trap { set: None, sprung: Some(moment) };
+                Handle::current().kill(node);
+                return true;
+            }
+            Some(_) | None => {}
+        }
+        false
+    }
+
+    /// When a client was killed, if one was; and no other will be.
+    pub fn disarm(&self) -> Option<Moment> {
+        std::mem::take(&mut *self.trap.lock().unwrap()).sprung
+    }
+
+    /// Whether a client was killed.
+    pub fn sprung(&self) -> bool {
+        self.trap.lock().unwrap().sprung.is_some()
+    }
+
+    /// The view of a client that runs on `node`.
+    pub fn env(&self, node: NodeHandle) -> SimEnv {
+        SimEnv { world: self.clone(), node }
+    }
+
+    /// The wall clock.
+    pub fn wall() -> Timestamp {
+        let elapsed = TimeHandle::current().elapsed();
+        Timestamp { secs: EPOCH_SECS + elapsed.as_secs() as i64, nanos: elapsed.subsec_nanos() }
+    }
+}
+
+/// What both stores are made of.
+#[derive(Clone)]
+struct Parts {
+    node: NodeHandle,
+    dice: Dice,
+    faults: Faults,
+    alarm: Alarm,
+    switches: Switches,
+}
+
+impl Parts {
+    /// Lets some time pass; often none.
+    async fn delay(&self, usual: Duration) {
+        let latency = self.dice.latency(usual);
+        if latency > Duration::from_millis(1) {
+            time::sleep(latency).await;
+        } else {
+            madsim::task::yield_now().await;
+        }
+    }
+}
+
+/// One client's view of a world.
+#[derive(Clone)]
+pub struct SimEnv {
+    world: World,
+    node: NodeHandle,
+}
+
+impl SimEnv {
+    /// The world.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+}
+
+impl Env for SimEnv {
+    type Meta = SimMeta;
+    type Objects = SimObjects;
+
+    fn meta(&self) -> &SimMeta {
+        &self.world.meta
+    }
+
+    fn objects(&self) -> &SimObjects {
+        &self.world.objects
+    }
+
+    fn now(&self) -> Duration {
+        TimeHandle::current().elapsed()
+    }
+
+    fn wall(&self) -> Timestamp {
+        World::wall()
+    }
+
+    async fn sleep_until(&self, at: Duration) {
+        time::sleep(at.saturating_sub(self.now())).await;
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        drop(self.node.spawn(task));
+    }
+
+    fn stripe(&self) -> u8 {
+        self.world.dice.below(u64::from(STRIPES)) as u8
+    }
+
+    async fn pause(&self) {
+        if Handle::current().is_exit(self.node.id()) {
+            // A dead client gets no further; its task is dropped here.
+            std::future::pending::<()>().await;
+        }
+        if self.world.dice.chance(200) {
+            madsim::task::yield_now().await;
+        }
+    }
+
+    fn at(&self, point: Point, _edge: Edge) {
+        self.world.faults.called(match point {
+            Point::Put => "passed put",
+            Point::Commit => "passed commit",
+            Point::Truncate => "passed truncate",
+            Point::RenameOver => "passed rename over",
+        });
+        self.world.pass(Moment::At(point), self.node.id());
+    }
+}

@@ -1,0 +1,309 @@
+//! The simulated object store.
+//!
+//! Owns: the objects, which of them would survive a power cut, calls under way.
+//! Leaves to others: which faults strike (`faults`), which slices are referred to (`meta`).
+//!
+//! Invariants
+//! - An object is whole or absent, and never replaced by other bytes.
+//! - Only a barrier makes objects durable, and only those whose put had returned without an error before it began.
+//!   A power cut decides about each other object on its own.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use kiseki_core::env::{ObjectPage, ObjectStore, StoreError};
+use kiseki_core::format::block;
+use madsim::time::{self, TimeHandle};
+
+use super::Parts;
+use super::references::References;
+use crate::faults::{Ending, Fault};
+
+/// Usual time of one step of a call.
+const LATENCY: Duration = Duration::from_millis(4);
+/// How long a call hangs: far beyond any deadline.
+const HANG: Duration = Duration::from_secs(20);
+/// Longest outage: longer than the deadline of a wait.
+const OUTAGE_MAX: Duration = Duration::from_secs(8);
+
+#[derive(Clone, Debug)]
+struct Object {
+    body: Bytes,
+    /// Its put returned without an error in the life of this client.
+    acknowledged: bool,
+    /// A power cut leaves it.
+    durable: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    objects: BTreeMap<String, Object>,
+    /// Puts that may still take effect, by number.
+    puts: BTreeMap<u64, (String, Bytes)>,
+    next_put: u64,
+    /// Lives of clients; what a dead one began has no effect.
+    epoch: u64,
+    outage_until: Duration,
+    /// The object whose last answer was damaged: the next one is not, or it would count as damage of the object.
+    torn: Option<String>,
+}
+
+/// The object store; clones are the same.
+#[derive(Clone)]
+pub struct SimObjects {
+    parts: Parts,
+    references: References,
+    state: Arc<Mutex<State>>,
+}
+
+impl SimObjects {
+    pub(super) fn new(parts: Parts, references: References) -> Self {
+        Self { parts, references, state: Arc::default() }
+    }
+
+    pub(super) fn end(&self, ending: Ending) {
+        let mut state = self.state.lock().unwrap();
+        state.epoch += 1;
+        let dice = &self.parts.dice;
+        for (key, body) in std::mem::take(&mut state.puts).into_values() {
+            if dice.chance(500) {
+                state.objects.entry(key).or_insert(Object { body, acknowledged: false, durable: false });
+            }
+        }
+        match ending {
+            Ending::PowerCut => {
+                state.objects.retain(|_, object| object.durable || dice.chance(500));
+                state.objects.values_mut().for_each(|object| object.durable = true);
+            }
+            Ending::MetaPowerCut => state.objects.values_mut().for_each(|object| object.durable = true),
+            // A later process's barrier knows nothing of what this one has put.
+            Ending::Kill | Ending::Unmount => {
+                state.objects.values_mut().for_each(|object| object.acknowledged = false);
+            }
+        }
+    }
+
+    /// Length of an object, and whether it would survive a power cut.
+    pub(super) fn stored(&self, key: &str) -> Option<(u64, bool)> {
+        let state = self.state.lock().unwrap();
+        state.objects.get(key).map(|object| (object.body.len() as u64, object.durable))
+    }
+
+    /// All keys, for the judges.
+    pub fn keys(&self) -> Vec<String> {
+        self.state.lock().unwrap().objects.keys().cloned().collect()
+    }
+
+    /// Runs `call` on the world's node, so that it goes on if its caller is gone.
+    async fn detached<T: Send + 'static>(&self, call: impl Future<Output = T> + Send + 'static) -> T {
+        self.parts.node.spawn(call).await.expect("the world does not end")
+    }
+
+    async fn delay(&self) {
+        self.parts.delay(LATENCY).await;
+    }
+
+    fn strikes(&self, fault: Fault) -> bool {
+        self.parts.faults.strikes(fault)
+    }
+
+    /// The start of every call: latency, and outages.
+    async fn arrive(&self, call: &'static str) -> Result<u64, StoreError> {
+        let epoch = self.state.lock().unwrap().epoch;
+        self.parts.faults.called(call);
+        self.delay().await;
+        let now = TimeHandle::current().elapsed();
+        if self.strikes(Fault::StoreOutage) {
+            let until = now + self.parts.dice.time_below(OUTAGE_MAX);
+            self.state.lock().unwrap().outage_until = until;
+        }
+        if now < self.state.lock().unwrap().outage_until {
+            return Err(StoreError::Retry);
+        }
+        Ok(epoch)
+    }
+
+    /// Ends a hanging call, and any outage, at once: faults are over.
+    pub fn calm(&self) {
+        self.state.lock().unwrap().outage_until = Duration::ZERO;
+    }
+
+    async fn put_now(&self, key: String, body: Bytes) -> Result<(), StoreError> {
+        let epoch = self.arrive("put").await?;
+        if self.strikes(Fault::PutFailed) {
+            return Err(StoreError::Retry);
+        }
+        if self.strikes(Fault::PutFull) {
+            return Err(StoreError::Full);
+        }
+        if self.strikes(Fault::PutHangs) {
+            time::sleep(HANG).await;
+            return Err(StoreError::Retry);
+        }
+        let number = {
+            let mut state = self.state.lock().unwrap();
+            if state.epoch != epoch {
+                return Err(StoreError::Retry);
+            }
+            state.next_put += 1;
+            let number = state.next_put;
+            state.puts.insert(number, (key.clone(), body));
+            number
+        };
+        if self.strikes(Fault::PutLate) {
+            let this = self.clone();
+            drop(self.parts.node.spawn(async move {
+                time::sleep(Duration::from_millis(1 + this.parts.dice.below(20))).await;
+                this.take_effect(number, false);
+            }));
+            return Err(StoreError::Retry);
+        }
+        let lost = self.strikes(Fault::PutAnswerLost);
+        self.delay().await;
+        self.take_effect(number, !lost);
+        self.delay().await;
+        if lost || self.state.lock().unwrap().epoch != epoch { Err(StoreError::Retry) } else { Ok(()) }
+    }
+
+    fn take_effect(&self, number: u64, acknowledge: bool) {
+        let mut state = self.state.lock().unwrap();
+        // A crash has decided about it in the meantime.
+        let Some((key, body)) = state.puts.remove(&number) else { return };
+        let object = state.objects.entry(key.clone()).or_insert_with(|| Object {
+            body: body.clone(),
+            acknowledged: false,
+            durable: false,
+        });
+        object.acknowledged |= acknowledge;
+        if object.body != body {
+            self.parts.alarm.raise(format!("object {key} was overwritten by other bytes"));
+        }
+    }
+
+    async fn get_now(&self, key: String, range: Range<u64>) -> Result<Bytes, StoreError> {
+        self.arrive("get").await?;
+        if self.strikes(Fault::GetFailed) {
+            return Err(StoreError::Retry);
+        }
+        if self.strikes(Fault::GetHangs) {
+            time::sleep(HANG).await;
+            return Err(StoreError::Retry);
+        }
+        let body = self.state.lock().unwrap().objects.get(&key).map(|object| object.body.clone());
+        self.delay().await;
+        let body = body.ok_or(StoreError::NotFound)?;
+        if range.end > body.len() as u64 {
+            return Err(StoreError::Short);
+        }
+        let part = body.slice(range.start as usize..range.end as usize);
+        let torn_before = {
+            let mut state = self.state.lock().unwrap();
+            if state.torn.as_ref() == Some(&key) { state.torn.take() } else { None }
+        };
+        if torn_before.is_none() && !part.is_empty() && self.strikes(Fault::GetTorn) {
+            self.state.lock().unwrap().torn = Some(key);
+            let mut torn = part.to_vec();
+            torn[self.parts.dice.below(part.len() as u64) as usize] ^= 1 << self.parts.dice.below(8);
+            return Ok(torn.into());
+        }
+        Ok(part)
+    }
+
+    async fn delete_now(&self, key: String) -> Result<(), StoreError> {
+        let epoch = self.arrive("delete").await?;
+        if self.strikes(Fault::DeleteFailed) {
+            return Err(StoreError::Retry);
+        }
+        {
+            let mut state = self.state.lock().unwrap();
+            if state.epoch != epoch {
+                return Err(StoreError::Retry);
+            }
+            if self.parts.switches.oracles
+                && let Some((slice, _)) = block::parse_key(&key)
+                && let Some(why) = self.references.still_needed(slice)
+            {
+                self.parts.alarm.raise(format!("object {key} was deleted though {why}"));
+            }
+            state.objects.remove(&key);
+        }
+        self.delay().await;
+        if self.strikes(Fault::DeleteAnswerLost) { Err(StoreError::Retry) } else { Ok(()) }
+    }
+
+    async fn barrier_now(&self) -> Result<(), StoreError> {
+        // What had returned before the call is what had returned before it was sent.
+        let covered: Vec<String> = {
+            let state = self.state.lock().unwrap();
+            state.objects.iter().filter(|(_, object)| object.acknowledged).map(|(key, _)| key.clone()).collect()
+        };
+        let epoch = self.arrive("barrier").await?;
+        if self.strikes(Fault::BarrierFailed) {
+            return Err(StoreError::Retry);
+        }
+        self.delay().await;
+        {
+            let mut state = self.state.lock().unwrap();
+            if state.epoch != epoch {
+                return Err(StoreError::Retry);
+            }
+            if self.parts.switches.barrier {
+                for key in covered {
+                    if let Some(object) = state.objects.get_mut(&key) {
+                        object.durable = true;
+                    }
+                }
+            }
+        }
+        if self.strikes(Fault::BarrierAnswerLost) { Err(StoreError::Retry) } else { Ok(()) }
+    }
+
+    async fn list_now(&self, prefix: String, after: Option<String>) -> Result<ObjectPage, StoreError> {
+        self.arrive("list").await?;
+        if self.strikes(Fault::ListFailed) {
+            return Err(StoreError::Retry);
+        }
+        let size = 1 + self.parts.dice.below(8) as usize;
+        let mut keys: Vec<String> = {
+            let state = self.state.lock().unwrap();
+            let beyond = |key: &&String| after.as_ref().is_none_or(|after| *key > after);
+            state.objects.keys().filter(|key| key.starts_with(&prefix)).filter(beyond).take(size + 1).cloned().collect()
+        };
+        let more = keys.len() > size;
+        keys.truncate(size);
+        let next = if more { keys.last().cloned() } else { None };
+        self.delay().await;
+        Ok(ObjectPage { keys, next })
+    }
+}
+
+impl ObjectStore for SimObjects {
+    async fn put(&self, key: &str, body: Vec<Bytes>) -> Result<(), StoreError> {
+        let (this, key, body) = (self.clone(), key.to_string(), body.concat().into());
+        self.detached(async move { this.put_now(key, body).await }).await
+    }
+
+    async fn get(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let (this, key) = (self.clone(), key.to_string());
+        self.detached(async move { this.get_now(key, range).await }).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        let (this, key) = (self.clone(), key.to_string());
+        self.detached(async move { this.delete_now(key).await }).await
+    }
+
+    async fn barrier(&self) -> Result<(), StoreError> {
+        let this = self.clone();
+        self.detached(async move { this.barrier_now().await }).await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<ObjectPage, StoreError> {
+        let (this, prefix, after) = (self.clone(), prefix.to_string(), after.map(str::to_string));
+        self.detached(async move { this.list_now(prefix, after).await }).await
+    }
+}
