@@ -152,22 +152,20 @@ impl Life {
     }
 
     fn promises(&self, op: &Op) -> Vec<(Arc<App>, Durable)> {
+        if *op == Op::Sync {
+            let all = self.others.iter().chain([&self.app]);
+            return all.map(|app| (app.clone(), Durable::All(app.judge().now()))).collect();
+        }
         let judge = self.app.judge();
         let (model, now) = (&judge.model, judge.now());
-        match op {
-            Op::Fsync { slot } => model.open_at(*slot).map(|node| (self.app.clone(), Durable::File(node, now))),
-            Op::FsyncDir { path } => {
-                model.find(path).ok().map(|node| (self.app.clone(), Durable::Directory(node, now)))
-            }
-            Op::Sync => {
-                drop(judge);
-                let all = self.others.iter().chain([&self.app]);
-                return all.map(|app| (app.clone(), Durable::All(app.judge().now()))).collect();
-            }
-            _ => None,
-        }
-        .into_iter()
-        .collect()
+        let durable = if let Op::Fsync { slot } = op {
+            model.open_at(*slot).map(|node| Durable::File(node, now))
+        } else if let Op::FsyncDir { path } = op {
+            model.find(path).ok().map(|node| Durable::Directory(node, now))
+        } else {
+            None
+        };
+        durable.map(|durable| (self.app.clone(), durable)).into_iter().collect()
     }
 
     /// An fsync that other operations overtake.
@@ -177,7 +175,8 @@ impl Life {
             (judge.model.open_at(slot).expect("the slot is open"), judge.now())
         };
         let handle = self.kernel.handle(slot).expect("the slot is open");
-        let (app, client, world, home) = (self.app.clone(), self.kernel.client().clone(), self.world.clone(), self.node);
+        let (app, client, world, home) =
+            (self.app.clone(), self.kernel.client().clone(), self.world.clone(), self.node);
         world.trace.add(format!("{} fsync of slot {slot} in the background, as of step {now}", app.name));
         let task = madsim::task::spawn(async move {
             let result = client.fsync(handle).await;
@@ -255,18 +254,15 @@ impl Life {
 
 /// The paths whose contents `op` may have changed.
 fn touched(model: &Model, op: &Op) -> BTreeSet<String> {
-    let slot = match op {
-        Op::Write { slot, .. } | Op::Ftruncate { slot, .. } | Op::Open { slot, .. } | Op::Fsync { slot } => Some(*slot),
-        _ => None,
-    };
     let mut paths = BTreeSet::new();
-    if let Some(node) = slot.and_then(|slot| model.open_at(slot)) {
+    if let Op::Write { slot, .. } | Op::Ftruncate { slot, .. } | Op::Open { slot, .. } | Op::Fsync { slot } = op
+        && let Some(node) = model.open_at(*slot)
+    {
         paths.extend(model.names_of(node));
-    }
-    match op {
-        Op::Rename { from, to, .. } | Op::Link { from, to } => paths.extend([from.clone(), to.clone()]),
-        Op::Truncate { path, .. } | Op::Chmod { path, .. } => drop(paths.insert(path.clone())),
-        _ => {}
+    } else if let Op::Rename { from, to, .. } | Op::Link { from, to } = op {
+        paths.extend([from.clone(), to.clone()]);
+    } else if let Op::Truncate { path, .. } | Op::Chmod { path, .. } = op {
+        paths.insert(path.clone());
     }
     paths
 }

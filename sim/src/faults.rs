@@ -140,9 +140,9 @@ impl Faults {
         self.state.lock().unwrap().on = on;
     }
 
-    /// Turns one kind off for the whole run.
-    pub fn never(&self, fault: Fault) {
-        self.state.lock().unwrap().rates.insert(fault, 0);
+    /// Whether anything may strike.
+    pub fn are_on(&self) -> bool {
+        self.state.lock().unwrap().on
     }
 
     /// Whether `fault` strikes at this occasion.

@@ -151,7 +151,13 @@ impl Judge {
 
     /// Compares everything with what the application sees: names, and by slot the open files that have none.
     /// `now` and `to` are the time after the look.
-    pub fn look(&mut self, tree: &Tree, unlinked: &[(usize, Seen)], now: Duration, to: Timestamp) -> Result<(), String> {
+    pub fn look(
+        &mut self,
+        tree: &Tree,
+        unlinked: &[(usize, Seen)],
+        now: Duration,
+        to: Timestamp,
+    ) -> Result<(), String> {
         let compare = |judge: &Self, model: &Model| {
             let named = judge.difference(model, tree, Exactness::Live);
             named.or_else(|| unlinked.iter().find_map(|(slot, seen)| unlinked_difference(model, *slot, seen)))

@@ -167,7 +167,9 @@ impl Kernel {
             }
             Op::SetXattr { path, name, value } => {
                 let ino = self.walk(path).await?;
-                self.client.setxattr(ino, name.as_bytes(), Bytes::copy_from_slice(value.as_bytes()), XattrMode::Either).await?;
+                self.client
+                    .setxattr(ino, name.as_bytes(), Bytes::copy_from_slice(value.as_bytes()), XattrMode::Either)
+                    .await?;
             }
             Op::RemoveXattr { path, name } => {
                 let ino = self.walk(path).await?;

@@ -40,12 +40,7 @@ pub enum Contents {
 }
 
 /// Walks everything that is below the homes and is the application's own.
-pub async fn observe(
-    kernel: &mut Kernel,
-    dice: &Dice,
-    habits: &Habits,
-    contents: &Contents,
-) -> Result<Tree, Errno> {
+pub async fn observe(kernel: &mut Kernel, dice: &Dice, habits: &Habits, contents: &Contents) -> Result<Tree, Errno> {
     let mut tree = Tree::new();
     let mut todo = habits.homes.clone();
     while let Some(path) = todo.pop() {

@@ -167,8 +167,12 @@ impl Run {
             match time::timeout(PATIENCE, task).await {
                 Err(_) => return Err("a mount hangs".into()),
                 Ok(Ok(Ok(client))) => return Ok((node, client)),
-                // The store failed; after a while the operator tries again.
-                Ok(Ok(Err(MountError::Meta(_) | MountError::Store(_)))) => self.kill(&node, Ending::Kill).await?,
+                // The store failed, or gave a damaged answer last; after a while the operator tries again.
+                Ok(Ok(Err(MountError::Meta(_) | MountError::Store(_) | MountError::WrongBucket { .. })))
+                    if self.world.faults.are_on() =>
+                {
+                    self.kill(&node, Ending::Kill).await?;
+                }
                 Ok(Ok(Err(error))) => return Err(format!("a mount was refused: {error}")),
                 Ok(Err(error)) => return Err(format!("a mount ended: {error}")),
             }

@@ -9,6 +9,8 @@ use sim::world::Switches;
 
 /// Seeds of a plain `cargo test`; `KISEKI_SIM_SEEDS` asks for more.
 const SEEDS: u64 = 100;
+/// Seeds at a time.
+const THREADS: usize = 2;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
@@ -43,9 +45,9 @@ fn every_seed_keeps_the_promises() {
     let first = number("KISEKI_SIM_FIRST").unwrap_or(0);
     let count = number("KISEKI_SIM_SEEDS").unwrap_or(SEEDS);
     let started = Instant::now();
-    let summary = sweep(first, count, 2, Switches::default());
+    let summary = sweep(first, count, THREADS, Switches::default());
+    println!("{count} seeds in {:.1} s", started.elapsed().as_secs_f64());
     report(&summary);
-    println!("sim: {count} seeds in {:.1} s", started.elapsed().as_secs_f64());
     assert!(summary.failures.is_empty(), "{} of {count} seeds failed", summary.failures.len());
     if count < SEEDS {
         return;
@@ -88,7 +90,7 @@ fn replay_is_the_same_run() {
 }
 
 fn is_noticed(switches: Switches) {
-    let summary = sweep(0, 40, 2, switches);
+    let summary = sweep(0, 40, THREADS, switches);
     assert!(!summary.failures.is_empty(), "{switches:?} went unnoticed");
     println!("sim: {switches:?}: {} of 40 seeds failed", summary.failures.len());
 }

@@ -15,6 +15,7 @@ use std::sync::Mutex;
 
 use bytes::Bytes;
 
+use super::budget::Budget;
 use super::std;
 use super::upkeep::Guard;
 use super::wait::{Flight, flight, join_all, lock, timeout};
@@ -43,6 +44,8 @@ struct Inner<E: Env> {
     frame_size: u32,
     timeout: Duration,
     shards: Vec<Mutex<Shard>>,
+    /// Permits for bytes fetched ahead that are not in the cache yet.
+    ahead: Budget,
 }
 
 pub(super) struct Blocks<E: Env>(Arc<Inner<E>>);
@@ -64,7 +67,10 @@ impl<E: Env> Blocks<E> {
             Mutex::new(Shard { cache: CacheShard::new(cache_bytes / count), flights: BTreeMap::new() })
         };
         let shards = (0..count).map(shard).collect();
-        Self(Arc::new(Inner { env, volume: volume.id, frame_size: volume.geometry.frame_size, timeout, shards }))
+        let frame_size = volume.geometry.frame_size;
+        // Half of the cache: what is fetched ahead should not push out what was.
+        let ahead = Budget::new(cache_bytes / 2);
+        Self(Arc::new(Inner { env, volume: volume.id, frame_size, timeout, shards, ahead }))
     }
 
     /// Keeps a block that was just stored.
@@ -93,17 +99,19 @@ impl<E: Env> Blocks<E> {
         self.0.whole(id).await.map(|payload| part(&payload, off, len))
     }
 
-    /// Fetches a block into the cache, in the background; `reading` keeps it from being deleted meanwhile.
+    /// Fetches a block into the cache, in the background, if memory is free; `reading` keeps it from being deleted
+    /// meanwhile.
     pub(super) fn prefetch(&self, id: BlockId, reading: Guard) {
         let wanted = {
             let mut shard = lock(self.0.shard(id));
             !shard.flights.contains_key(&(id.slice, id.index)) && shard.cache.get(id.slice, id.index).is_none()
         };
-        if wanted {
+        if wanted && self.0.ahead.try_take(u64::from(id.len)) {
             let inner = self.0.clone();
             self.0.env.spawn(async move {
                 // Whoever reads the block asks again and gets the error.
                 let _ = inner.whole(id).await;
+                inner.ahead.give(u64::from(id.len));
                 drop(reading);
             });
         }

@@ -418,11 +418,9 @@ impl Model {
         match self.node(id).kind {
             FileType::Regular => Ok(id),
             FileType::Directory => Err(Errno::EISDIR),
-            FileType::Symlink
-            | FileType::Fifo
-            | FileType::CharDevice
-            | FileType::BlockDevice
-            | FileType::Socket => Err(Errno::EINVAL),
+            FileType::Symlink | FileType::Fifo | FileType::CharDevice | FileType::BlockDevice | FileType::Socket => {
+                Err(Errno::EINVAL)
+            }
         }
     }
 

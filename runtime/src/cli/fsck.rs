@@ -7,7 +7,7 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 
-use super::output::{Context, Done, Failure, Meter, Outcome, say, say_json};
+use super::output::{Context, Done, Failure, Meter, Outcome, say, say_aside, say_json};
 use super::values::show_size;
 use super::{Show, open, place};
 use crate::control::Connection;
@@ -19,8 +19,8 @@ Examples:
   kiseki fsck /srv/kiseki/meta
   kiseki fsck /mnt/kiseki --data
 
-Nothing is changed. A mounted volume is checked by its mount while it is in use; what was written a moment ago and is
-not stored yet is not looked at (sync(1) stores it).
+Nothing is changed. A mounted volume is checked by its mount while it is in use; what is written meanwhile and not
+stored yet is not looked at.
 
 Every finding names a path: of the file as it is in the volume, or of an entry that leads nowhere.
 
@@ -95,6 +95,10 @@ fn check_mounted(
     found: &dyn Fn(Finding),
 ) -> Outcome<Checked> {
     let doing = || "check the mounted volume";
+    connection.ask(&Request::Sync).context(doing)?;
+    if let Reply::Failed { text, .. } = connection.next_reply().context(doing)? {
+        say_aside(format!("kiseki: what was written a moment ago cannot be stored, and is not checked: {text}"));
+    }
     connection.ask(&Request::Fsck { data }).context(doing)?;
     loop {
         match connection.next_reply().context(doing)? {

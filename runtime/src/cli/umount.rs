@@ -112,13 +112,18 @@ fn detach(mountpoint: &Path, flags: UnmountFlags) -> Outcome<()> {
     let place = mountpoint.display();
     match rustix::mount::unmount(mountpoint, flags | UnmountFlags::NOFOLLOW) {
         Ok(()) => Ok(()),
-        Err(Errno::BUSY) => Err(Failure::with_hint(
-            format!("{place} is in use; it stays mounted"),
-            format!("`fuser -vm {place}` shows by whom. --force detaches it all the same."),
-        )),
+        Err(Errno::BUSY) => Err(busy(mountpoint)),
         Err(Errno::PERM) => fusermount(mountpoint, flags),
         Err(e) => Err(Failure::new(format!("cannot unmount {place}: {e}"))),
     }
+}
+
+fn busy(mountpoint: &Path) -> Failure {
+    let place = mountpoint.display();
+    Failure::with_hint(
+        format!("{place} is in use; it stays mounted"),
+        format!("`fuser -vm {place}` shows by whom. --force detaches it all the same."),
+    )
 }
 
 fn fusermount(mountpoint: &Path, flags: UnmountFlags) -> Outcome<()> {
@@ -129,6 +134,10 @@ fn fusermount(mountpoint: &Path, flags: UnmountFlags) -> Outcome<()> {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    // Its only sign of this; fusermount3 does not translate its messages.
+    if text.ends_with("busy") {
+        return Err(busy(mountpoint));
+    }
     Err(Failure::new(format!("cannot unmount {}: {text}", mountpoint.display())))
 }
 

@@ -39,9 +39,9 @@ const SLOW_SYNC: Duration = Duration::from_millis(800);
 struct State {
     kv: MemKv,
     /// Highest position that no crash takes away.
+    durable: TxnSeq,
+    /// Highest position that a sync has promised: `durable`, unless syncs are switched off.
     synced: TxnSeq,
-    /// Highest position that a sync has promised: `synced`, unless syncs are switched off.
-    promised: TxnSeq,
     failed: bool,
     epoch: u64,
 }
@@ -80,23 +80,23 @@ impl SimMeta {
             Ending::Kill | Ending::Unmount => state.failed,
         };
         if torn {
-            let unsynced = last.0 - state.synced.0;
+            let unsynced = last.0 - state.durable.0;
             // All, nothing and anything between.
             let keep = match self.parts.dice.below(4) {
                 0 => 0,
                 1 => unsynced,
                 _ => self.parts.dice.below(unsynced + 1),
             };
-            let seq = TxnSeq(state.synced.0 + keep);
+            let seq = TxnSeq(state.durable.0 + keep);
             state.kv.rollback_to(seq);
+            state.durable = seq;
             state.synced = seq;
-            state.promised = seq;
         }
         state.failed = false;
         let (start, end) = keys::all_slices();
         let records = testkit::peek(&state.kv, |read| Ok(read.scan(&start, &end, usize::MAX)?));
         let records = records.expect("memory can be read");
-        self.references.reset(records.iter().filter_map(|(_, value)| slice_of(value)), state.synced);
+        self.references.reset(records.iter().filter_map(|(_, value)| slice_of(value)), state.durable);
     }
 
     /// Whether `writes` moves the commit number of an inode.
@@ -244,7 +244,7 @@ impl MetaStore for SimMeta {
     }
 
     fn synced(&self) -> TxnSeq {
-        self.state.lock().unwrap().promised
+        self.state.lock().unwrap().synced
     }
 
     async fn sync(&self, seq: TxnSeq) -> Result<(), MetaError> {
@@ -265,9 +265,9 @@ impl MetaStore for SimMeta {
             }
             state.failed = self.parts.faults.strikes(Fault::SyncFailed);
             if !state.failed {
-                state.promised = state.promised.max(target);
+                state.synced = state.synced.max(target);
                 if self.parts.switches.sync {
-                    state.synced = state.synced.max(target);
+                    state.durable = state.durable.max(target);
                     self.references.synced(target);
                 }
             }
