@@ -69,7 +69,8 @@ struct Turn<'a>(&'a IdPool);
 impl<'a> Turn<'a> {
     fn take(pool: &'a IdPool) -> Option<Self> {
         let mut state = lock(&pool.pool);
-        (!core::mem::replace(&mut state.refilling, true)).then_some(Self(pool))
+        // Not `then_some`: a turn that nobody takes would end, and take the lock that is held here.
+        (!core::mem::replace(&mut state.refilling, true)).then(|| Self(pool))
     }
 }
 
@@ -77,5 +78,48 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         lock(&self.0.pool).refilling = false;
         self.0.refilled.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::boxed::Box;
+    use core::pin::pin;
+    use core::task::{Context, Poll, Waker};
+
+    use super::super::wait::Flight;
+    use super::*;
+
+    /// The second of two refills waits for the first; the pool is low for one of them only.
+    #[test]
+    fn callers_at_once_share_one_lease() {
+        let pool = IdPool::new();
+        assert!(pool.is_low(10));
+        let (publisher, flight): (_, Flight<u64>) = super::super::wait::flight();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut first = pin!(pool.refill(async || {
+            let start = flight.wait().await.expect("it is published");
+            Ok(start..start + 2)
+        }));
+        assert!(first.as_mut().poll(&mut cx).is_pending());
+        assert!(!pool.is_low(10), "someone refills already");
+        let mut second = Box::pin(pool.refill(async || panic!("a second lease at once")));
+        assert!(second.as_mut().poll(&mut cx).is_pending());
+        publisher.publish(40);
+        assert_eq!(first.as_mut().poll(&mut cx), Poll::Ready(Ok(())));
+        assert_eq!(second.as_mut().poll(&mut cx), Poll::Ready(Ok(())));
+        assert_eq!([pool.take(), pool.take(), pool.take()], [Some(40), Some(41), None]);
+    }
+
+    #[test]
+    fn a_refill_that_is_dropped_lets_the_next_one_try() {
+        let pool = IdPool::new();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut dropped = Box::pin(pool.refill(async || core::future::pending().await));
+        assert!(dropped.as_mut().poll(&mut cx).is_pending());
+        drop(dropped);
+        let mut next = pin!(pool.refill(async || Ok(1..2)));
+        assert_eq!(next.as_mut().poll(&mut cx), Poll::Ready(Ok(())));
+        assert_eq!(pool.take(), Some(1));
     }
 }
