@@ -98,8 +98,8 @@ format_volume() {
     mkdir -p "$work/mnt" "$work/bucket"
     "$kiseki" format "$work/meta" volume --storage file --bucket "$work/bucket" >/dev/null || die "format failed"
 }
-mount_volume() { "$kiseki" mount "$work/meta" "$work/mnt" -d --log "$work/mount.log" || die "mount failed"; }
-unmount_volume() { "$kiseki" umount "$work/mnt" || die "umount failed"; }
+mount_volume() { "$kiseki" mount "$work/meta" "$work/mnt" -d --log "$work/mount.log" >/dev/null || die "mount failed"; }
+unmount_volume() { "$kiseki" umount "$work/mnt" >/dev/null || die "umount failed"; }
 
 # The volume of `$work`, unmounted, is whole to the last byte.
 check_volume() { "$kiseki" fsck "$work/meta" --data >"$work/fsck.out" 2>&1 || { cat "$work/fsck.out" >&2; die "fsck found damage"; }; }
