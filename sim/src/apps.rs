@@ -45,6 +45,11 @@ impl App {
         Arc::new(Self { name, judge, generator, dice, steps: AtomicU64::new(0) })
     }
 
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Its judge.
     pub fn judge(&self) -> MutexGuard<'_, Judge> {
         self.judge.lock().unwrap()

@@ -18,6 +18,7 @@ pub mod kernel;
 pub mod observe;
 pub mod recovery;
 pub mod run;
+pub mod spy;
 pub mod sweep;
 pub mod trace;
 pub mod world;

@@ -23,6 +23,7 @@ use kiseki_core::testkit::model::{Model, Stamp};
 use kiseki_core::testkit::ops::{Habits, Op};
 use kiseki_core::types::{FileType, Geometry, Ino, Place, SliceRecord, VolumeId};
 use madsim::runtime::{Handle, NodeHandle};
+use madsim::task::JoinHandle;
 use madsim::time::{self, TimeHandle};
 
 use crate::apps::{App, Life};
@@ -31,6 +32,7 @@ use crate::faults::{Counts, Ending};
 use crate::judge::Judge;
 use crate::observe::{Contents, Tree};
 use crate::recovery;
+use crate::spy::Spy;
 use crate::trace::Trace;
 use crate::world::meta::blocks_of;
 use crate::world::{Moment, SimEnv, Switches, World};
@@ -45,6 +47,9 @@ const STEPS_MAX: u64 = 160;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How long the store may take to be rid of what nothing refers to.
 const DRAIN: Duration = Duration::from_secs(600);
+
+/// Syncs that may fail after the faults have stopped: one tells of the past, one may wait for what still hangs.
+const SYNCS: u32 = 3;
 
 /// What came of a seed.
 #[derive(Clone, Debug, Default)]
@@ -75,6 +80,24 @@ struct Run {
     apps: [Arc<App>; 2],
     outcome: Outcome,
     lives: u64,
+}
+
+/// The tasks of a life.
+struct Work {
+    stop: Arc<AtomicBool>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Work {
+    /// Lets everybody close their files and go.
+    async fn end(self) -> Check<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            let ended = time::timeout(PATIENCE, task).await;
+            ended.map_err(|_| "an application hangs")?.map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
 }
 
 /// Runs `seed`.
@@ -180,18 +203,25 @@ impl Run {
         Err("fifty mounts in a row failed".into())
     }
 
+    /// Puts the applications and the bystander to work on `client`.
+    fn start(&self, node: &NodeHandle, client: &Client<SimEnv>) -> Work {
+        let stop = Arc::new(AtomicBool::new(false));
+        let life = |index: usize| {
+            let others = vec![self.apps[1 - index].clone()];
+            let (app, world) = (self.apps[index].clone(), self.world.clone());
+            node.spawn(Life::new(app, others, world, client.clone(), node.id(), stop.clone()).run())
+        };
+        let tasks = vec![life(0), life(1)];
+        let spy = Spy::new(self.apps.clone(), self.world.clone(), client.clone(), self.dice.clone());
+        let spy = node.spawn(spy.run(stop.clone()));
+        Work { stop, tasks: tasks.into_iter().chain([spy]).collect() }
+    }
+
     /// One life, from mount to end.
     async fn life(&mut self) -> Check<()> {
         let (node, client) = self.mount().await?;
         self.verify(&node, &client).await?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let tasks: Vec<_> = (0..2)
-            .map(|index| {
-                let others = vec![self.apps[1 - index].clone()];
-                let (world, client) = (self.world.clone(), client.clone());
-                node.spawn(Life::new(self.apps[index].clone(), others, world, client, node.id(), stop.clone()).run())
-            })
-            .collect();
+        let work = self.start(&node, &client);
         let wanted = self.steps() + 1 + self.dice.below(STEPS_MAX);
         if self.dice.chance(600) {
             self.set_trap();
@@ -199,11 +229,7 @@ impl Run {
         self.wait(wanted).await?;
         if self.dice.chance(200) && !self.world.sprung() {
             self.world.disarm();
-            stop.store(true, Ordering::Relaxed);
-            for task in tasks {
-                let ended = time::timeout(PATIENCE, task).await;
-                ended.map_err(|_| "an application hangs")?.map_err(|error| error.to_string())?;
-            }
+            work.end().await?;
             return self.unmount(&node, &client).await;
         }
         if !self.world.sprung() {
@@ -326,23 +352,23 @@ impl Run {
         Ok(())
     }
 
-    /// The life in which nothing fails any more, and everything must come to rest.
+    /// The life in which the faults stop while there is still work under way, and everything must come to rest.
     async fn last_life(&mut self) -> Check<()> {
+        let (mut node, mut client) = self.mount().await?;
+        self.verify(&node, &client).await?;
+        let work = self.start(&node, &client);
+        self.wait(self.steps() + 20 + self.dice.below(40)).await?;
         self.world.faults.set_on(false);
         self.world.objects.calm();
-        let (node, client) = self.mount().await?;
-        self.verify(&node, &client).await?;
-        let task = {
-            let client = client.clone();
-            node.spawn(async move { client.sync().await })
-        };
-        let synced = time::timeout(PATIENCE, task).await.map_err(|_| "a sync hangs")?;
-        synced.map_err(|error| error.to_string())?.map_err(|errno| format!("a sync without faults: {errno:?}"))?;
-        let status = client.status().await.map_err(|errno| format!("status: {errno:?}"))?;
-        let left = (status.dirty_bytes, status.dirty_files, status.waiting_bytes, status.uploads);
-        if left != (0, 0, 0, 0) {
-            return Err(format!("after a sync, of dirty bytes, files, waiting bytes and puts there are {left:?}"));
+        if self.world.meta.failed() {
+            self.crash(&node).await?;
+            (node, client) = self.mount().await?;
+            self.verify(&node, &client).await?;
+        } else {
+            // Errors of the past are told once, then there are none.
+            work.end().await?;
         }
+        self.at_rest(&node, &client).await?;
         self.drained().await?;
         self.unmount(&node, &client).await?;
         let (node, client) = self.mount().await?;
@@ -351,6 +377,39 @@ impl Run {
         match leftovers(&self.world).first() {
             Some(left) => Err(format!("after the last unmount: {left}")),
             None => Ok(()),
+        }
+    }
+
+    /// Flushes everything, which must succeed, and looks whether all memory is free again.
+    async fn at_rest(&self, node: &NodeHandle, client: &Client<SimEnv>) -> Check<()> {
+        let mut synced = Err(String::new());
+        for _ in 0..SYNCS {
+            let client = client.clone();
+            let task = node.spawn(async move { client.sync().await });
+            let answer = time::timeout(PATIENCE, task).await.map_err(|_| "a sync hangs")?;
+            synced = answer.map_err(|error| error.to_string())?.map_err(|errno| format!("a sync: {errno:?}"));
+            if synced.is_ok() {
+                break;
+            }
+            // What hung when the faults stopped may have used up this wait.
+            time::sleep(Duration::from_secs(20)).await;
+        }
+        synced.map_err(|what| format!("without faults, {what}"))?;
+        // What was given up lets go of its memory when its last put has ended.
+        let until = TimeHandle::current().elapsed() + Duration::from_secs(60);
+        loop {
+            let status = client.status().await.map_err(|errno| format!("status: {errno:?}"))?;
+            let left =
+                (status.dirty_bytes, status.dirty_files, status.waiting_bytes, status.uploads, status.open_files);
+            if left == (0, 0, 0, 0, 0) {
+                return self.alarm();
+            }
+            if TimeHandle::current().elapsed() > until {
+                return Err(format!(
+                    "after a sync there are still dirty bytes, dirty files, waiting bytes, puts, handles: {left:?}"
+                ));
+            }
+            time::sleep(Duration::from_millis(500)).await;
         }
     }
 

@@ -61,8 +61,8 @@ pub(super) enum Fetch {
 
 impl<E: Env> Blocks<E> {
     pub(super) fn new(env: E, volume: &Volume, cache_bytes: u64, timeout: Duration) -> Self {
-        // A shard must hold several blocks, or it evicts what it just fetched.
-        let count = (cache_bytes / (4 * u64::from(volume.geometry.block_size))).clamp(1, SHARDS as u64);
+        // A shard must hold what several readers have fetched ahead, or it evicts what was not read yet.
+        let count = (cache_bytes / (16 * u64::from(volume.geometry.block_size))).clamp(1, SHARDS as u64);
         let shard = |_| {
             Mutex::new(Shard { cache: CacheShard::new(cache_bytes / count), flights: BTreeMap::new() })
         };

@@ -23,10 +23,11 @@ use crate::types::SliceId;
 /// What an entry takes beside its payload: map and queue places, the shared buffer's header.
 pub const ENTRY_OVERHEAD: u64 = 192;
 
-/// The probation is emptied first once it passes this part of the budget. (2Q: 25 percent works for most loads.)
-const PROBATION_PART: u64 = 4;
+/// The probation is emptied first once it passes this part of the budget. (2Q takes 25 percent; here it also holds what
+/// was fetched ahead of several readers.)
+const PROBATION_PART: u64 = 2;
 /// Hits while less than this part of the budget has arrived since belong to the read that brought the block.
-const RECENT_PART: u64 = 16;
+const RECENT_PART: u64 = 4;
 /// Keys are remembered for as many evicted bytes as this part of the budget. (2Q: 50 percent)
 const GHOST_PART: u64 = 2;
 /// Laps that a much-used entry of the main queue survives without a hit. (S3-FIFO: 3)

@@ -100,12 +100,14 @@ pub struct Generator<S> {
     habits: Habits,
     source: S,
     writes: u64,
+    /// Where recent writes began and ended: the next ones like to meet them.
+    recent: [u64; 6],
 }
 
 impl<S: Source> Generator<S> {
     /// A generator whose writes are numbered from `first_write`.
     pub fn new(habits: Habits, source: S, first_write: u64) -> Self {
-        Self { habits, source, writes: first_write }
+        Self { habits, source, writes: first_write, recent: [0; 6] }
     }
 
     /// The source of chance, for what surrounds the operations.
@@ -137,9 +139,11 @@ impl<S: Source> Generator<S> {
         self.with_slot(model, |g, slot| {
             g.writes += 1;
             let end = model.open_length(slot).unwrap_or(0);
-            // Half of all writes go on where the file ends: these are what makes slices grow.
-            let offset = if g.source.chance(50) { end.min(g.habits.length_max - 1) } else { g.offset() };
+            // Many writes go on where the file ends: these are what makes slices grow.
+            let offset = if g.source.chance(35) { end.min(g.habits.length_max - 1) } else { g.offset() };
             let len = (u64::from(g.len()).min(g.habits.length_max - offset)) as u32;
+            g.recent.rotate_right(2);
+            (g.recent[0], g.recent[1]) = (offset, offset + u64::from(len));
             Op::Write { slot, offset, len, number: g.writes, drop_privileges: g.source.chance(30) }
         })
     }
@@ -259,6 +263,13 @@ impl<S: Source> Generator<S> {
     fn offset(&mut self) -> u64 {
         let max = self.habits.length_max;
         if self.source.chance(40) {
+            // At a recent border, or a little before or after it.
+            let border = self.recent[self.source.below(self.recent.len() as u64) as usize];
+            let shift = [0, 0, 1, self.habits.borders[0] / 2][self.source.below(4) as usize];
+            let at = if self.source.chance(50) { border + shift } else { border.saturating_sub(shift) };
+            return at.min(max - 1);
+        }
+        if self.source.chance(30) {
             let border = self.habits.borders[self.source.below(self.habits.borders.len() as u64) as usize];
             let at = border * self.source.below(max / border + 1);
             return (at + self.source.below(3)).saturating_sub(1).min(max - 1);

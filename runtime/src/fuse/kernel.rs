@@ -37,7 +37,7 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_MAX_PAGES)
     // Lookups and listings of one directory run at once.
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
-    // O_TRUNC comes with OPEN: one request, and one member of the commit queue, instead of two.
+    // O_TRUNC comes with OPEN: one request instead of two. `running` pays for what the kernel checks too late then.
     .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
     // Cached pages stay until the kernel itself changes the file: also when attributes are asked again.
     .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA)

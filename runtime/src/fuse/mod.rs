@@ -13,7 +13,10 @@ mod convert;
 mod dir;
 mod kernel;
 mod requests;
+mod running;
 mod serve;
+
+use std::sync::Arc;
 
 use kiseki_core::client::Client;
 use kiseki_core::env::Env;
@@ -26,12 +29,13 @@ pub struct Adapter<E: Env> {
     executor: Handle,
     /// OPENDIR is answered "not implemented": the kernel then neither sends it again nor RELEASEDIR.
     skip_opendir: bool,
+    running: Arc<running::Running>,
 }
 
 impl<E: Env> Adapter<E> {
     /// Serves `client`; requests that have to wait do so on `executor`.
     pub fn new(client: Client<E>, executor: Handle) -> Self {
-        Self { client, executor, skip_opendir: false }
+        Self { client, executor, skip_opendir: false, running: Arc::default() }
     }
 }
 

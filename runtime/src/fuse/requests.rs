@@ -8,6 +8,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -241,8 +242,12 @@ impl<E: Env> Filesystem for Adapter<E> {
     }
 
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (inode, flags) = (ino(inode), convert::open_flags(flags.0));
+        let (inode, raw_flags, flags) = (ino(inode), flags.0, convert::open_flags(flags.0));
         let drop = flags.truncate && request.uid() != 0;
+        if flags.truncate && !flags.write && self.running.contains(inode.0) {
+            return reply.error(Errno::ETXTBSY);
+        }
+        let running = Arc::clone(&self.running);
         self.serve(
             reply,
             |client| async move {
@@ -251,7 +256,10 @@ impl<E: Env> Filesystem for Adapter<E> {
                 }
                 client.open(inode, flags).await
             },
-            |reply, handle| reply.opened(FileHandle(handle.0), kernel::file_flags()),
+            move |reply, handle| {
+                running.opened(inode.0, raw_flags);
+                reply.opened(FileHandle(handle.0), kernel::file_flags());
+            },
         );
     }
 
@@ -332,13 +340,14 @@ impl<E: Env> Filesystem for Adapter<E> {
     fn release(
         &self,
         _request: &Request,
-        _inode: INodeNo,
+        inode: INodeNo,
         file: FileHandle,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        self.running.released(inode.0, flags.0);
         self.serve(reply, |client| async move { client.release(handle(file)).await }, reply_empty);
     }
 

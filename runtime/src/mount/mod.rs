@@ -16,7 +16,7 @@ pub mod table;
 
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use kiseki_core::client::{Client, MountError};
@@ -61,8 +61,8 @@ pub struct MountConfig {
 /// Mounts and serves a volume until it is unmounted or a signal comes; then stores everything. A daemon's caller returns
 /// as soon as the mount answers.
 ///
-/// `open` opens the stores. `on_ready` is called when the mount answers, and returns what to call at the end with
-/// whether all was stored; it must then let go of the client. Both get the configuration with absolute paths. A process
+/// `open` opens the stores. `on_ready` is called when the mount answers, and returns what to call at the end, when all
+/// is stored (`Ok`); it must then let go of the client. Both get the configuration with absolute paths. A process
 /// calls this before it has made any thread.
 pub fn run<E, F>(
     config: MountConfig,
@@ -155,8 +155,7 @@ where
     let mut serving = match started {
         Ok(serving) => serving,
         Err(error) => {
-            // Nothing was written, so there is nothing to store but the end of the session.
-            store(config, runtime, interrupts, client)?;
+            abandon(runtime, client);
             return Err(error);
         }
     };
@@ -165,7 +164,7 @@ where
         Ok(finish) => finish,
         Err(error) => {
             end_connection(config, runtime, interrupts, &mut serving, client);
-            store(config, runtime, interrupts, client)?;
+            store(runtime, interrupts, client);
             return Err(error);
         }
     };
@@ -192,9 +191,9 @@ where
             serving.clear(path);
         }
     }
-    let stored = store(config, runtime, interrupts, client);
-    finish(stored.as_ref().copied().map_err(|error| format!("{error:#}")));
-    stored
+    store(runtime, interrupts, client);
+    finish(Ok(()));
+    Ok(())
 }
 
 /// Unmounts, and waits until the last request is answered.
@@ -216,35 +215,23 @@ fn end_connection<E: Env>(
     }));
 }
 
-/// Stores everything that was accepted, and ends the session. Tries again until the store's deadline.
-fn store<E: Env>(
-    config: &MountConfig,
-    runtime: &Runtime,
-    interrupts: &mut Interrupts,
-    client: &Client<E>,
-) -> anyhow::Result<()> {
-    let began = Instant::now();
+/// Stores everything that was accepted, and ends the session. Tries until that succeeds: nothing is dropped because it
+/// is hard to store; who wants that sends signals.
+fn store<E: Env>(runtime: &Runtime, interrupts: &mut Interrupts, client: &Client<E>) {
     let storing = async {
-        loop {
-            match client.unmount().await {
-                Ok(()) => return Ok(()),
-                Err(left) if began.elapsed() < config.store_timeout => {
-                    warn!(%left, "cannot store everything yet; trying again");
-                    tokio::time::sleep(STORE_RETRY).await;
-                }
-                Err(left) => return Err(left),
-            }
+        while let Err(left) = client.unmount().await {
+            warn!(%left, "cannot store everything yet; trying again");
+            tokio::time::sleep(STORE_RETRY).await;
         }
     };
-    match runtime.block_on(patiently(interrupts, client, storing)) {
-        Ok(()) => {
-            info!(volume = %client.volume().name, "everything is stored");
-            Ok(())
-        }
-        Err(left) => {
-            error!(%left, "giving up what is not stored");
-            Err(anyhow!("{left}; what fsync had acknowledged is safe"))
-        }
+    runtime.block_on(patiently(interrupts, client, storing));
+    info!(volume = %client.volume().name, "everything is stored");
+}
+
+/// Ends the session of a mount that nobody has used.
+fn abandon<E: Env>(runtime: &Runtime, client: &Client<E>) {
+    if let Err(left) = runtime.block_on(client.unmount()) {
+        warn!(%left, "the session stays until the next mount");
     }
 }
 

@@ -74,6 +74,8 @@ fn explain(error: &io::Error, path: &Path) -> anyhow::Error {
         "; to let other users in, add the line user_allow_other to /etc/fuse.conf"
     } else if !Path::new("/dev/fuse").exists() {
         "; /dev/fuse is missing: load the kernel's module (modprobe fuse), or give the container the device"
+    } else if error.kind() == io::ErrorKind::PermissionDenied {
+        "; a user needs to read and write /dev/fuse (mode 666) and must own the mount point"
     } else if error.kind() == io::ErrorKind::NotFound {
         "; fusermount3 is missing: install the package fuse3"
     } else {

@@ -293,6 +293,29 @@ fn what_is_not_there_is_emulated() {
 }
 
 #[test]
+fn a_running_program_is_not_cut_off() {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    let volume = Volume::mounted();
+    let path = volume.path("program");
+    fs::copy("/bin/sleep", &path).expect("copies");
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("chmods");
+    let len = fs::metadata(&path).expect("stats").len();
+    let truncate_only = |path| {
+        let flags = rustix::fs::OFlags::TRUNC.bits().cast_signed();
+        let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+        opened.map(drop).map_err(|error| Errno::from_io_error(&error).expect("an errno"))
+    };
+    let mut child = std::process::Command::new(&path).arg("60").spawn().expect("runs");
+    assert_eq!(truncate_only(&path), Err(Errno::TXTBSY));
+    assert_eq!(OpenOptions::new().write(true).open(&path).expect_err("it runs").kind(), ErrorKind::ExecutableFileBusy);
+    assert_eq!(fs::metadata(&path).expect("stats").len(), len);
+    child.kill().and_then(|()| child.wait()).expect("ends");
+    // The kernel lets go of the program a moment after its end.
+    eventually("a program that ended may be cut off", || truncate_only(&path) == Ok(()));
+    assert_eq!(fs::metadata(&path).expect("stats").len(), 0);
+}
+
+#[test]
 fn offsets_that_no_file_can_have_are_refused() {
     let volume = Volume::mounted();
     let file = read_write(&volume.path("f"));

@@ -88,6 +88,46 @@ fn what_was_synced_survives_a_kill_and_the_dead_mount_is_replaced() {
 }
 
 #[test]
+fn a_broken_store_fails_fsync_and_nothing_else_and_loses_nothing() {
+    let volume = Volume::formatted();
+    volume.mount(&["--store-timeout", "2s"]);
+    fs::create_dir(volume.path("dir")).expect("makes a folder");
+    fs::write(volume.path("dir/before"), noise(1, 1 << 20)).expect("writes");
+    File::open(volume.path("dir/before")).and_then(|file| file.sync_all()).expect("syncs");
+    // No block can be put any more: a file is where their folder was.
+    let (blocks, aside) = (volume.bucket().join("vol/blocks"), volume.beside("aside"));
+    fs::rename(&blocks, &aside).expect("renames");
+    File::create(&blocks).expect("creates");
+    let mut file = File::create(volume.path("dir/after")).expect("creates");
+    file.write_all(&noise(2, 1 << 20)).expect("is accepted in memory");
+    let error = file.sync_all().expect_err("cannot be durable");
+    assert_eq!(Errno::from_io_error(&error), Some(Errno::IO));
+    drop(file);
+    // Names, attributes and what is in memory are served.
+    assert_eq!(fs::read_dir(volume.path("dir")).expect("lists").count(), 2);
+    assert_same(&fs::read(volume.path("dir/after")).expect("reads"), &noise(2, 1 << 20), "dirty");
+    fs::rename(volume.path("dir/before"), volume.path("dir/moved")).expect("renames");
+    let output = kiseki(&["umount", volume.mnt.to_str().expect("UTF-8")]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(is_mounted(&volume), "an unmount that would lose data is refused");
+    // A signal unmounts, and the process stays until the store is back.
+    let pid = volume.pid();
+    rustix::process::kill_process(pid, Signal::TERM).expect("it runs");
+    eventually("the process tries to store", || volume.log().contains("cannot store everything yet"));
+    rustix::process::kill_process(pid, Signal::TERM).expect("it runs");
+    eventually("it says what is missing", || volume.log().contains("still storing"));
+    fs::remove_file(&blocks).expect("unlinks");
+    fs::rename(&aside, &blocks).expect("renames");
+    eventually("the process stores everything", || volume.log().contains("everything is stored"));
+    eventually("the process ends", || rustix::process::test_kill_process(pid).is_err());
+    volume.mount(&[]);
+    assert_same(&fs::read(volume.path("dir/moved")).expect("reads"), &noise(1, 1 << 20), "before");
+    assert_same(&fs::read(volume.path("dir/after")).expect("reads"), &noise(2, 1 << 20), "after");
+    volume.unmount();
+    volume.check();
+}
+
+#[test]
 fn a_read_only_mount_changes_nothing() {
     let volume = Volume::mounted();
     fs::write(volume.path("f"), "contents").expect("writes");

@@ -260,7 +260,6 @@ fn extended_attributes_follow_their_manual() {
         assert_eq!(get("user.none"), Err(Errno::NODATA));
         let mut short = [0; 2];
         assert_eq!(rustix::fs::getxattr(&path, "user.a", short.as_mut_slice()), Err(Errno::RANGE));
-        assert_eq!(rustix::fs::getxattr(&path, "user.a", [0_u8; 0].as_mut_slice()), Ok(5));
         let mut list = vec![0; 1000];
         let len = rustix::fs::listxattr(&path, list.as_mut_slice()).expect("lists");
         let names: BTreeSet<_> = list[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()).collect();

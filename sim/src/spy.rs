@@ -1,0 +1,178 @@
+//! A bystander: reads the applications' files and directories while they work on them.
+//!
+//! Owns: promise 3 (no invented bytes) for a reader that races with writers, truncates, commits and deletions.
+//! Leaves to others: what the applications do (`apps`), what they had done when (`judge`).
+//!
+//! What it sees must be explained, byte by byte and name by name, by some state between the start and the end of its
+//! call: the last one complete at the start, all that were completed meanwhile, and the one under way.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use kiseki_core::client::{Client, OpenFlags};
+use kiseki_core::errno::Errno;
+use kiseki_core::testkit::model::{Model, NodeId, Stamp};
+use kiseki_core::types::FileType;
+use madsim::time;
+
+use crate::apps::App;
+use crate::dice::Dice;
+use crate::judge::Judge;
+use crate::kernel::Kernel;
+use crate::world::{SimEnv, World};
+
+/// Longest pause between two looks.
+const PAUSE: Duration = Duration::from_millis(40);
+
+/// The bystander of one life.
+pub struct Spy {
+    apps: [Arc<App>; 2],
+    world: World,
+    kernel: Kernel,
+    dice: Dice,
+}
+
+impl Spy {
+    /// A bystander on `client`.
+    pub fn new(apps: [Arc<App>; 2], world: World, client: Client<SimEnv>, dice: Dice) -> Self {
+        let kernel = Kernel::new(client, dice.clone());
+        Self { apps, world, kernel, dice }
+    }
+
+    /// Looks until it is told to stop or the life ends.
+    pub async fn run(mut self, stop: Arc<AtomicBool>) {
+        while !stop.load(Ordering::Relaxed) && !self.world.meta.failed() && self.world.alarm.raised().is_none() {
+            let app = self.apps[self.dice.below(2) as usize].clone();
+            let seen = if self.dice.chance(700) { self.file(&app).await } else { self.directory(&app).await };
+            match seen {
+                Ok(None) => {}
+                // What it looked for is gone meanwhile, the store could not be read, or its metadata failed.
+                Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EISDIR | Errno::EINVAL | Errno::EIO) => {}
+                Ok(Some(what)) => self.world.alarm.raise(format!("the bystander of {}: {what}", app.name())),
+                Err(errno) => self.world.alarm.raise(format!("the bystander was answered {errno:?}")),
+            }
+            self.kernel.shrink(false);
+            time::sleep(self.dice.time_below(PAUSE)).await;
+        }
+        self.kernel.shrink(true);
+    }
+
+    /// A name of `app` that leads to what is wanted, and the first state to judge by.
+    fn pick(&self, app: &App, wanted: impl Fn(FileType) -> bool) -> Option<(String, NodeId, usize)> {
+        let judge = app.judge();
+        let mut paths = judge.model.paths();
+        paths.retain(|(_, kind)| wanted(*kind));
+        if paths.is_empty() {
+            return None;
+        }
+        let (path, _) = paths.swap_remove(self.dice.below(paths.len() as u64) as usize);
+        let id = judge.model.find(&path).expect("it was listed");
+        Some((path, id, judge.now()))
+    }
+
+    async fn file(&mut self, app: &App) -> Result<Option<String>, Errno> {
+        let Some((path, id, _)) = self.pick(app, |kind| kind == FileType::Regular) else { return Ok(None) };
+        let ino = self.kernel.walk(&path).await?;
+        if app.judge().inos.get(&id) != Some(&ino) {
+            return Ok(None);
+        }
+        let flags = OpenFlags { read: true, ..OpenFlags::default() };
+        let handle = self.kernel.client().open(ino, flags).await?;
+        let mut wrong = Ok(None);
+        for _ in 0..1 + self.dice.below(4) {
+            let from = app.judge().now();
+            let attr = self.kernel.client().getattr(ino).await;
+            let possible = states(&app.judge(), from);
+            if let Ok(attr) = attr
+                && lengths(&possible, id).next().is_some()
+                && !lengths(&possible, id).any(|length| length == attr.length)
+            {
+                wrong = Ok(Some(format!("{path} has length {}", attr.length)));
+                break;
+            }
+            let from = app.judge().now();
+            let (offset, len) = (self.dice.below(8192), 1 + self.dice.below(8192) as u32);
+            let data = match self.kernel.client().read(handle, offset, len).await {
+                Ok(data) => data.into_contiguous(),
+                Err(errno) => {
+                    wrong = Err(errno);
+                    break;
+                }
+            };
+            if let Some(what) = unexplained(&states(&app.judge(), from), id, offset, len, &data) {
+                wrong = Ok(Some(format!("{path} {what}")));
+                break;
+            }
+            time::sleep(self.dice.time_below(PAUSE / 4)).await;
+        }
+        self.kernel.client().release(handle).await?;
+        wrong
+    }
+
+    async fn directory(&mut self, app: &App) -> Result<Option<String>, Errno> {
+        let Some((path, id, from)) = self.pick(app, |kind| kind == FileType::Directory) else { return Ok(None) };
+        let ino = self.kernel.walk(&path).await?;
+        if app.judge().inos.get(&id).is_none_or(|known| *known != ino) {
+            return Ok(None);
+        }
+        let mut names = Vec::new();
+        let mut cookie = 0;
+        loop {
+            let page = self.kernel.client().readdir(ino, cookie, 1 + self.dice.below(4) as usize).await?;
+            let Some(last) = page.last() else { break };
+            cookie = last.cookie;
+            names.extend(page.iter().map(|entry| String::from_utf8_lossy(&entry.name).into_owned()));
+            madsim::task::yield_now().await;
+        }
+        let judge = app.judge();
+        let states = states(&judge, from);
+        let holds =
+            |model: &Model, name: &String| model.try_node(id).is_some_and(|node| node.entries.contains_key(name));
+        let known = states.iter().filter_map(|model| model.try_node(id)).flat_map(|node| node.entries.keys());
+        for name in known {
+            if states.iter().all(|model| holds(model, name)) && names.iter().filter(|seen| *seen == name).count() != 1 {
+                return Ok(Some(format!("{path} does not list {name} once, though it was there all the time")));
+            }
+        }
+        let own = names.iter().filter(|name| name.starts_with(judge.habits.letter));
+        let never = own.clone().find(|name| !states.iter().any(|model| holds(model, name)));
+        Ok(never.map(|name| format!("{path} lists {name}, which was never there")))
+    }
+}
+
+/// The states from number `from` to this moment, the one under way included.
+fn states(judge: &Judge, from: usize) -> Vec<Model> {
+    let mut states: Vec<Model> = judge.history[from..].iter().map(|step| step.model.clone()).collect();
+    if let Some(doubt) = &judge.doubt {
+        let mut after = judge.model.clone();
+        if after.apply(&doubt.op, Stamp { from: doubt.from, to: World::wall() }).is_ok() {
+            states.push(after);
+        }
+    }
+    states
+}
+
+fn lengths(states: &[Model], id: NodeId) -> impl Iterator<Item = u64> {
+    states.iter().filter_map(move |model| model.try_node(id)).map(|node| node.data.len() as u64)
+}
+
+/// What of a read no state explains.
+fn unexplained(states: &[Model], id: NodeId, offset: u64, len: u32, data: &[u8]) -> Option<String> {
+    let contents: Vec<&[u8]> =
+        states.iter().filter_map(|model| model.try_node(id)).map(|node| node.data.as_slice()).collect();
+    if contents.is_empty() {
+        return None;
+    }
+    for (at, byte) in (offset as usize..).zip(data) {
+        if !contents.iter().any(|state| state.get(at) == Some(byte)) {
+            let possible: Vec<Option<&u8>> = contents.iter().map(|state| state.get(at)).collect();
+            return Some(format!("shows {byte} at {at}, where there was {possible:?}"));
+        }
+    }
+    let end = offset as usize + data.len();
+    if (data.len() as u32) < len && !contents.iter().any(|state| state.len() <= end) {
+        return Some(format!("ends at {end}, but no state does"));
+    }
+    None
+}
