@@ -31,11 +31,14 @@ if [ ! -e "$home/meta" ]; then
     say "making a volume: metadata in $home/meta, data in $home/bucket"
     "$kiseki" format "$home/meta" quickstart --storage file --bucket "$home/bucket"
 fi
+mount_it() { "$kiseki" mount "$home/meta" "$mnt" -d --log "$home/mount.log"; }
+fresh=
 if "$kiseki" status "$mnt" >/dev/null 2>&1; then
     say "mounted at $mnt already"
 else
     say "mounting it at $mnt"
-    "$kiseki" mount "$home/meta" "$mnt" -d --log "$home/mount.log"
+    mount_it
+    fresh=1
 fi
 
 if [ -n "$copy" ]; then
@@ -47,6 +50,12 @@ if [ -n "$copy" ]; then
     find "$sources" -mindepth 2 -maxdepth 2 -type d | sort | head -n 60 | while read -r crate; do
         cp -r "$crate" "$mnt/tree/"
     done
+    if [ -n "$fresh" ]; then
+        # So that what is read comes from the store and not from memory.
+        say "unmounting and mounting again"
+        "$kiseki" umount "$mnt"
+        mount_it
+    fi
     say "reading it back and comparing"
     differ=0
     diff -r --no-dereference --exclude=target --exclude=.git "$root" "$mnt/tree" | grep -v "^Only in $mnt/tree: " && differ=1
