@@ -3,9 +3,9 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use super::Client;
 use super::check::{self, CheckError, CheckProgress, CheckSummary};
 use super::wait::lock;
-use super::Client;
 use core::sync::atomic::Ordering;
 
 use crate::env::{Env, MetaStore};

@@ -63,9 +63,7 @@ impl<E: Env> Blocks<E> {
     pub(super) fn new(env: E, volume: &Volume, cache_bytes: u64, timeout: Duration) -> Self {
         // A shard must hold what several readers have fetched ahead, or it evicts what was not read yet.
         let count = (cache_bytes / (16 * u64::from(volume.geometry.block_size))).clamp(1, SHARDS as u64);
-        let shard = |_| {
-            Mutex::new(Shard { cache: CacheShard::new(cache_bytes / count), flights: BTreeMap::new() })
-        };
+        let shard = |_| Mutex::new(Shard { cache: CacheShard::new(cache_bytes / count), flights: BTreeMap::new() });
         let shards = (0..count).map(shard).collect();
         let frame_size = volume.geometry.frame_size;
         // Half of the cache: what is fetched ahead should not push out what was.

@@ -223,11 +223,7 @@ impl<E: Env> Shared<E> {
         self.change(cell, |file, now, wall| file.set_attr(now, wall, set));
     }
 
-    fn change(
-        self: &Arc<Self>,
-        cell: &Arc<Cell>,
-        change: impl FnOnce(&mut File, Duration, crate::types::Timestamp),
-    ) {
+    fn change(self: &Arc<Self>, cell: &Arc<Cell>, change: impl FnOnce(&mut File, Duration, crate::types::Timestamp)) {
         let now = self.env.now();
         let first = {
             let mut state = lock(&cell.state);

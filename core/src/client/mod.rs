@@ -365,21 +365,23 @@ impl<E: Env> Shared<E> {
 
     /// Refills the pool of inode numbers: the lease is durable before its first number is used.
     async fn refill_inodes(&self) -> Result<(), Errno> {
-        self.inodes.refill(async || {
-            let lease = self.mutate_at(|txn, _| meta::volume::lease_inodes(txn, INODE_LEASE)).await?;
-            self.sync_to(lease.seq).await.map(|()| lease.value)
-        })
-        .await
+        self.inodes
+            .refill(async || {
+                let lease = self.mutate_at(|txn, _| meta::volume::lease_inodes(txn, INODE_LEASE)).await?;
+                self.sync_to(lease.seq).await.map(|()| lease.value)
+            })
+            .await
     }
 
     /// Refills the pool of slice ids: the lease is durable before its first id is used.
     async fn refill_slices(&self) -> Result<(), Errno> {
         let session = self.session.ok_or(Errno::EROFS)?;
-        self.slices.refill(async || {
-            let lease = self.mutate_at(|txn, _| meta::volume::lease_slices(txn, session)).await?;
-            self.sync_to(lease.seq).await.map(|()| lease.value)
-        })
-        .await
+        self.slices
+            .refill(async || {
+                let lease = self.mutate_at(|txn, _| meta::volume::lease_slices(txn, session)).await?;
+                self.sync_to(lease.seq).await.map(|()| lease.value)
+            })
+            .await
     }
 
     async fn refresh_usage(&self) -> Result<(), Errno> {

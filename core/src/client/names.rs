@@ -415,11 +415,7 @@ impl<E: Env> Shared<E> {
 }
 
 /// The regular files that a rename must not show unless what was accepted for them is committed.
-fn to_settle(
-    read: &mut dyn Read,
-    names: [(Ino, &[u8]); 2],
-    mode: RenameMode,
-) -> Result<[Option<Ino>; 2], OpError> {
+fn to_settle(read: &mut dyn Read, names: [(Ino, &[u8]); 2], mode: RenameMode) -> Result<[Option<Ino>; 2], OpError> {
     let mut found = [None, None];
     for (slot, (dir, name)) in found.iter_mut().zip(names) {
         match meta::lookup::child(read, dir, name) {

@@ -270,7 +270,14 @@ impl File {
     // ---- commands
 
     /// Accepts a write. `offset + data.len()` must be at most `FILE_SIZE_MAX`.
-    pub fn write(&mut self, now: Duration, wall: Timestamp, offset: u64, data: &[u8], drop_privileges: bool) -> Written {
+    pub fn write(
+        &mut self,
+        now: Duration,
+        wall: Timestamp,
+        offset: u64,
+        data: &[u8],
+        drop_privileges: bool,
+    ) -> Written {
         let first = self.batches.is_empty();
         let before = self.dirty_bytes;
         // One slice too many freezes all; each member stays whole, so it is asked before the member and after it.

@@ -54,7 +54,9 @@ impl Stored {
     /// Hands out the segments of the first `len` bytes.
     pub(super) fn segments(&self, geometry: &Geometry, len: u64, mut out: impl FnMut(Segment)) {
         match self {
-            Self::Inline { bytes, off } => out(Segment::Bytes(bytes.slice(*off as usize..*off as usize + len as usize))),
+            Self::Inline { bytes, off } => {
+                out(Segment::Bytes(bytes.slice(*off as usize..*off as usize + len as usize)))
+            }
             Self::Blocks { slice, stored_len, off } => {
                 let mut at = *off;
                 let end = off + len as u32;
