@@ -43,13 +43,11 @@ fi
 
 if [ -n "$copy" ]; then
     # What is there in any case once this was built: thousands of real files. The checkout goes without its target folder.
-    sources=${CARGO_HOME:-$HOME/.cargo}/registry/src
+    mapfile -t crates < <(find "${CARGO_HOME:-$HOME/.cargo}/registry/src" -mindepth 2 -maxdepth 2 -type d | sort | sed -n 1,60p)
     say "copying a tree into it"
     mkdir -p "$mnt/tree"
     tar -C "$root" --exclude=./target --exclude=./.git -cf - . | tar -C "$mnt/tree" -xf -
-    find "$sources" -mindepth 2 -maxdepth 2 -type d | sort | head -n 60 | while read -r crate; do
-        cp -r "$crate" "$mnt/tree/"
-    done
+    cp -r "${crates[@]}" "$mnt/tree/"
     if [ -n "$fresh" ]; then
         # So that what is read comes from the store and not from memory.
         say "unmounting and mounting again"
@@ -59,9 +57,9 @@ if [ -n "$copy" ]; then
     say "reading it back and comparing"
     differ=0
     diff -r --no-dereference --exclude=target --exclude=.git "$root" "$mnt/tree" | grep -v "^Only in $mnt/tree: " && differ=1
-    while read -r crate; do
+    for crate in "${crates[@]}"; do
         diff -r --no-dereference "$crate" "$mnt/tree/${crate##*/}" || differ=1
-    done < <(find "$sources" -mindepth 2 -maxdepth 2 -type d | sort | head -n 60)
+    done
     files=$(find "$mnt/tree" -type f | wc -l)
     [ "$differ" = 0 ] || die "what was read back differs from what was written: please report this"
     say "$files files are the same"

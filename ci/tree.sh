@@ -119,6 +119,6 @@ unmount_volume
 
 files=$(grep -c ' f ' "$work/before")
 differ=$(diff "$work/before" "$work/after" | grep -c '^[<>]' || true)
-[ "$differ" = 0 ] || diff "$work/before" "$work/after" | head -n 20 >&2
+[ "$differ" = 0 ] || diff "$work/before" "$work/after" | sed -n 1,20p >&2 || true
 echo "tree: files=$files differ=$differ"
 [ "$differ" = 0 ]
