@@ -18,6 +18,9 @@ use crate::types::FileType;
 /// Number of files that one application holds open at most.
 pub const SLOTS: usize = 4;
 
+/// Bytes of a file that a burst of writes touches.
+const BURST_WIDTH: u64 = 1024;
+
 /// Where choices come from: a seeded generator, or the bytes of a fuzzer.
 pub trait Source {
     /// A number in `0..bound`. (bound >= 1)
@@ -102,12 +105,16 @@ pub struct Generator<S> {
     writes: u64,
     /// Where recent writes began and ended: the next ones like to meet them.
     recent: [u64; 6],
+    /// Draws left in which it hammers at one place of one open file.
+    burst: u64,
+    burst_slot: usize,
+    burst_at: u64,
 }
 
 impl<S: Source> Generator<S> {
     /// A generator whose writes are numbered from `first_write`.
     pub fn new(habits: Habits, source: S, first_write: u64) -> Self {
-        Self { habits, source, writes: first_write, recent: [0; 6] }
+        Self { habits, source, writes: first_write, recent: [0; 6], burst: 0, burst_slot: 0, burst_at: 0 }
     }
 
     /// The source of chance, for what surrounds the operations.
@@ -117,6 +124,15 @@ impl<S: Source> Generator<S> {
 
     /// The next operation of an application that knows that the tree is as in `model`.
     pub fn draw(&mut self, model: &Model) -> Op {
+        if self.burst == 0 && self.source.chance(3) {
+            self.burst = 5 + self.source.below(20);
+            self.burst_slot = self.source.below(SLOTS as u64) as usize;
+            self.burst_at = self.source.below(self.habits.length_max - BURST_WIDTH);
+        }
+        self.burst = self.burst.saturating_sub(1);
+        if self.burst > 0 && model.is_open(self.burst_slot) && self.source.chance(85) {
+            return self.burst();
+        }
         match self.source.below(100) {
             0..=27 => self.write(model),
             28..=37 => self.with_slot(model, |g, slot| Op::Read { slot, offset: g.offset(), len: g.len() }),
@@ -133,6 +149,14 @@ impl<S: Source> Generator<S> {
             95..=97 => Op::FsyncDir { path: self.directory(model) },
             _ => Op::Sync,
         }
+    }
+
+    /// Short writes close together: slices that meet, grow and lie over each other before any is committed.
+    fn burst(&mut self) -> Op {
+        self.writes += 1;
+        let offset = self.burst_at + self.source.below(BURST_WIDTH / 2);
+        let len = 1 + self.source.below(BURST_WIDTH / 4) as u32;
+        Op::Write { slot: self.burst_slot, offset, len, number: self.writes, drop_privileges: false }
     }
 
     fn write(&mut self, model: &Model) -> Op {

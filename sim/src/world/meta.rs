@@ -30,6 +30,8 @@ use crate::faults::{Ending, Fault};
 
 /// Usual time of one step of a call.
 const LATENCY: Duration = Duration::from_millis(1);
+/// Usual time between reading and hearing of it, where there is any.
+const OLD_NEWS: Duration = Duration::from_millis(8);
 /// Usual time of a sync.
 const SYNC: Duration = Duration::from_millis(6);
 /// A sync that takes long.
@@ -233,8 +235,8 @@ impl MetaStore for SimMeta {
             testkit::attempt(&state.kv, reads, |txn| op(txn.as_read()))
         };
         // What was read may be old by the time it arrives.
-        if self.parts.dice.chance(300) {
-            self.parts.delay(LATENCY).await;
+        if self.parts.dice.chance(200) {
+            self.parts.delay(OLD_NEWS).await;
         }
         value.map(|(value, _)| value).map_err(|error: OpError| error.into())
     }
