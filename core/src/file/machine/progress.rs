@@ -1,0 +1,230 @@
+//! The other half of the file machine: completions that the client feeds in, and what it asks for when polled.
+//!
+//! Owns: when a put, a barrier, a commit may start; what their outcomes change. (The invariants are in `machine`.)
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use bytes::Bytes;
+
+use super::super::slice::backoff;
+use super::{Action, CommitOutcome, Dirty, File, InFlight, PutOutcome};
+use crate::errno::Errno;
+use crate::meta::{Change, Commit};
+use crate::types::{BlockId, SliceId};
+
+/// Slices that one commit carries at most, beyond its first batch.
+const COMMIT_SLICES_MAX: usize = 256;
+
+impl File {
+    // ---- completions
+
+    /// A put ended.
+    pub fn handle_put(&mut self, now: Duration, key: u64, index: u32, outcome: PutOutcome) {
+        let slice = self.slices.get_mut(&key).expect("a slice stays until its puts have ended");
+        match outcome {
+            PutOutcome::Done => {
+                slice.put_done(index);
+                self.recover();
+            }
+            PutOutcome::Failed { errno, lasting } => {
+                slice.put_failed(index, now);
+                self.fail(now, errno, lasting);
+            }
+        }
+    }
+
+    /// A barrier ended. If it failed, what was put before it counts as lost and is put again.
+    pub fn handle_barrier(&mut self, now: Duration, number: u64, outcome: PutOutcome) {
+        assert_eq!(self.barrier.take(), Some(number), "completion of a barrier that was not started");
+        match outcome {
+            PutOutcome::Done => {
+                for batch in self.batches.iter_mut().filter(|batch| batch.number <= number) {
+                    batch.durable = true;
+                }
+                self.recover();
+            }
+            PutOutcome::Failed { errno, lasting } => {
+                let retry_at = now + backoff(0);
+                self.barrier_retry_at = retry_at;
+                let from = self.batches.iter().find(|batch| !batch.durable).map_or(0, |batch| batch.first_key);
+                // Also puts of later batches: the failed barrier had them to make durable too, and no later one will.
+                for slice in self.slices.range_mut(from..).map(|(_, slice)| slice) {
+                    slice.forget_puts(retry_at);
+                }
+                self.fail(now, errno, lasting);
+            }
+        }
+    }
+
+    /// A commit ended. Returns the bytes of memory that are free again; `keep` is handed every block that the store
+    /// now holds.
+    pub fn handle_commit(
+        &mut self,
+        now: Duration,
+        outcome: CommitOutcome,
+        mut keep: impl FnMut(BlockId, Bytes),
+    ) -> u64 {
+        let in_flight = self.commit.as_mut().expect("completion of a commit that was not started");
+        assert!(in_flight.running, "completion of a commit that was not started");
+        in_flight.running = false;
+        match outcome {
+            CommitOutcome::Applied { fresh } => {
+                let commit = in_flight.commit.clone();
+                self.commit = None;
+                self.recover();
+                self.settle(&commit, fresh, &mut keep)
+            }
+            CommitOutcome::Failed { errno, lasting } => {
+                in_flight.retry_at = now + backoff(in_flight.attempts);
+                in_flight.attempts += 1;
+                self.fail(now, errno, lasting);
+                0
+            }
+            CommitOutcome::Gone => {
+                self.discarded = true;
+                0
+            }
+        }
+    }
+
+    /// The commit is visible: its members leave the queue, readers find them in the view.
+    fn settle(&mut self, commit: &Commit, fresh: bool, keep: &mut impl FnMut(BlockId, Bytes)) -> u64 {
+        if fresh {
+            self.view.advance();
+            for change in &commit.changes {
+                match change {
+                    Change::Slice { chunk, record } => self.view.apply(&self.geometry, *chunk, record),
+                    Change::Truncate { length } => self.view.truncate(*length),
+                    Change::Written { .. } | Change::Attrs { .. } => {}
+                }
+            }
+        } else {
+            self.view.forget();
+        }
+        let below = self.key_limit(commit.number);
+        let rest = self.slices.split_off(&below);
+        let left = core::mem::replace(&mut self.slices, rest);
+        self.batches.retain(|batch| batch.number > commit.number);
+        self.dirty.retain(|source| match source {
+            Dirty::Slice { key, .. } => *key >= below,
+            Dirty::Hole { number } => *number > commit.number,
+        });
+        self.committed = commit.number;
+        let mut freed = 0;
+        for slice in left.into_values() {
+            freed += u64::from(slice.len);
+            slice.payloads().for_each(|(id, payload)| keep(id, payload));
+        }
+        self.dirty_bytes -= freed;
+        freed
+    }
+
+    // ---- outputs
+
+    /// The next thing to do at `now`; `next_id` yields slice ids of a synced lease.
+    pub fn poll_action(&mut self, now: Duration, next_id: &mut dyn FnMut() -> Option<SliceId>) -> Option<Action> {
+        if self.discarded {
+            return None;
+        }
+        if let Some(action) = self.poll_put(now, next_id) {
+            return Some(action);
+        }
+        self.poll_barrier(now).or_else(|| self.poll_commit(now))
+    }
+
+    /// When to poll again though nothing completes: a failed attempt is due.
+    pub fn poll_timeout(&self, now: Duration) -> Option<Duration> {
+        if self.discarded {
+            return None;
+        }
+        let puts = self.slices.values().filter_map(|slice| slice.retry_at(now)).min();
+        let commit = self.commit.as_ref().filter(|commit| !commit.running).map(|commit| commit.retry_at);
+        let barrier = (self.barrier_retry_at > now).then_some(self.barrier_retry_at);
+        [puts, commit.filter(|at| *at > now), barrier].into_iter().flatten().min()
+    }
+
+    fn poll_put(&mut self, now: Duration, next_id: &mut dyn FnMut() -> Option<SliceId>) -> Option<Action> {
+        let wanted_below = self.key_limit(self.wanted);
+        let geometry = self.geometry;
+        for (&key, slice) in &mut self.slices {
+            let Some(index) = slice.next_put(&geometry, now) else { continue };
+            // A short tail waits until its batch is wanted; a full block goes out while its slice still grows.
+            if key >= wanted_below && slice.len - index * geometry.block_size < geometry.block_size {
+                continue;
+            }
+            let Some(id) = slice.id.or_else(&mut *next_id) else { return Some(Action::NeedId) };
+            let (id, payload) = slice.start_put(index, id);
+            return Some(Action::Put { key, id, payload });
+        }
+        None
+    }
+
+    fn poll_barrier(&mut self, now: Duration) -> Option<Action> {
+        if self.barrier.is_some() || self.barrier_retry_at > now {
+            return None;
+        }
+        let mut number = None;
+        for index in 0..self.batches.len() {
+            let batch = &self.batches[index];
+            if !batch.frozen || batch.number > self.wanted {
+                break;
+            }
+            if self.slices_of(index).any(|slice| !slice.all_put(&self.geometry)) {
+                break;
+            }
+            // Only bytes in the store need the barrier.
+            if !batch.durable && self.slices_of(index).any(|slice| slice.id.is_some()) {
+                number = Some(batch.number);
+            } else {
+                self.batches[index].durable = true;
+            }
+        }
+        self.barrier = number;
+        number.map(|number| Action::Barrier { number })
+    }
+
+    fn poll_commit(&mut self, now: Duration) -> Option<Action> {
+        if let Some(commit) = &mut self.commit {
+            if commit.running || commit.retry_at > now {
+                return None;
+            }
+            commit.running = true;
+            return Some(Action::Commit(commit.commit.clone()));
+        }
+        let mut changes = Vec::new();
+        let mut slices = 0;
+        let mut number = None;
+        for (index, batch) in self.batches.iter().enumerate() {
+            let ready = batch.frozen && batch.durable && batch.number <= self.wanted;
+            if !ready || (number.is_some() && slices + self.slices_of(index).count() > COMMIT_SLICES_MAX) {
+                break;
+            }
+            for slice in self.slices_of(index) {
+                changes.push(Change::Slice { chunk: slice.chunk, record: slice.record(&self.geometry) });
+                slices += 1;
+            }
+            changes.extend(batch.truncate.map(|length| Change::Truncate { length }));
+            changes.extend(batch.attrs.iter().cloned());
+            number = Some(batch.number);
+        }
+        let commit = Arc::new(Commit { ino: self.ino, number: number?, changes });
+        self.commit = Some(InFlight { commit: commit.clone(), running: true, retry_at: Duration::ZERO, attempts: 0 });
+        Some(Action::Commit(commit))
+    }
+
+    fn fail(&mut self, now: Duration, errno: Errno, lasting: bool) {
+        let since = *self.failure.since.get_or_insert(now);
+        if lasting || (!self.failure.raised && now >= since + self.store_timeout) {
+            self.failure.raised = true;
+            self.failure.count += 1;
+            self.failure.errno = Some(errno);
+        }
+    }
+
+    fn recover(&mut self) {
+        self.failure.since = None;
+        self.failure.raised = false;
+    }
+}
