@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every test: style, purity of the core, unit tests, simulator, fuzz targets, mounted tests, and the scripts that
+# Runs every test: the quick start, style, purity of the core, unit tests, simulator, fuzz targets, mounted tests, and the scripts that
 # compare with real programs, crashes, power cuts and POSIX suites, these in a short form.
 #
 #   ci/test.sh          everything
@@ -32,10 +32,20 @@ step() {
 }
 trap '[ $? = 0 ] || { echo "FAILED: $current" >&2; echo "test: $passed passed, 1 failed"; }' EXIT
 
+# As a newcomer starts, twice: the second run finds everything there.
+quickstart() (
+    make_work quickstart
+    export KISEKI_HOME=$work/home
+    bash ci/quickstart.sh
+    bash ci/quickstart.sh
+    "$kiseki" umount "$KISEKI_HOME/mnt"
+)
+
 # One profile for what contains RocksDB, another for the rest: neither is built twice.
 plain=(-p kiseki-core -p sim -p fuzz)
 step "dependencies" bash ci/dep.sh test
 step "release build" cargo build --release --locked -p kiseki -p torture
+step "quick start" quickstart
 step "format" cargo fmt --all --check
 step "core does no I/O" ci/pure.sh
 step "lints" cargo clippy --locked "${plain[@]}" --all-targets -- -D warnings
