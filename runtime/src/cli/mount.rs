@@ -53,9 +53,9 @@ pub(super) struct MountArgs {
     /// Take no writes
     #[arg(long)]
     read_only: bool,
-    /// Memory for written data and cached blocks together
-    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "512M")]
-    buffer_size: u64,
+    /// Memory for written data and cached blocks together [default: an eighth of this machine's, from 256M to 1G]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    buffer_size: Option<u64>,
     /// How long written data may stay in memory only
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5s")]
     commit_interval: Duration,
@@ -70,9 +70,17 @@ pub(super) struct MountArgs {
     options: Vec<String>,
 }
 
+/// A write buffer holds a burst that the store takes seconds for; a small machine has other uses for its memory.
+fn default_buffer_size() -> u64 {
+    let system = rustix::system::sysinfo();
+    let memory = u64::from(system.mem_unit) * system.totalram;
+    (memory / 8).clamp(256 << 20, 1 << 30)
+}
+
 pub(super) fn run(args: MountArgs) -> Outcome {
     let meta_path = place::meta_path(&args.meta)?;
-    if args.buffer_size < BUFFER_SIZE_MIN {
+    let buffer_size = args.buffer_size.unwrap_or_else(default_buffer_size);
+    if buffer_size < BUFFER_SIZE_MIN {
         return Err(Failure::Usage("--buffer-size is at least 64M".into()));
     }
     if args.commit_interval.is_zero() || args.store_timeout.is_zero() {
@@ -83,7 +91,7 @@ pub(super) fn run(args: MountArgs) -> Outcome {
         mountpoint: args.mountpoint,
         daemon: args.daemon,
         read_only: args.read_only,
-        buffer_size: args.buffer_size,
+        buffer_size,
         commit_interval: args.commit_interval,
         store_timeout: args.store_timeout,
         log: args.log,

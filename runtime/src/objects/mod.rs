@@ -24,6 +24,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 use self::barrier::Folders;
 use crate::folders;
@@ -142,10 +143,20 @@ impl Objects {
         T: Send + 'static,
         C: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
+        self.await_detached(verb, key, self.handle.spawn(call))
+    }
+
+    /// Waits for a call that runs in a task of its own, up to the deadline.
+    fn await_detached<T: Send + 'static>(
+        &self,
+        verb: &'static str,
+        key: &str,
+        call: JoinHandle<Result<T, StoreError>>,
+    ) -> impl Future<Output = Result<T, StoreError>> + Send {
         let (key, timeout) = (key.to_owned(), self.timeout);
-        // Timers and tasks need the executor at hand; the caller may be on a FUSE thread.
+        // Timers need the executor at hand; the caller may be on a FUSE thread.
         let _context = self.handle.enter();
-        let waiter = tokio::time::timeout(timeout, tokio::spawn(call));
+        let waiter = tokio::time::timeout(timeout, call);
         async move {
             match waiter.await {
                 Ok(Ok(result)) => result,
@@ -178,14 +189,24 @@ impl ObjectStore for Objects {
     }
 
     fn get(&self, key: &str, range: Range<u64>) -> impl Future<Output = Result<Bytes, StoreError>> + Send {
-        let (shared, permits) = (Arc::clone(&self.shared), Arc::clone(&self.gets));
+        let (shared, permits, handle) = (Arc::clone(&self.shared), Arc::clone(&self.gets), self.handle.clone());
         let owned = key.to_owned();
-        let handle = self.handle.clone();
-        self.detach("get", key, async move {
-            let _permit = permits.acquire_owned().await;
-            let get = move || shared.get(&owned, range);
-            handle.spawn_blocking(get).await.unwrap_or(Err(StoreError::Retry))
-        })
+        // Straight to a thread that may block: going by way of a task costs a small read two more changes of thread.
+        let call = match Arc::clone(&permits).try_acquire_owned() {
+            Ok(permit) => self.handle.spawn_blocking(move || {
+                let _permit = permit;
+                shared.get(&owned, range)
+            }),
+            Err(_) => self.handle.spawn(async move {
+                let permit = permits.acquire_owned().await;
+                let get = move || {
+                    let _permit = permit;
+                    shared.get(&owned, range)
+                };
+                handle.spawn_blocking(get).await.unwrap_or(Err(StoreError::Retry))
+            }),
+        };
+        self.await_detached("get", key, call)
     }
 
     fn delete(&self, key: &str) -> impl Future<Output = Result<(), StoreError>> + Send {
