@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs every test: the quick start, style, purity of the core, unit tests, simulator, fuzz targets, mounted tests, and the scripts that
-# compare with real programs, crashes, power cuts and POSIX suites, these in a short form.
+# Runs every test: the quick start, style, purity of the core, unit tests, simulator, fuzz targets, mounted tests, and
+# the scripts that compare with real programs, crashes, power cuts and POSIX suites, these in a short form.
 #
 #   ci/test.sh          everything
 #   ci/test.sh --full   the scripts in their long form (hours)
