@@ -53,7 +53,7 @@ pub(super) struct MountArgs {
     /// Take no writes
     #[arg(long)]
     read_only: bool,
-    /// Memory for written data and cached blocks together [default: an eighth of this machine's, from 256M to 1G]
+    /// Memory for written data and cached blocks together [default: an eighth of this machine's, from 256M to 2G]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     buffer_size: Option<u64>,
     /// How long written data may stay in memory only
@@ -74,7 +74,7 @@ pub(super) struct MountArgs {
 fn default_buffer_size() -> u64 {
     let system = rustix::system::sysinfo();
     let memory = u64::from(system.mem_unit) * system.totalram;
-    (memory / 8).clamp(256 << 20, 1 << 30)
+    (memory / 8).clamp(256 << 20, 2 << 30)
 }
 
 pub(super) fn run(args: MountArgs) -> Outcome {
