@@ -173,7 +173,7 @@ impl<E: Env> Inner<E> {
         let key = object_key(id);
         self.patiently(id, async || {
             let ranges = [0..u64::from(head), u64::from(head + from)..u64::from(head + to)];
-            let gets = ranges.into_iter().map(|range| self.env.objects().get(&key, range)).collect();
+            let gets = ranges.into_iter().map(|range| self.env.objects().get(&key, range));
             let mut answers = join_all(gets).await.into_iter();
             let head = answers.next().expect("two were asked for").map_err(Fault::Store)?;
             let frames = answers.next().expect("two were asked for").map_err(Fault::Store)?;

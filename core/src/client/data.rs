@@ -399,7 +399,7 @@ impl<E: Env> Shared<E> {
             Segment::Block { id, off, len } => Some(self.blocks.read(id, off, len, fetch)),
             Segment::Bytes(_) | Segment::Zeros(_) => None,
         });
-        let mut fetched = join_all(blocks.collect()).await.into_iter();
+        let mut fetched = join_all(blocks).await.into_iter();
         let mut data = ReadData { segments: Vec::with_capacity(segments.len()) };
         for segment in segments {
             match segment {

@@ -147,7 +147,7 @@ pub(crate) async fn timeout<E: Env, F: Future>(env: &E, at: Duration, fut: F) ->
 }
 
 /// Runs all at once; results in the order given. Every wake-up polls all that are pending: for small counts.
-pub(crate) async fn join_all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+pub(crate) async fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
     let mut running: Vec<Pin<Box<F>>> = futures.into_iter().map(Box::pin).collect();
     let mut results: Vec<Option<F::Output>> = running.iter().map(|_| None).collect();
     poll_fn(|cx| {

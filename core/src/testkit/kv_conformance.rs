@@ -13,7 +13,7 @@ use core::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
-use super::join::join_all;
+use crate::client::wait::join_all;
 use crate::env::{Committed, MetaError, MetaStore, TxnSeq};
 use crate::errno::Errno;
 use crate::kv::{KvError, OpError, OpResult, Read, Txn};

@@ -10,7 +10,6 @@ use bytes::Bytes;
 use crate::kv::mem::{MemKv, TxnWrites};
 use crate::kv::{KvError, OpError, OpResult, Pairs, Read, Txn};
 
-mod join;
 pub mod kv_conformance;
 pub mod model;
 pub mod ops;

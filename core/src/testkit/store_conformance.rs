@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 
 use bytes::Bytes;
 
-use super::join::join_all;
+use crate::client::wait::join_all;
 use crate::env::{ObjectStore, StoreError};
 
 /// All checks that hold for every store; `many` objects make up the long list. (>= 1)
