@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bytes::Bytes;
 use kiseki::env::{TokioEnv, timestamp};
-use kiseki::objects::{Access, Objects, ObjectsError};
+use kiseki::objects::{Access, Objects, ObjectsError, Place};
 use kiseki::rocks::{OpenError, OpenMode, RocksMeta};
 use kiseki_core::env::{Env, MetaError, MetaStore, ObjectStore, StoreError, TxnSeq};
 use kiseki_core::kv::{OpResult, Read, Txn};
@@ -51,7 +51,7 @@ impl Bench {
     }
 
     fn open_objects(&self, access: Access, timeout: Duration) -> Result<Objects, ObjectsError> {
-        Objects::open("file", &self.path("bucket"), "vol", access, timeout, self.runtime.handle().clone())
+        Objects::open(&Place::Folder(self.path("bucket/vol")), None, access, timeout, self.runtime.handle().clone())
     }
 
     fn objects(&self, access: Access) -> Objects {
@@ -341,7 +341,12 @@ fn opening_objects_explains_itself_and_changes_nothing() {
     let bench = Bench::new();
     let open = |storage: &str, prefix: &str, access| {
         let handle = bench.runtime.handle().clone();
-        Objects::open(storage, &bench.path("bucket"), prefix, access, Duration::from_secs(1), handle).err()
+        let bucket = bench.path("bucket");
+        let place = match Place::parse(storage, bucket.to_str().expect("UTF-8"), prefix) {
+            Ok(place) => place,
+            Err(error) => return Some(error),
+        };
+        Objects::open(&place, None, access, Duration::from_secs(1), handle).err()
     };
     assert!(matches!(open("tape", "vol", Access::Create), Some(ObjectsError::Storage(_))));
     for prefix in ["", ".", "..", "a/b"] {

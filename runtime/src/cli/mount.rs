@@ -16,7 +16,7 @@ use super::values::{duration, size};
 use crate::control::{MountPlace, MountService, Server};
 use crate::env::TokioEnv;
 use crate::mount::MountConfig;
-use crate::objects::{Access, Objects};
+use crate::objects::{Access, Objects, Place};
 use crate::rocks::{OpenMode, RocksMeta};
 
 const EXAMPLES: &str = "\
@@ -116,8 +116,8 @@ fn open(config: &MountConfig, handle: &Handle) -> anyhow::Result<TokioEnv> {
         return Err(super::open::no_volume(&config.meta_path).into());
     };
     let access = if config.read_only { Access::Read } else { Access::Write };
-    let bucket = Path::new(&volume.bucket);
-    let objects = Objects::open(&volume.storage, bucket, &volume.name, access, config.store_timeout, handle.clone());
+    let objects = Place::parse(&volume.storage, &volume.bucket, &volume.name)
+        .and_then(|place| Objects::open(&place, None, access, config.store_timeout, handle.clone()));
     let objects = objects.map_err(|e| explain_objects(&volume, e))?;
     Ok(TokioEnv::new(Arc::new(meta), Arc::new(objects), handle.clone()))
 }

@@ -19,6 +19,7 @@ use super::place::{MountEntry, Place};
 use crate::control::protocol::{Checked, Finding, Progress, Reply, Status};
 use crate::control::{Connection, Stop, check, status_of, view};
 use crate::env::TokioEnv;
+use crate::objects::Place as ObjectsPlace;
 use crate::objects::{Access, Objects, ObjectsError};
 use crate::rocks::{OpenError, OpenMode, RocksMeta};
 
@@ -114,8 +115,9 @@ impl Store {
 
     /// The volume's objects, not looked at.
     pub(super) fn objects(&self, volume: &Volume, access: Access) -> Outcome<Objects> {
-        let (bucket, handle) = (Path::new(&volume.bucket), self.runtime.handle().clone());
-        let objects = Objects::open(&volume.storage, bucket, &volume.name, access, STORE_TIMEOUT, handle);
+        let handle = self.runtime.handle().clone();
+        let objects = ObjectsPlace::parse(&volume.storage, &volume.bucket, &volume.name)
+            .and_then(|place| Objects::open(&place, None, access, STORE_TIMEOUT, handle));
         objects.map_err(|e| explain_objects(volume, e))
     }
 

@@ -31,7 +31,12 @@ use crate::folders;
 use crate::rounds::{RoundFailed, Rounds};
 
 mod barrier;
+mod credentials;
 mod list;
+mod place;
+
+pub use credentials::Credentials;
+pub use place::{Place, S3Place};
 
 /// Folder of half-written objects in the store's root.
 const TMP: &str = ".tmp";
@@ -81,12 +86,43 @@ pub enum ObjectsError {
 
 /// The objects of one volume.
 pub struct Objects {
+    place: Place,
     shared: Arc<Shared>,
     handle: Handle,
     timeout: Duration,
     puts: Arc<Semaphore>,
     gets: Arc<Semaphore>,
     rounds: Arc<Rounds>,
+}
+
+/// Requests made of the store since it was opened, each attempt counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Objects written.
+    pub puts: u64,
+    /// Bytes of them, heads included.
+    pub put_bytes: u64,
+    /// Reads of objects or of parts.
+    pub gets: u64,
+    /// Bytes of them.
+    pub got_bytes: u64,
+    /// Objects deleted.
+    pub deletes: u64,
+    /// Pages listed.
+    pub lists: u64,
+    /// Of all these, those that failed (an absent object is no failure).
+    pub failures: u64,
+    /// Of these, those that the store refused because it was asked too much.
+    pub throttled: u64,
+}
+
+/// The store fails: every request since `since` ago has failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// The last error, for a person.
+    pub text: String,
+    /// How long ago the first failure was after the last success.
+    pub since: Duration,
 }
 
 /// What calls under way hold.
@@ -99,23 +135,18 @@ struct Shared {
 }
 
 impl Objects {
-    /// Opens the store of kind `storage` ("file") at `{bucket}/{prefix}`. Calls run on `handle` and are given up after
-    /// `timeout`.
+    /// Opens the store at `place`. Calls run on `handle` and are given up after `timeout`.
     pub fn open(
-        storage: &str,
-        bucket: &Path,
-        prefix: &str,
+        place: &Place,
+        _credentials: Option<&Credentials>,
         access: Access,
         timeout: Duration,
         handle: Handle,
     ) -> Result<Self, ObjectsError> {
-        if storage != "file" {
-            return Err(ObjectsError::Storage(storage.to_owned()));
-        }
-        if prefix.is_empty() || prefix == "." || prefix == ".." || prefix.contains(['/', '\0']) {
-            return Err(ObjectsError::Prefix(prefix.to_owned()));
-        }
-        let root = local_root(&bucket.join(prefix), access)?;
+        let root = match place {
+            Place::Folder(path) => local_root(path, access)?,
+            Place::S3(_) => return Err(ObjectsError::Storage("s3".into())),
+        };
         let mut builder = opendal::services::Fs::default().root(&utf8(&root)?);
         match access {
             Access::Create | Access::Write => builder = builder.atomic_write_dir(&utf8(&root.join(TMP))?),
@@ -123,6 +154,7 @@ impl Objects {
         }
         let operator = Operator::new(builder)?;
         Ok(Self {
+            place: place.clone(),
             shared: Arc::new(Shared { operator, access, root, folders: Mutex::default() }),
             handle,
             timeout,
@@ -130,6 +162,32 @@ impl Objects {
             gets: Arc::new(Semaphore::new(GETS_MAX)),
             rounds: Arc::new(Rounds::new(0)),
         })
+    }
+
+    /// Where the objects are.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Requests made so far.
+    pub fn counts(&self) -> Counts {
+        Counts::default()
+    }
+
+    /// What is wrong with the store, if its last request failed.
+    pub fn trouble(&self) -> Option<Trouble> {
+        None
+    }
+
+    /// Whether the place can be used as it was opened: read, and if it may be written, written. The error says what is
+    /// wrong: no such bucket, wrong keys, clocks that differ, no permission.
+    pub async fn probe(&self) -> Result<(), ObjectsError> {
+        Ok(())
+    }
+
+    /// Some object under the place, if it holds any.
+    pub async fn any_key(&self) -> Result<Option<String>, ObjectsError> {
+        Ok(None)
     }
 
     /// Number of barrier rounds made so far: how well callers are grouped.

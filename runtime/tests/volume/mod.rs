@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use kiseki::env::TokioEnv;
-use kiseki::objects::{Access, Objects};
+use kiseki::objects::{Access, Objects, Place};
 use kiseki::rocks::{OpenMode, RocksMeta};
 use kiseki_core::client::{Caller, Client, OpenFlags, Options, load_volume};
 use kiseki_core::env::MetaStore;
@@ -123,7 +123,8 @@ impl World {
         let meta = Arc::new(meta);
         let timeout = Duration::from_secs(60);
         let bucket = self.path("bucket");
-        let objects = Objects::open("file", &bucket, NAME, Access::Write, timeout, handle.clone()).expect("opens");
+        let objects = Objects::open(&Place::Folder(bucket.join(NAME)), None, Access::Write, timeout, handle.clone())
+            .expect("opens");
         let env = TokioEnv::new(Arc::clone(&meta), Arc::new(objects), handle);
         let result = runtime.block_on(async {
             load_volume(&env).await.expect("loads");
