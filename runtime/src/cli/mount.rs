@@ -1,7 +1,7 @@
 //! `kiseki mount`: serves a volume at a mount point, in the foreground or (`-d`) in the background.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
