@@ -99,9 +99,8 @@ pub fn to_settle(read: &mut dyn Read, names: [(Ino, &[u8]); 2], mode: RenameMode
             Err(error @ (OpError::Kv(_) | OpError::Damaged(_))) => return Err(error),
         }
     }
-    let regular = |dentry: Option<Dentry>| {
-        dentry.filter(|dentry| dentry.kind == FileType::Regular).map(|dentry| dentry.ino)
-    };
+    let regular =
+        |dentry: Option<Dentry>| dentry.filter(|dentry| dentry.kind == FileType::Regular).map(|dentry| dentry.ino);
     let [source, target] = found;
     Ok(match mode {
         RenameMode::NoReplace => [None, None],

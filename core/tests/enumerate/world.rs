@@ -1,0 +1,539 @@
+//! The stores in memory and a client without an executor: each step is done when its function returns.
+//!
+//! Owns: the order in which `client` composes the file machines, the metadata operations and the stores; what of it
+//! is durable; a note of every moment at which a crash finds something else than before.
+//! Leaves to others: system calls (`kernel`), the life after a crash (`recovery`), what a crash may leave (`judge`).
+//!
+//! Invariants
+//! - Each transaction, put, barrier, sync and delete leaves a `Moment`.
+//! - A crash at a moment leaves a prefix of the metadata log that holds all that was synced, every object that is past
+//!   a barrier, and any of the others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kiseki_core::env::TxnSeq;
+use kiseki_core::errno::Errno;
+use kiseki_core::file::machine::{Action, CommitOutcome, File, PutOutcome};
+use kiseki_core::format::block::encode_head;
+use kiseki_core::format::values::{VOLUME_VERSION, Volume};
+use kiseki_core::kv::mem::MemKv;
+use kiseki_core::kv::{OpError, OpResult, Read, Txn};
+use kiseki_core::meta::{self, Change, Commit, OpCtx, Removed, RenameMode, SetAttr};
+use kiseki_core::testkit::ops::SLOTS;
+use kiseki_core::types::{BlockId, FileType, Geometry, Ino, Place, SessionId, SliceId, Timestamp, VolumeId};
+
+/// Small enough that a few bytes make several chunks, blocks and frames, or travel inline.
+pub(crate) const GEOMETRY: Geometry = Geometry { chunk_size: 64, block_size: 16, frame_size: 8, inline_max: 4 };
+/// The volume of all worlds.
+pub(crate) const VOLUME: VolumeId = VolumeId([7; 16]);
+/// Inode numbers leased at once: more than any sequence makes.
+const INODE_LEASE: u64 = 64;
+/// The machines see no time pass: nothing fails here, so nothing is tried again.
+const NOW: Duration = Duration::ZERO;
+
+/// A composition that breaks a promise: the judge must notice each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mistake {
+    /// A barrier makes nothing durable.
+    SkipBarrier,
+    /// A commit does not wait for its puts.
+    CommitBeforePut,
+    /// fsync leaves the metadata log as it is.
+    SkipSync,
+    /// fsync syncs the metadata log before it flushes the file.
+    SyncBeforeCommit,
+    /// A rename over a name does not wait.
+    RenameDoesNotWait,
+    /// An exchange waits for the first of its two files alone.
+    ExchangeWaitsForOne,
+    /// A commit carries the length of a slice and not the slice.
+    LengthWithoutSlice,
+    /// chmod goes ahead of what was accepted before it.
+    ChmodOvertakes,
+    /// Objects are deleted before the proof that they are free is durable.
+    DeleteBeforeSync,
+    /// Queue entries go before the objects.
+    ForgetBeforeDelete,
+    /// A mount leaves orphans where they are.
+    KeepOrphans,
+    /// A mount does not look for what was put and never committed.
+    KeepUncommitted,
+}
+
+/// An object, and whether a barrier that began after its put has returned.
+#[derive(Clone, Debug)]
+pub(crate) struct Object {
+    pub(crate) bytes: Bytes,
+    pub(crate) durable: bool,
+}
+
+/// The object store.
+pub(crate) type Objects = BTreeMap<(SliceId, u32), Object>;
+
+/// What happened last before a crash.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Event {
+    /// This transaction returned.
+    Txn(&'static str),
+    /// A commit of the file returned.
+    Commit(Ino),
+    /// A block was put.
+    Put(BlockId),
+    /// A barrier returned.
+    Barrier,
+    /// The metadata log was synced.
+    Sync,
+    /// A block was deleted.
+    Delete(BlockId),
+    /// The system call returned.
+    Return,
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Txn(what) => write!(f, "the transaction \"{what}\""),
+            Self::Commit(ino) => write!(f, "a commit of inode {}", ino.0),
+            Self::Put(id) => write!(f, "the put of block {}-{}", id.slice.0, id.index),
+            Self::Barrier => f.write_str("a barrier"),
+            Self::Sync => f.write_str("a sync of the metadata log"),
+            Self::Delete(id) => write!(f, "the delete of block {}-{}", id.slice.0, id.index),
+            Self::Return => f.write_str("the call had returned"),
+        }
+    }
+}
+
+/// The stores at a moment: `kv` up to `last`, of which the log above `synced` may be lost.
+#[derive(Clone, Debug)]
+pub(crate) struct Moment {
+    pub(crate) event: Event,
+    pub(crate) last: TxnSeq,
+    pub(crate) synced: TxnSeq,
+    pub(crate) objects: Arc<Objects>,
+}
+
+/// The machine of an inode, and how often it is open.
+#[derive(Clone, Debug)]
+struct Cell {
+    file: File,
+    pins: u32,
+}
+
+/// An open file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenFile {
+    pub(crate) ino: Ino,
+    pub(crate) append: bool,
+    pub(crate) sync: bool,
+}
+
+/// The stores, and the mount that works on them.
+#[derive(Clone, Debug)]
+pub(crate) struct World {
+    pub(crate) kv: MemKv,
+    pub(crate) synced: TxnSeq,
+    pub(crate) objects: Arc<Objects>,
+    pub(crate) session: SessionId,
+    inos: Range<u64>,
+    slices: Range<u64>,
+    cells: BTreeMap<Ino, Cell>,
+    pub(crate) open: [Option<OpenFile>; SLOTS],
+    /// Unlinked and open.
+    orphans: BTreeSet<Ino>,
+    /// The wall clock in seconds.
+    pub(crate) clock: i64,
+    pub(crate) mistake: Option<Mistake>,
+    /// Puts that `CommitBeforePut` holds back.
+    late: Vec<(BlockId, Bytes)>,
+    moments: Vec<Moment>,
+}
+
+impl World {
+    /// An empty volume, mounted.
+    pub(crate) fn new(mistake: Option<Mistake>) -> Self {
+        let mut world = Self::unmounted(MemKv::new(), Arc::default(), 1000, mistake);
+        let volume = Volume {
+            version: VOLUME_VERSION,
+            id: VOLUME,
+            name: "tiny".into(),
+            storage: "file".into(),
+            bucket: "/bucket".into(),
+            geometry: GEOMETRY,
+            capacity: 0,
+            inodes: 0,
+            created: world.wall(),
+        };
+        world.txn(Event::Txn("format"), |txn, ctx| meta::volume::format(txn, ctx, &volume, 0, 0)).expect("it is new");
+        world.mount();
+        world
+    }
+
+    /// Stores that survived a crash, all of what they hold durable.
+    pub(crate) fn unmounted(kv: MemKv, objects: Arc<Objects>, clock: i64, mistake: Option<Mistake>) -> Self {
+        Self {
+            synced: kv.last(),
+            kv,
+            objects,
+            session: SessionId(0),
+            inos: 0..0,
+            slices: 0..0,
+            cells: BTreeMap::new(),
+            open: [None; SLOTS],
+            orphans: BTreeSet::new(),
+            clock,
+            mistake,
+            late: Vec::new(),
+            moments: Vec::new(),
+        }
+    }
+
+    /// `Shared::new` and `begin`: ends old sessions, begins its own, leases, reaps orphans.
+    pub(crate) fn mount(&mut self) {
+        let begun = self.txn(Event::Txn("begin a session"), |txn, ctx| {
+            for session in meta::session::list(txn.as_read())? {
+                meta::session::fence(txn, session)?;
+            }
+            meta::session::begin(txn, ctx)
+        });
+        self.session = begun.expect("a session can begin");
+        self.sync();
+        self.refill_inodes();
+        self.refill_slices();
+        if self.mistake != Some(Mistake::KeepOrphans) {
+            for ino in self.read(|read| meta::sweep::orphans(read, None, usize::MAX)) {
+                self.txn(Event::Txn("reap"), |txn, ctx| meta::remove::reap(txn, ctx, ino, &[])).expect("orphans go");
+            }
+        }
+    }
+
+    /// Unmounts, and mounts again with nothing of the past kept: what sequences start from.
+    pub(crate) fn mounted_again(mut self, mistake: Option<Mistake>) -> Self {
+        self.background();
+        assert!(self.cells.is_empty() && self.objects.values().all(|object| object.durable));
+        let session = self.session;
+        self.txn(Event::Txn("end the session"), |txn, _| meta::session::end(txn, session)).expect("it ends");
+        let mut next = Self::unmounted(self.kv, self.objects, self.clock, mistake);
+        next.mount();
+        next.sync();
+        next.kv.forget_before(next.kv.last());
+        next.moments.clear();
+        next
+    }
+
+    /// What happened since the last call.
+    pub(crate) fn take_moments(&mut self) -> Vec<Moment> {
+        std::mem::take(&mut self.moments)
+    }
+
+    /// Takes note of what a crash would find from here on.
+    pub(crate) fn note(&mut self, event: Event) {
+        let (last, synced, objects) = (self.kv.last(), self.synced, self.objects.clone());
+        self.moments.push(Moment { event, last, synced, objects });
+    }
+
+    pub(crate) fn wall(&self) -> Timestamp {
+        Timestamp { secs: self.clock, nanos: 0 }
+    }
+
+    // --- metadata
+
+    /// One transaction.
+    pub(crate) fn txn<T>(
+        &mut self,
+        event: Event,
+        op: impl Fn(&mut dyn Txn, &OpCtx) -> OpResult<T>,
+    ) -> Result<T, Errno> {
+        let ctx = OpCtx { now: self.wall(), stripe: (self.clock % 4) as u8, geometry: GEOMETRY };
+        let mut txn = self.kv.begin();
+        let value = op(&mut txn, &ctx).map_err(errno)?;
+        let writes = txn.finish();
+        if !writes.is_empty() {
+            self.kv.commit(writes).expect("there is one client");
+            self.note(event);
+        }
+        Ok(value)
+    }
+
+    /// A read that cannot be declined.
+    pub(crate) fn read<T>(&self, op: impl FnOnce(&mut dyn Read) -> OpResult<T>) -> T {
+        self.try_read(op).expect("it can be read")
+    }
+
+    pub(crate) fn try_read<T>(&self, op: impl FnOnce(&mut dyn Read) -> OpResult<T>) -> Result<T, Errno> {
+        op(self.kv.begin().as_read()).map_err(errno)
+    }
+
+    /// `sync_meta`: every transaction that has returned is durable.
+    pub(crate) fn sync(&mut self) {
+        if self.synced < self.kv.last() {
+            self.synced = self.kv.last();
+            self.note(Event::Sync);
+        }
+    }
+
+    fn refill_inodes(&mut self) {
+        let lease = self.txn(Event::Txn("lease inodes"), |txn, _| meta::volume::lease_inodes(txn, INODE_LEASE));
+        self.sync();
+        self.inos = lease.expect("ids do not run out");
+    }
+
+    fn refill_slices(&mut self) {
+        let session = self.session;
+        let lease = self.txn(Event::Txn("lease slices"), |txn, _| meta::volume::lease_slices(txn, session));
+        self.sync();
+        self.slices = lease.expect("the session lives");
+    }
+
+    /// `next_ino`.
+    pub(crate) fn next_ino(&mut self) -> Ino {
+        if self.inos.is_empty() {
+            self.refill_inodes();
+        }
+        Ino(self.inos.next().expect("it was refilled"))
+    }
+
+    // --- files
+
+    /// The machine of a file, if it has one.
+    pub(crate) fn machine(&mut self, ino: Ino) -> Option<&mut File> {
+        self.cells.get_mut(&ino).map(|cell| &mut cell.file)
+    }
+
+    /// The machine of a regular file, pinned.
+    pub(crate) fn pin(&mut self, ino: Ino) -> Result<&mut File, Errno> {
+        if !self.cells.contains_key(&ino) {
+            let attr = self.try_read(|read| meta::attr::load(read, ino))?;
+            assert_eq!(attr.kind, FileType::Regular, "the kernel opens files only");
+            let file = File::new(ino, &attr, GEOMETRY, Duration::from_secs(60));
+            self.cells.insert(ino, Cell { file, pins: 0 });
+        }
+        let cell = self.cells.get_mut(&ino).expect("it was there or was just inserted");
+        cell.pins += 1;
+        Ok(&mut cell.file)
+    }
+
+    /// Drops a pin; the last one of an unlinked file ends the file.
+    pub(crate) fn unpin(&mut self, ino: Ino) {
+        let cell = self.cells.get_mut(&ino).expect("it is pinned");
+        cell.pins -= 1;
+        if cell.pins == 0 && self.orphans.remove(&ino) {
+            self.reap(ino);
+        }
+        self.retire(ino);
+    }
+
+    fn retire(&mut self, ino: Ino) {
+        if self.cells.get(&ino).is_some_and(|cell| cell.pins == 0 && cell.file.is_clean()) {
+            self.cells.remove(&ino);
+        }
+    }
+
+    /// `write_now`, `write`: a write to an open file.
+    pub(crate) fn write(&mut self, open: OpenFile, offset: u64, data: &[u8], drop_privileges: bool) {
+        let wall = self.wall();
+        let file = self.machine(open.ino).expect("it is open");
+        let written = file.write(NOW, wall, offset, data, drop_privileges);
+        if written.work {
+            self.drive(open.ino);
+        }
+        if open.sync {
+            self.fsync(open.ino);
+        }
+    }
+
+    /// `Client::setattr` with a size.
+    pub(crate) fn truncate(&mut self, ino: Ino, length: u64) -> Result<(), Errno> {
+        let wall = self.wall();
+        self.pin(ino)?.truncate(NOW, wall, length);
+        self.unpin(ino);
+        Ok(())
+    }
+
+    /// `Client::setattr` without a size: in its place among what is accepted and not committed; else at once.
+    pub(crate) fn set_attr(&mut self, ino: Ino, set: &SetAttr) -> Result<(), Errno> {
+        let (wall, overtakes) = (self.wall(), self.mistake == Some(Mistake::ChmodOvertakes));
+        if let Some(file) = self.machine(ino)
+            && file.dirty_since().is_some()
+            && !overtakes
+        {
+            file.set_attr(NOW, wall, set);
+            return Ok(());
+        }
+        self.txn(Event::Txn("setattr"), |txn, ctx| meta::attr::set(txn, ctx, ino, set)).map(drop)
+    }
+
+    /// `Client::fsync`: flush, which is put, barrier, commit; then the metadata log.
+    pub(crate) fn fsync(&mut self, ino: Ino) {
+        if self.mistake == Some(Mistake::SyncBeforeCommit) {
+            self.sync();
+            self.flush(ino);
+            return;
+        }
+        self.flush(ino);
+        if self.mistake != Some(Mistake::SkipSync) {
+            self.sync();
+        }
+    }
+
+    /// `Client::sync`.
+    pub(crate) fn sync_all(&mut self) {
+        self.flush_all();
+        self.sync();
+    }
+
+    fn flush_all(&mut self) {
+        let dirty: Vec<Ino> = self.cells.keys().copied().collect();
+        dirty.into_iter().for_each(|ino| self.flush(ino));
+    }
+
+    /// `Client::rename`: what must not be shown uncommitted is committed first.
+    pub(crate) fn rename(&mut self, names: [(Ino, &[u8]); 2], mode: RenameMode) -> Result<(), Errno> {
+        let mut wanted = self.read(|read| meta::rename::to_settle(read, names, mode));
+        match self.mistake {
+            Some(Mistake::RenameDoesNotWait) => wanted = [None, None],
+            Some(Mistake::ExchangeWaitsForOne) => wanted[1] = None,
+            Some(_) | None => {}
+        }
+        for ino in wanted.into_iter().flatten() {
+            if self.cells.contains_key(&ino) {
+                self.flush(ino);
+            }
+        }
+        let [(dir, name), (new_dir, new_name)] = names;
+        let renamed = self
+            .txn(Event::Txn("rename"), |txn, ctx| meta::rename::rename(txn, ctx, dir, name, new_dir, new_name, mode))?;
+        if let Some(removed) = renamed.replaced {
+            self.removed(removed);
+        }
+        Ok(())
+    }
+
+    /// A name went away; the last one of what is not open ends it.
+    pub(crate) fn removed(&mut self, removed: Removed) {
+        if removed.nlink > 0 {
+            return;
+        }
+        if self.cells.get(&removed.ino).is_some_and(|cell| cell.pins > 0) {
+            self.orphans.insert(removed.ino);
+        } else {
+            self.reap(removed.ino);
+        }
+    }
+
+    /// `Shared::reap`.
+    fn reap(&mut self, ino: Ino) {
+        let mut given_up = Vec::new();
+        if let Some(mut cell) = self.cells.remove(&ino) {
+            cell.file.discard();
+            (given_up, _) = cell.file.take_given_up();
+        }
+        self.txn(Event::Txn("reap"), |txn, ctx| meta::remove::reap(txn, ctx, ino, &given_up)).expect("orphans go");
+    }
+
+    /// `Shared::flush`: everything accepted for the file is committed.
+    fn flush(&mut self, ino: Ino) {
+        let Some(file) = self.machine(ino) else { return };
+        let number = file.flush();
+        self.drive(ino);
+        if let Some(file) = self.machine(ino) {
+            assert!(file.committed() >= number, "nothing failed, so everything is committed");
+        }
+        self.retire(ino);
+    }
+
+    /// `driver`: does what the machine asks for until it asks for nothing more.
+    fn drive(&mut self, ino: Ino) {
+        loop {
+            let slices = &mut self.slices;
+            let Some(cell) = self.cells.get_mut(&ino) else { return };
+            let Some(action) = cell.file.poll_action(NOW, &mut || slices.next().map(SliceId)) else { return };
+            match action {
+                Action::NeedId => self.refill_slices(),
+                Action::Put { key, id, payload } => {
+                    if self.mistake == Some(Mistake::CommitBeforePut) {
+                        self.late.push((id, payload));
+                    } else {
+                        self.put(id, &payload);
+                    }
+                    self.file(ino).handle_put(NOW, key, id.index, PutOutcome::Done);
+                }
+                Action::Barrier { number } => {
+                    self.barrier();
+                    self.file(ino).handle_barrier(NOW, number, PutOutcome::Done);
+                }
+                Action::Commit(commit) => {
+                    let fresh = self.commit(&commit);
+                    self.file(ino).handle_commit(NOW, CommitOutcome::Applied { fresh }, |_, _| {});
+                    for (id, payload) in std::mem::take(&mut self.late) {
+                        self.put(id, &payload);
+                    }
+                }
+            }
+            self.file(ino).check();
+        }
+    }
+
+    fn file(&mut self, ino: Ino) -> &mut File {
+        self.machine(ino).expect("a machine stays while it works")
+    }
+
+    fn commit(&mut self, commit: &Commit) -> bool {
+        let mut commit = commit.clone();
+        if self.mistake == Some(Mistake::LengthWithoutSlice) {
+            for change in &mut commit.changes {
+                if let Change::Slice { chunk, record } = change
+                    && record.place == Place::Blocks
+                {
+                    let end = u64::from(*chunk) * GEOMETRY.chunk_size + u64::from(record.pos + record.len);
+                    *change = Change::Truncate { length: end };
+                }
+            }
+        }
+        let reply = self.txn(Event::Commit(commit.ino), |txn, ctx| meta::data::commit(txn, ctx, &commit));
+        reply.expect("the file is there").applied
+    }
+
+    // --- objects
+
+    fn put(&mut self, id: BlockId, payload: &[u8]) {
+        let mut bytes = encode_head(VOLUME, id, GEOMETRY.frame_size, payload).to_vec();
+        bytes.extend_from_slice(payload);
+        let object = Object { bytes: bytes.into(), durable: false };
+        let old = Arc::make_mut(&mut self.objects).insert((id.slice, id.index), object);
+        assert!(old.is_none(), "{id:?} was put twice");
+        self.note(Event::Put(id));
+    }
+
+    fn barrier(&mut self) {
+        if self.mistake != Some(Mistake::SkipBarrier) {
+            Arc::make_mut(&mut self.objects).values_mut().for_each(|object| object.durable = true);
+        }
+        self.note(Event::Barrier);
+    }
+
+    /// Deletes a block, which may be gone.
+    pub(crate) fn delete(&mut self, id: BlockId) {
+        if Arc::make_mut(&mut self.objects).remove(&(id.slice, id.index)).is_some() {
+            self.note(Event::Delete(id));
+        }
+    }
+
+    /// What goes on in the background, once: aged files are flushed, what was removed is swept and deleted.
+    pub(crate) fn background(&mut self) {
+        self.flush_all();
+        self.upkeep();
+    }
+}
+
+/// What a caller is told. Damage is nothing that a caller is told here.
+fn errno(error: OpError) -> Errno {
+    match error {
+        OpError::Errno(errno) => errno,
+        OpError::Kv(_) | OpError::Damaged(_) => panic!("{error}"),
+    }
+}
