@@ -45,12 +45,15 @@ pub(crate) enum After {
     FsyncDir,
     /// sync.
     Sync,
-    /// What the mount does by itself: flushes what is aged, deletes what was given up. Promises nothing.
+    /// A flush by the mount itself, of which the commits are still under way during what comes next.
+    WriteBack,
+    /// What the mount does by itself now and then: flushes what is aged, deletes what was given up. Promises nothing.
     Background,
 }
 
 impl After {
-    pub(crate) const ALL: [Self; 5] = [Self::Nothing, Self::Fsync, Self::FsyncDir, Self::Sync, Self::Background];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Nothing, Self::Fsync, Self::FsyncDir, Self::Sync, Self::WriteBack, Self::Background];
 
     fn name(self) -> &'static str {
         match self {
@@ -58,6 +61,7 @@ impl After {
             Self::Fsync => "+fsync",
             Self::FsyncDir => "+fsyncdir",
             Self::Sync => "+sync",
+            Self::WriteBack => "+writeback",
             Self::Background => "+background",
         }
     }
@@ -98,7 +102,7 @@ impl Choice {
     /// The operations that follow; none for what is no call.
     pub(crate) fn calls_after(&self) -> Vec<Op> {
         match (self.after, self.instance.file) {
-            (After::Nothing | After::Background, _) => vec![],
+            (After::Nothing | After::WriteBack | After::Background, _) => vec![],
             (After::Fsync, Target::Path(path)) => vec![open(path, SLOT), Op::Fsync { slot: SLOT }, close(SLOT)],
             (After::Fsync, Target::Held) => vec![Op::Fsync { slot: HELD }],
             (After::FsyncDir, _) => vec![Op::FsyncDir { path: self.instance.folder.into() }],
@@ -288,6 +292,8 @@ impl Instances {
         for (within, path) in [(Triples, "/A/x"), (Pairs, "/A")] {
             self.at(within, "chmod", path, vec![Op::Chmod { path: path.into(), mode: 0o700 }]);
         }
+        let change = Op::Chmod { path: "/A/x".into(), mode: 0o600 };
+        self.on_file(Pairs, "write-and-chmod", "/A/x", vec![write(SLOT, 4, 20), change]);
         self.at(Pairs, "chown", "/A/x", vec![Op::Chown { path: "/A/x".into(), uid: 1, gid: 2 }]);
         for path in ["/A/x", "/A"] {
             self.at(Pairs, "utimes", path, vec![Op::Utimes { path: path.into(), secs: 77 }]);

@@ -20,8 +20,9 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::choices::{After, Choice, base};
 use super::judge::{Claim, Crash, Judge};
+use super::mistakes::Mistake;
 use super::recovery::survivors;
-use super::world::{Event, Mistake, Moment, Objects, World};
+use super::world::{Event, Moment, Objects, World};
 
 /// When the first choice is made; each takes so many seconds.
 const START: i64 = 2000;
@@ -305,14 +306,18 @@ impl Course {
         for op in choice.calls_after() {
             self.call(&op, moments)?;
         }
-        if choice.after == After::Background {
-            self.world.background();
-            let claim = self.judge.claim(None);
-            moments.extend(self.world.take_moments().into_iter().map(|moment| (moment, claim.clone())));
-            self.world.check()?;
-            self.look()?;
+        match choice.after {
+            After::Nothing => return Ok(()),
+            After::Fsync | After::FsyncDir | After::Sync => {}
+            After::WriteBack => self.world.write_back(),
+            After::Background => {
+                self.world.background();
+                self.world.check_tidy()?;
+            }
         }
-        Ok(())
+        let claim = self.judge.claim(None);
+        moments.extend(self.world.take_moments().into_iter().map(|moment| (moment, claim.clone())));
+        self.look()
     }
 
     fn call(&mut self, op: &Op, moments: &mut Vec<(Moment, Claim)>) -> Result<(), String> {
@@ -345,7 +350,7 @@ impl Course {
     /// Compares what an application sees with the model.
     fn look(&mut self) -> Result<(), String> {
         let tree = self.world.clone().look()?;
-        let open = (0..SLOTS).map(|slot| self.world.clone().look_open(slot).transpose());
+        let open = (0..SLOTS).map(|slot| self.world.look_open(slot).transpose());
         let open: Vec<_> = open.collect::<Result<_, String>>()?;
         self.judge.look(&tree, &open)
     }
@@ -355,7 +360,10 @@ impl Course {
     }
 
     fn command(&self) -> String {
-        format!("  again: KISEKI_ENUMERATE='{}' cargo test -p kiseki-core --test enumerate", self.names.join("; "))
+        format!(
+            "  again: KISEKI_ENUMERATE='{}' cargo test -p kiseki-core --test enumerate every_crash",
+            self.names.join("; ")
+        )
     }
 }
 

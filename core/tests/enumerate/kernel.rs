@@ -232,10 +232,9 @@ impl World {
         Ok(tree)
     }
 
-    /// What is open in `slot`, under its name or without one. As `look`.
-    pub(crate) fn look_open(mut self, slot: usize) -> Option<Result<Seen, String>> {
-        let ino = self.open[slot]?.ino;
-        Some(self.see(ino))
+    /// What is open in `slot`, under its name or without one.
+    pub(crate) fn look_open(&self, slot: usize) -> Option<Result<Seen, String>> {
+        self.open[slot].map(|file| self.clone().see(file.ino))
     }
 
     fn see(&mut self, ino: Ino) -> Result<Seen, String> {

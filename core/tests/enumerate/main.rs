@@ -14,12 +14,13 @@ mod choices;
 mod explore;
 mod judge;
 mod kernel;
+mod mistakes;
 mod recovery;
 mod world;
 
 use choices::{After, Choice, Instance, instances};
 use explore::{Explorer, Plan};
-use world::Mistake;
+use mistakes::Mistake;
 
 /// Sequences of which the quick form takes one. (primes, so that a sample meets every choice at every place)
 const STRIDE_PAIRS: u64 = 97;

@@ -14,7 +14,8 @@ use kiseki_core::kv::Txn;
 use kiseki_core::meta::{self, invariant};
 use kiseki_core::types::{BlockId, Place, SliceId, SliceRecord};
 
-use super::world::{Event, GEOMETRY, Mistake, Objects, VOLUME, World};
+use super::mistakes::Mistake;
+use super::world::{Event, GEOMETRY, Objects, VOLUME, World};
 
 /// Records that one sweep handles: so few that there are several.
 const SWEEP: usize = 2;
@@ -99,15 +100,19 @@ impl World {
         Ok(())
     }
 
-    /// What must hold when nobody works and nothing is open: all is used by somebody.
+    /// What must hold when nothing is under way and nothing dirty: all that is there is used by somebody.
     pub(crate) fn check_tidy(&self) -> Result<(), String> {
         self.check()?;
         let used: BTreeSet<(SliceId, u32)> = self.referenced().into_iter().map(|id| (id.slice, id.index)).collect();
-        if let Some(key) = self.objects.keys().find(|key| !used.contains(key)) {
-            return Err(format!("block {key:?} is left, and nothing refers to it"));
+        if let Some((slice, index)) = self.objects.keys().find(|key| !used.contains(key)) {
+            return Err(format!("block {}-{index} is left, and nothing refers to it", slice.0));
         }
         let orphans = self.read(|read| meta::sweep::orphans(read, None, usize::MAX));
-        if orphans.is_empty() { Ok(()) } else { Err(format!("{orphans:?} are left, unlinked and not open")) }
+        if orphans.iter().eq(&self.orphans) {
+            Ok(())
+        } else {
+            Err(format!("{orphans:?} are unlinked, and {:?} of them open", self.orphans))
+        }
     }
 
     /// Blocks of all slice records.

@@ -27,6 +27,8 @@ use kiseki_core::meta::{self, Change, Commit, OpCtx, Removed, RenameMode, SetAtt
 use kiseki_core::testkit::ops::SLOTS;
 use kiseki_core::types::{BlockId, FileType, Geometry, Ino, Place, SessionId, SliceId, Timestamp, VolumeId};
 
+use super::mistakes::Mistake;
+
 /// Small enough that a few bytes make several chunks, blocks and frames, or travel inline.
 pub(crate) const GEOMETRY: Geometry = Geometry { chunk_size: 64, block_size: 16, frame_size: 8, inline_max: 4 };
 /// The volume of all worlds.
@@ -35,35 +37,6 @@ pub(crate) const VOLUME: VolumeId = VolumeId([7; 16]);
 const INODE_LEASE: u64 = 64;
 /// The machines see no time pass: nothing fails here, so nothing is tried again.
 const NOW: Duration = Duration::ZERO;
-
-/// A composition that breaks a promise: the judge must notice each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mistake {
-    /// A barrier makes nothing durable.
-    SkipBarrier,
-    /// A commit does not wait for its puts.
-    CommitBeforePut,
-    /// fsync leaves the metadata log as it is.
-    SkipSync,
-    /// fsync syncs the metadata log before it flushes the file.
-    SyncBeforeCommit,
-    /// A rename over a name does not wait.
-    RenameDoesNotWait,
-    /// An exchange waits for the first of its two files alone.
-    ExchangeWaitsForOne,
-    /// A commit carries the length of a slice and not the slice.
-    LengthWithoutSlice,
-    /// chmod goes ahead of what was accepted before it.
-    ChmodOvertakes,
-    /// Objects are deleted before the proof that they are free is durable.
-    DeleteBeforeSync,
-    /// Queue entries go before the objects.
-    ForgetBeforeDelete,
-    /// A mount leaves orphans where they are.
-    KeepOrphans,
-    /// A mount does not look for what was put and never committed.
-    KeepUncommitted,
-}
 
 /// An object, and whether a barrier that began after its put has returned.
 #[derive(Clone, Debug)]
@@ -117,11 +90,23 @@ pub(crate) struct Moment {
     pub(crate) objects: Arc<Objects>,
 }
 
-/// The machine of an inode, and how often it is open.
+/// The machine of an inode.
 #[derive(Clone, Debug)]
 struct Cell {
     file: File,
+    /// How often it is open.
     pins: u32,
+    /// Under way, and not applied yet.
+    commit: Option<Arc<Commit>>,
+}
+
+/// How far a machine is driven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Until {
+    /// It asks for nothing more.
+    Idle,
+    /// A commit is under way.
+    Commit,
 }
 
 /// An open file.
@@ -144,7 +129,7 @@ pub(crate) struct World {
     cells: BTreeMap<Ino, Cell>,
     pub(crate) open: [Option<OpenFile>; SLOTS],
     /// Unlinked and open.
-    orphans: BTreeSet<Ino>,
+    pub(crate) orphans: BTreeSet<Ino>,
     /// The wall clock in seconds.
     pub(crate) clock: i64,
     pub(crate) mistake: Option<Mistake>,
@@ -310,7 +295,7 @@ impl World {
             let attr = self.try_read(|read| meta::attr::load(read, ino))?;
             assert_eq!(attr.kind, FileType::Regular, "the kernel opens files only");
             let file = File::new(ino, &attr, GEOMETRY, Duration::from_secs(60));
-            self.cells.insert(ino, Cell { file, pins: 0 });
+            self.cells.insert(ino, Cell { file, pins: 0, commit: None });
         }
         let cell = self.cells.get_mut(&ino).expect("it was there or was just inserted");
         cell.pins += 1;
@@ -339,7 +324,7 @@ impl World {
         let file = self.machine(open.ino).expect("it is open");
         let written = file.write(NOW, wall, offset, data, drop_privileges);
         if written.work {
-            self.drive(open.ino);
+            self.drive(open.ino, Until::Idle);
         }
         if open.sync {
             self.fsync(open.ino);
@@ -428,9 +413,12 @@ impl World {
     /// `Shared::reap`.
     fn reap(&mut self, ino: Ino) {
         let mut given_up = Vec::new();
-        if let Some(mut cell) = self.cells.remove(&ino) {
-            cell.file.discard();
-            (given_up, _) = cell.file.take_given_up();
+        if let Some(file) = self.machine(ino) {
+            file.discard();
+            // What is under way ends first.
+            self.drive(ino, Until::Idle);
+            (given_up, _) = self.file(ino).take_given_up();
+            self.cells.remove(&ino);
         }
         self.txn(Event::Txn("reap"), |txn, ctx| meta::remove::reap(txn, ctx, ino, &given_up)).expect("orphans go");
     }
@@ -439,18 +427,26 @@ impl World {
     fn flush(&mut self, ino: Ino) {
         let Some(file) = self.machine(ino) else { return };
         let number = file.flush();
-        self.drive(ino);
+        self.drive(ino, Until::Idle);
         if let Some(file) = self.machine(ino) {
             assert!(file.committed() >= number, "nothing failed, so everything is committed");
         }
         self.retire(ino);
     }
 
-    /// `driver`: does what the machine asks for until it asks for nothing more.
-    fn drive(&mut self, ino: Ino) {
+    /// `driver`: does what the machine asks for, one thing after the other.
+    fn drive(&mut self, ino: Ino, until: Until) {
         loop {
             let slices = &mut self.slices;
             let Some(cell) = self.cells.get_mut(&ino) else { return };
+            if let Some(commit) = cell.commit.take() {
+                let fresh = self.commit(&commit);
+                self.file(ino).handle_commit(NOW, CommitOutcome::Applied { fresh }, |_, _| {});
+                for (id, payload) in std::mem::take(&mut self.late) {
+                    self.put(id, &payload);
+                }
+                continue;
+            }
             let Some(action) = cell.file.poll_action(NOW, &mut || slices.next().map(SliceId)) else { return };
             match action {
                 Action::NeedId => self.refill_slices(),
@@ -467,10 +463,9 @@ impl World {
                     self.file(ino).handle_barrier(NOW, number, PutOutcome::Done);
                 }
                 Action::Commit(commit) => {
-                    let fresh = self.commit(&commit);
-                    self.file(ino).handle_commit(NOW, CommitOutcome::Applied { fresh }, |_, _| {});
-                    for (id, payload) in std::mem::take(&mut self.late) {
-                        self.put(id, &payload);
+                    cell.commit = Some(commit);
+                    if until == Until::Commit {
+                        return;
                     }
                 }
             }
@@ -520,6 +515,16 @@ impl World {
     pub(crate) fn delete(&mut self, id: BlockId) {
         if Arc::make_mut(&mut self.objects).remove(&(id.slice, id.index)).is_some() {
             self.note(Event::Delete(id));
+        }
+    }
+
+    /// A flush of everything that has come as far as its commits: they are under way when the next call is made.
+    pub(crate) fn write_back(&mut self) {
+        let dirty: Vec<Ino> = self.cells.keys().copied().collect();
+        for ino in dirty {
+            self.file(ino).flush();
+            self.drive(ino, Until::Commit);
+            self.retire(ino);
         }
     }
 
