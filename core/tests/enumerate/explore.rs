@@ -5,7 +5,7 @@
 //!
 //! Sequence number n is n written in digits of base `choices.len()`, the first choice first.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,7 +15,6 @@ use kiseki_core::format::keys;
 use kiseki_core::kv::Read;
 use kiseki_core::kv::mem::MemKv;
 use kiseki_core::testkit::ops::{Op, SLOTS};
-
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::choices::{After, Choice, base};
@@ -113,7 +112,7 @@ impl Explorer {
 
     /// The same, each counted once.
     pub(crate) fn states(&self) -> usize {
-        self.seen.lock().expect("nobody panics while he holds it").len()
+        self.seen.lock().expect("no thread panics while it holds it").len()
     }
 
     /// Goes through a plan with `threads` threads; ends early with what is wrong.
@@ -134,7 +133,7 @@ impl Explorer {
                 });
             }
         });
-        match self.failure.lock().expect("nobody panics while he holds it").take() {
+        match self.failure.lock().expect("no thread panics while it holds it").take() {
             Some((_, failure)) => Err(failure),
             None => Ok(()),
         }
@@ -165,7 +164,7 @@ impl Explorer {
                     Ok(course) => path.push((digit, course)),
                     Err(failure) => {
                         self.failed.store(true, Ordering::Relaxed);
-                        let mut lowest = self.failure.lock().expect("nobody panics while he holds it");
+                        let mut lowest = self.failure.lock().expect("no thread panics while it holds it");
                         if lowest.as_ref().is_none_or(|(other, _)| number < *other) {
                             *lowest = Some((number, failure));
                         }
@@ -190,7 +189,7 @@ impl Explorer {
             .map_err(|panic| format!("panicked: {}", text_of(&*panic)))
             .and(lived)
             .map_err(|what| format!("{}\n  without a crash: {what}\n{}", course.title(), course.command()))?;
-        let mut hashes = Hashes { kv: &course.world.kv, first: TxnSeq(u64::MAX), of: Vec::new() };
+        let mut hashes = Hashes::new(&course.world.kv);
         for (moment, claim) in &moments {
             self.crash_at(&course, moment, claim, &mut hashes, &Trail::new(crash_recovery))?;
         }
@@ -214,9 +213,9 @@ impl Explorer {
                 let complete = which == 0 && seq == moment.last.0;
                 let crash = if complete && trail.worst == Crash::Kill { Crash::Kill } else { Crash::PowerCut };
                 let more = u64::from(trail.crash_recovery);
-                let words = [hashes.at(TxnSeq(seq)), objects_hash, claim_hash, crash as u64, more];
+                let words = [hashes.at(seq), objects_hash, claim_hash, crash as u64, more];
                 let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-                if !self.seen.lock().expect("nobody panics while he holds it").insert(xxh3_128(&bytes)) {
+                if !self.seen.lock().expect("no thread panics while it holds it").insert(xxh3_128(&bytes)) {
                     continue;
                 }
                 let mut kv = hashes.kv.clone();
@@ -266,7 +265,7 @@ impl Explorer {
         if trail.crash_recovery {
             let trail = Trail { crash_recovery: false, ..trail.clone() };
             let moments = world.take_moments();
-            let mut hashes = Hashes { kv: &world.kv, first: TxnSeq(u64::MAX), of: Vec::new() };
+            let mut hashes = Hashes::new(&world.kv);
             for moment in &moments {
                 self.crash_at(course, moment, claim, &mut hashes, &trail)?;
             }
@@ -329,14 +328,16 @@ impl Course {
         let claim = self.judge.claim(Some(&after));
         moments.extend(self.world.take_moments().into_iter().map(|moment| (moment, claim.clone())));
         if answer.is_ok() {
-            match op {
-                Op::Fsync { slot } => after.promise_file(*slot),
-                Op::Write { slot, .. } if self.world.open[*slot].is_some_and(|file| file.sync) => {
-                    after.promise_file(*slot);
-                }
-                Op::FsyncDir { .. } => after.promise_names(),
-                Op::Sync => after.promise_all(),
-                _ => {}
+            if let Op::Fsync { slot } = op {
+                after.promise_file(*slot);
+            } else if let Op::Write { slot, .. } = op
+                && self.world.open[*slot].is_some_and(|file| file.sync)
+            {
+                after.promise_file(*slot);
+            } else if let Op::FsyncDir { .. } = op {
+                after.promise_names();
+            } else if let Op::Sync = op {
+                after.promise_all();
             }
         }
         if self.judge.differs(&after) {
@@ -370,26 +371,19 @@ impl Course {
 /// Hashes of a metadata store at positions of its log, each made once.
 struct Hashes<'a> {
     kv: &'a MemKv,
-    /// Position of the first.
-    first: TxnSeq,
-    of: Vec<Option<u64>>,
+    of: BTreeMap<u64, u64>,
 }
 
-impl Hashes<'_> {
-    fn at(&mut self, seq: TxnSeq) -> u64 {
-        if self.of.is_empty() {
-            self.first = seq;
-        }
-        if seq < self.first {
-            self.of.splice(0..0, vec![None; (self.first.0 - seq.0) as usize]);
-            self.first = seq;
-        }
-        let place = (seq.0 - self.first.0) as usize;
-        self.of.resize(self.of.len().max(place + 1), None);
+impl<'a> Hashes<'a> {
+    fn new(kv: &'a MemKv) -> Self {
+        Self { kv, of: BTreeMap::new() }
+    }
+
+    fn at(&mut self, seq: u64) -> u64 {
         let kv = self.kv;
-        *self.of[place].get_or_insert_with(|| {
+        *self.of.entry(seq).or_insert_with(|| {
             let (start, end) = keys::everything();
-            let pairs = kv.begin_at(seq).scan(&start, &end, usize::MAX).expect("it is in memory");
+            let pairs = kv.begin_at(TxnSeq(seq)).scan(&start, &end, usize::MAX).expect("it is in memory");
             let mut hash = Xxh3::new();
             for bytes in pairs.iter().flat_map(|(key, value)| [key, value]) {
                 hash.update(&(bytes.len() as u32).to_le_bytes());
