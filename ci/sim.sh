@@ -3,6 +3,7 @@
 #
 #   ci/sim.sh [SEEDS [FIRST]]   that many seeds (100), from FIRST (0) on, and the tests of the judges themselves
 #   ci/sim.sh replay SEED       one seed, with the last lines of what happened
+#   ci/sim.sh enumerate         no seed at all: every crash of every short sequence of operations (minutes)
 #
 # KISEKI_SIM_LINES: how many lines a replay shows (200).
 
@@ -18,6 +19,11 @@ unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
 if [ "${1:-}" = replay ]; then
     [ $# = 2 ] || usage_error "which seed?"
     KISEKI_SIM_SEED=$2 exec cargo test --quiet --locked -p sim --test seeds -- --nocapture replay
+fi
+
+if [ "${1:-}" = enumerate ]; then
+    [ $# = 1 ] || usage_error "enumerate takes no argument"
+    KISEKI_ENUMERATE=full exec cargo test --quiet --locked -p kiseki-core --test enumerate -- --nocapture every_crash
 fi
 
 seeds=${1:-100}
