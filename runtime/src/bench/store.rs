@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::control::protocol::{Reply, Request};
+use crate::control::protocol::{Reply, Request, StoreView};
 use crate::control::{Connection, status_of};
 
 /// Where written bytes end up.
@@ -65,8 +65,8 @@ impl Store {
     /// Requests so far; `None` where nobody counts them.
     pub(super) fn requests(&self) -> io::Result<Option<Requests>> {
         let Self::Mount(meta) = self else { return Ok(None) };
-        let _status = status_of(meta)?.ok_or_else(gone)?;
-        Ok(None)
+        let status = status_of(meta)?.ok_or_else(gone)?;
+        Ok(status.mount.map(|mount| Requests::of(&mount.store)))
     }
 }
 
@@ -75,6 +75,19 @@ fn gone() -> Error {
 }
 
 impl Requests {
+    fn of(store: &StoreView) -> Self {
+        Self {
+            puts: store.puts,
+            put_bytes: store.put_bytes,
+            gets: store.gets,
+            got_bytes: store.got_bytes,
+            deletes: store.deletes,
+            lists: store.lists,
+            failures: store.failures,
+            throttled: store.throttled,
+        }
+    }
+
     /// Those made after `earlier` and up to `later`.
     pub(super) fn between(earlier: Option<Self>, later: Option<Self>) -> Option<Self> {
         let (earlier, later) = earlier.zip(later)?;
