@@ -169,6 +169,46 @@ fn a_senseless_command_line_is_a_usage_error() {
     assert!(help.stdout.contains("Examples:") && help.stdout.contains("durable"), "{help:?}");
 }
 
+/// Unmounts also when the test fails.
+struct Unmount(String);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        kiseki(&["umount", "--force", &self.0]);
+    }
+}
+
+#[test]
+fn a_mount_is_asked_when_all_is_stored_and_what_that_took() {
+    let world = World::new();
+    world.format(&["--block-size", "64K"]).ends(0);
+    let (point, meta, log) = (world.path("mnt"), world.meta(), world.text("log"));
+    fs::create_dir(&point).unwrap();
+    // Nothing is committed by itself before the test has ended.
+    kiseki(&["mount", "-d", "--commit-interval", "1h", "--log", &log, &meta, &world.text("mnt")]).ends(0);
+    let mounted = Unmount(world.text("mnt"));
+    let document = bench(&point, &["-p", "2", "--verify", "--json"]).ends(0).json();
+    assert_eq!(rows(&document), expected_rows(|_| true));
+    assert_eq!((&document["kiseki"], &document["file_system"]), (&json!(true), &json!("fuse.kiseki")));
+    for row in document["rows"].as_array().unwrap() {
+        let count = |key: &str| row["requests"][key].as_u64().unwrap_or_else(|| panic!("{key}: {row}"));
+        // Two files of 1000 KiB are 32 blocks; they are stored in the drained and in the durable account.
+        match (row["item"].as_str().unwrap(), row["account"].as_str()) {
+            ("write_big", Some("drained" | "durable")) => {
+                assert!(count("puts") >= 32 && count("put_bytes") >= 2000 << 10, "{row}");
+            }
+            ("read_big" | "read_small" | "stat", None) => {
+                assert_eq!((count("puts"), count("failures")), (0, 0), "{row}")
+            }
+            _ => assert_eq!(count("failures"), 0, "{row}"),
+        }
+    }
+    assert!(is_empty(&point));
+    kiseki(&["umount", &mounted.0]).ends(0);
+    std::mem::forget(mounted);
+    kiseki(&["fsck", &meta, "--data"]).ends(0);
+}
+
 /// Waits until something is made in `folder`.
 fn wait_for_entry(folder: &Path, watch: impl FnOnce()) {
     let events = inotify::init(inotify::CreateFlags::CLOEXEC).unwrap();
