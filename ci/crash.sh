@@ -13,7 +13,7 @@ set -euo pipefail
 # shellcheck source=ci/lib.sh
 source "$(dirname "$0")/lib.sh"
 
-store=file
+store="file"
 arguments=()
 while [ $# -gt 0 ]; do
     case $1 in

@@ -75,9 +75,11 @@ helpers=()
 # Whether a process is there and not a zombie.
 alive() { [ -s "/proc/$1/cmdline" ] && IFS= read -r -d '' _ 2>/dev/null <"/proc/$1/cmdline"; }
 
-# kill -9, if the number still belongs to a process of this script.
+# kill -9, if the number still belongs to a process of this script; of its group, if it leads one.
 end_process() {
-    if alive "$1" && tr '\0' ' ' <"/proc/$1/cmdline" | grep -qF "$work"; then kill -KILL "$1"; fi
+    if alive "$1" && tr '\0' ' ' <"/proc/$1/cmdline" | grep -qF "$work"; then
+        kill -KILL -- "-$1" 2>/dev/null || kill -KILL "$1"
+    fi
     while alive "$1"; do sleep 0.02; done
 }
 
@@ -85,7 +87,9 @@ clean_work() {
     local status=$? at pid
     [ -n "$work" ] || return 0
     # A mount that ends asks its store: one that is gone would keep it until its deadline.
-    if [ -n "$minio_pid" ] && ! resume_minio 2>/dev/null && [ -n "$mount_pid" ]; then end_process "$mount_pid"; fi
+    if [ -n "$minio_url" ] && [ -n "$mount_pid" ]; then
+        [ -n "$minio_pid" ] && resume_minio 2>/dev/null || end_process "$mount_pid"
+    fi
     while read -r at; do unmount_any "$at"; done < <(mounts_under "$work")
     for pid in $mount_pid ${helpers[@]+"${helpers[@]}"} $minio_pid; do end_process "$pid"; done
     if [ -n "${KEEP:-}" ]; then

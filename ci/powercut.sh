@@ -14,7 +14,7 @@ set -euo pipefail
 # shellcheck source=ci/lib.sh
 source "$(dirname "$0")/lib.sh"
 
-store=file
+store="file"
 arguments=()
 given=("$@")
 while [ $# -gt 0 ]; do
