@@ -73,7 +73,7 @@ mounts_under() { awk -v d="$1" '$5 == d || index($5, d "/") == 1 { print $5 }' /
 helpers=()
 
 # Whether a process is there and not a zombie.
-alive() { [ -s "/proc/$1/cmdline" ] && IFS= read -r -d '' _ 2>/dev/null <"/proc/$1/cmdline"; }
+alive() { { IFS= read -r -d '' _ <"/proc/$1/cmdline"; } 2>/dev/null; }
 
 # kill -9, if the number still belongs to a process of this script; of its group, if it leads one.
 end_process() {
@@ -118,7 +118,7 @@ minio_url=
 start_minio() {
     local line port=${minio_url##*:}
     if [ -z "$minio_url" ]; then
-        KISEKI_ACCESS_KEY=ci
+        KISEKI_ACCESS_KEY=kiseki-ci
         KISEKI_SECRET_KEY=$(od -An -N 16 -tx1 /dev/urandom | tr -d ' \n')
         export KISEKI_ACCESS_KEY KISEKI_SECRET_KEY
     fi
