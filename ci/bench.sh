@@ -112,57 +112,44 @@ fi
 need_root "${arguments[@]}"
 [ -z "$json" ] || : >>"$json" || die "cannot write $json"
 make_work bench
-trap finish EXIT
+mkdir "$work/on"
 
 systems=(local null kiseki)
 mounted=(kiseki)
 [ -z "$minio" ] || systems+=(minio delayed) mounted+=(minio delayed)
-proxy=
-
-# The servers go after the mounts that need them.
-finish() {
-    local status=$? at
-    while read -r at; do unmount_any "$at"; done < <(mounts_under "$work")
-    [ -z "$proxy" ] || kill "$proxy" 2>/dev/null || true
-    [ ! -d "$work/server" ] || bash "$root/ci/minio.sh" stop --data "$work/server" 2>/dev/null || true
-    (exit "$status") && true
-    clean_work
-}
 
 start_null() {
-    mkdir "$work/null"
-    "$target/release/ceil" "$work/null" n=4 clone >"$work/null.log" 2>&1 &
+    mkdir "$work/on/null"
+    "$target/release/ceil" "$work/on/null" n=4 clone >"$work/null.log" 2>&1 &
     for _ in $(seq 100); do
-        [ -z "$(mounts_under "$work/null")" ] || return 0
+        [ -z "$(mounts_under "$work/on/null")" ] || return 0
         sleep 0.1
     done
     cat "$work/null.log" >&2
     die "the null file system does not mount"
 }
 
-# MinIO and the proxy in front of it: sets `url` and `far`.
-start_minio() {
-    local words
-    export KISEKI_ACCESS_KEY=kiseki KISEKI_SECRET_KEY=kiseki-secret
-    mkdir "$work/server"
-    words=$(bash "$root/ci/minio.sh" start --data "$work/server" --port 0)
-    url=${words#url=} url=${url%% *}
-    "$target/release/delay" --listen 127.0.0.1:0 --to "$url" --latency "$latency" --bandwidth "$bandwidth" >"$work/delay.out" 2>"$work/delay.log" &
-    proxy=$!
+# The proxy in front of MinIO: sets `far`.
+start_delay() {
+    # The control file is never there; its path tells whose process this is.
+    "$target/release/delay" --listen 127.0.0.1:0 --to "$minio_url" --latency "$latency" --bandwidth "$bandwidth" \
+        --control "$work/delay.control" >"$work/delay.out" 2>"$work/delay.log" &
+    helpers+=("$!")
     for _ in $(seq 100); do
-        [ ! -s "$work/delay.out" ] || break
-        kill -0 "$proxy" 2>/dev/null || break
+        far=$(head -n 1 "$work/delay.out")
+        [ -z "$far" ] || return 0
+        alive "${helpers[-1]}" || break
         sleep 0.1
     done
-    far=$(head -n 1 "$work/delay.out")
-    [ -n "$far" ] || { cat "$work/delay.log" >&2; die "the proxy does not start"; }
+    cat "$work/delay.log" >&2
+    die "the proxy does not start"
 }
 
-# Makes the volume $1 on storage $2 in bucket $3, and mounts it on `$work/$1`.
+# Makes the volume $1 on storage $2 in bucket $3, and mounts it on `$work/on/$1`.
 mount_one() {
-    mkdir "$work/$1"
+    mkdir "$work/on/$1"
     "$kiseki" format "$work/$1.meta" "$1-volume" --storage "$2" --bucket "$3" >/dev/null || die "cannot format $1"
-    "$kiseki" mount "$work/$1.meta" "$work/$1" -d --log "$work/$1.log" >/dev/null || die "cannot mount $1"
+    "$kiseki" mount "$work/$1.meta" "$work/on/$1" -d --log "$work/$1.log" >/dev/null || die "cannot mount $1"
 }
 
 log_of() { [ ! -s "$work/$1.log" ] || { say "end of the log of $1:"; tail -n 40 "$work/$1.log" >&2; }; }
@@ -171,7 +158,7 @@ log_of() { [ ! -s "$work/$1.log" ] || { say "end of the log of $1:"; tail -n 40 
 settle() {
     local end=$((SECONDS + 120))
     [ -e "$work/$1.meta" ] || return 0
-    until "$kiseki" status "$work/$1" --json | jq -e '.mount | .dirty_bytes == 0 and .uploads == 0' >/dev/null; do
+    until "$kiseki" status "$work/on/$1" --json | jq -e '.mount | .dirty_bytes == 0 and .uploads == 0' >/dev/null; do
         [ $SECONDS -lt $end ] || { log_of "$1"; die "$1 still has something to store after two minutes"; }
         sleep 0.1
     done
@@ -187,7 +174,7 @@ sizes() {
 # Adds the rows of jbench to the results: driver, system, row, account, threads, value, unit, requests.
 run_jbench() {
     # shellcheck disable=SC2046
-    "$target/release/jbench" "$work/$1" $(sizes "$2") $more >"$work/out" || { log_of "$1"; die "jbench failed on $1"; }
+    "$target/release/jbench" "$work/on/$1" $(sizes "$2") $more >"$work/out" || { log_of "$1"; die "jbench failed on $1"; }
     settle "$1"
     awk -v name="$1" -v threads="$2" '{ printf "jbench\t%s\t%s\tnull\t%s\t%s\t%s\tnull\n", name, $1, threads, $2, $3 }' "$work/out" >>"$work/results"
 }
@@ -196,7 +183,7 @@ run_jbench() {
 run_bench() {
     local big=1024 count=100
     [ -z "$short" ] || big=256 count=50
-    "$kiseki" bench "$work/$1" --threads "$2" --big-file-size "$((big / $2))M" --small-file-count "$count" --json >"$work/out" ||
+    "$kiseki" bench "$work/on/$1" --threads "$2" --big-file-size "$((big / $2))M" --small-file-count "$count" --json >"$work/out" ||
         { log_of "$1"; die "kiseki bench failed on $1"; }
     settle "$1"
     jq -r --arg system "$1" '
@@ -215,12 +202,14 @@ interleave() {
     done
 }
 
-mkdir "$work/local" "$work/bucket"
+mkdir "$work/on/local" "$work/bucket"
 start_null
 mount_one kiseki file "$work/bucket"
 if [ -n "$minio" ]; then
+    # shellcheck disable=SC2119
     start_minio
-    mount_one minio minio "$url/kiseki"
+    start_delay
+    mount_one minio minio "$minio_url/kiseki"
     mount_one delayed minio "$far/kiseki"
 fi
 
@@ -236,9 +225,9 @@ done
 # Peak memory, then the end of each mount, and what it left.
 peaks={}
 for name in "${mounted[@]}"; do
-    pid=$("$kiseki" status "$work/$name" --json | jq .mount.pid)
+    pid=$("$kiseki" status "$work/on/$name" --json | jq .mount.pid)
     peaks=$(jq --arg name "$name" --argjson kib "$(awk '/^VmHWM:/ { print $2 }' "/proc/$pid/status")" '. + {($name): ($kib * 1024)}' <<<"$peaks")
-    "$kiseki" umount "$work/$name" >/dev/null || { log_of "$name"; die "cannot unmount $name"; }
+    "$kiseki" umount "$work/on/$name" >/dev/null || { log_of "$name"; die "cannot unmount $name"; }
     "$kiseki" fsck "$work/$name.meta" --data >"$work/fsck.out" 2>&1 || { cat "$work/fsck.out" >&2; die "fsck found damage in $name"; }
 done
 
