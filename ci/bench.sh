@@ -135,6 +135,8 @@ start_delay() {
     "$target/release/delay" --listen 127.0.0.1:0 --to "$minio_url" --latency "$latency" --bandwidth "$bandwidth" \
         --control "$work/delay.control" >"$work/delay.out" 2>"$work/delay.log" &
     helpers+=("$!")
+    # Its end is no news.
+    disown
     for _ in $(seq 100); do
         far=$(head -n 1 "$work/delay.out")
         [ -z "$far" ] || return 0
