@@ -33,7 +33,8 @@ if [ "$command" = umount ]; then
     exit 0
 fi
 
-if "$kiseki" status "$mnt" >/dev/null 2>&1; then
+# statfs fails at a mount whose process is gone (the kernel may remember the rest of it); that one is mounted over.
+if mountpoint -q "$mnt" && stat -f "$mnt" >/dev/null 2>&1; then
     say "mounted at $mnt already:"
     "$kiseki" status "$mnt"
     exit 0
