@@ -10,17 +10,20 @@ build:
     cargo build --release --locked -p kiseki
 
 # Start MinIO on this machine (built from source the first time): `just minio stop` stops it.
+[no-exit-message]
 minio *args:
-    ci/dep.sh minio
-    ci/minio.sh {{ args }}
+    @ci/dep.sh minio
+    @ci/minio.sh {{ args }}
 
 # Mount a volume in that MinIO at /tmp/kiseki (or $KISEKI_MOUNT), and make it the first time.
+[no-exit-message]
 mount: build
-    ci/mount.sh
+    @ci/mount.sh
 
 # Unmount it.
+[no-exit-message]
 umount:
-    ci/mount.sh umount
+    @ci/mount.sh umount
 
 # Without MinIO: a volume in a local folder, mounted at ~/.kiseki/quickstart/mnt.
 quickstart *args:

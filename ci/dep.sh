@@ -42,6 +42,9 @@ test) packages=("${build[@]}" "${tests[@]}") go=$([ -n "$without_minio" ] || ech
 vm) packages=("${build[@]}" "${tests[@]}") go=1 ;;
 esac
 
+# At its first start a machine may be busy with packages of its own.
+apt=(apt-get -o DPkg::Lock::Timeout=300)
+
 # Runs a command as root. `DEBIAN_FRONTEND`: nobody is there to answer a package's questions.
 as_root() {
     if [ "$(id -u)" = 0 ]; then
@@ -56,8 +59,8 @@ as_root() {
 apt_install() {
     command -v apt-get >/dev/null || die "no apt-get here; install what stands for: $*"
     echo "-- installing $*" >&2
-    as_root apt-get update -qq || die "apt-get update failed"
-    as_root apt-get install -y -qq --no-install-recommends "$@" >/dev/null || die "cannot install $*"
+    as_root "${apt[@]}" update -qq || die "apt-get update failed"
+    as_root "${apt[@]}" install -y -qq --no-install-recommends "$@" >/dev/null || die "cannot install $*"
 }
 
 # Whether a version (`$2`) is there and at least `$1`.
@@ -80,7 +83,7 @@ go_found() { { go env GOVERSION || /usr/local/go/bin/go env GOVERSION; } 2>/dev/
 install_go() {
     local candidate codename options=()
     command -v apt-get >/dev/null || die "Go $go_wanted or newer is needed (found: ${1:-none}): https://go.dev/dl"
-    as_root apt-get update -qq || die "apt-get update failed"
+    as_root "${apt[@]}" update -qq || die "apt-get update failed"
     candidate=$(apt-cache policy golang-go | sed -n 's/^ *Candidate: \([0-9]*:\)\{0,1\}\([0-9.]*\).*/\2/p')
     if at_least "$go_wanted" "$candidate"; then
         apt_install golang-go
@@ -100,8 +103,8 @@ install_go() {
     } >"$lists/sources.list"
     options=(-o "Dir::Etc::sourcelist=$lists/sources.list" -o "Dir::Etc::sourceparts=$lists/parts" -o "Dir::State::lists=$lists/lists")
     echo "-- installing golang-go from $codename-backports (the one of $codename is ${candidate:-missing}, $go_wanted is needed)" >&2
-    as_root apt-get "${options[@]}" update -qq || die "apt-get update failed"
-    as_root apt-get "${options[@]}" install -y -qq --no-install-recommends -t "$codename-backports" golang-go >/dev/null ||
+    as_root "${apt[@]}" "${options[@]}" update -qq || die "apt-get update failed"
+    as_root "${apt[@]}" "${options[@]}" install -y -qq --no-install-recommends -t "$codename-backports" golang-go >/dev/null ||
         die "cannot install golang-go from $codename-backports"
 }
 
