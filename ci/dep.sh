@@ -89,7 +89,7 @@ install_go() {
         apt_install golang-go
         return
     fi
-    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    codename=$(sed -n "s/^VERSION_CODENAME=//p" /etc/os-release)
     [ "$codename" = bookworm ] ||
         die "Go $go_wanted or newer is needed (found: ${1:-none}), the package here is ${candidate:-none}: https://go.dev/dl"
     lists=$(mktemp -d)
