@@ -85,12 +85,12 @@ launch() {
     port=$1
     echo "$pid $port" >"$data/minio.pid"
     until healthy "$port"; do
-        kill -0 "$pid" 2>/dev/null || { rm -f "$data/minio.pid"; return 1; }
+        alive "$pid" || { rm -f "$data/minio.pid"; return 1; }
         [ $SECONDS -lt $end ] || { stop; die "MinIO does not answer after $start_max s; see $data/minio.log"; }
         sleep 0.1
     done
     # The one that answers is ours: two of them cannot hold one port, and ours lives.
-    kill -0 "$pid" 2>/dev/null || { rm -f "$data/minio.pid"; return 1; }
+    alive "$pid" || { rm -f "$data/minio.pid"; return 1; }
 }
 
 start() {
@@ -124,7 +124,7 @@ stop() {
     local end=$((SECONDS + stop_max))
     kill -TERM "$pid" 2>/dev/null || true
     kill -CONT "$pid" 2>/dev/null || true
-    while kill -0 "$pid" 2>/dev/null; do
+    while alive "$pid"; do
         # SIGKILL is safe: what it answered is on disk.
         [ $SECONDS -lt $end ] || kill -KILL "$pid" 2>/dev/null || true
         sleep 0.05
