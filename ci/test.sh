@@ -49,12 +49,9 @@ quickstart() (
 # The S3 tests ran against a server of their own in "mounted tests"; here against MinIO, thrown away afterwards.
 s3_on_minio() (
     make_work s3
-    trap 'bash ci/minio.sh stop --data "$work/minio"; clean_work' EXIT
-    export KISEKI_ACCESS_KEY=test-key KISEKI_SECRET_KEY=test-secret-key
-    started=$(bash ci/minio.sh start --data "$work/minio" --port 0)
-    eval "$started"
-    # shellcheck disable=SC2154
-    KISEKI_TEST_S3=$url/kiseki cargo test --release --locked -p kiseki --test s3 --test cli_s3
+    # shellcheck disable=SC2119
+    start_minio
+    KISEKI_TEST_S3=$minio_url/kiseki cargo test --release --locked -p kiseki --test s3 --test cli_s3
 )
 
 # One profile for what contains RocksDB and what works with it, another for the rest: neither is built twice.
