@@ -224,6 +224,18 @@ pub(super) fn explain_objects(volume: &Volume, error: ObjectsError) -> Failure {
             "Use a newer kiseki. Nothing was changed.",
         ),
         other @ (ObjectsError::Prefix(_)
+        | ObjectsError::Url { .. }
+        | ObjectsError::SecretInUrl { .. }
+        | ObjectsError::HalfKeys { .. }
+        | ObjectsError::NoKeys { .. }
+        | ObjectsError::Ca { .. }
+        | ObjectsError::NoBucket { .. }
+        | ObjectsError::Keys { .. }
+        | ObjectsError::Denied { .. }
+        | ObjectsError::ClockSkew { .. }
+        | ObjectsError::Full { .. }
+        | ObjectsError::Unreachable { .. }
+        | ObjectsError::Failing { .. }
         | ObjectsError::NotAFolder(_)
         | ObjectsError::Io { .. }
         | ObjectsError::Setup(_)) => Failure::new(format!("cannot reach the objects of volume '{name}': {other}")),
