@@ -3,18 +3,20 @@
 mod s3server;
 mod volume;
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use kiseki::objects::{Access, Credentials, Objects, Place};
+use kiseki_core::env::ObjectStore;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use s3server::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
 use serde_json::Value as Json;
 use volume::{NAME, Ran, World, files_below, noise};
 
@@ -68,14 +70,13 @@ struct Bucket {
     /// Text of `--bucket`.
     url: String,
     user: User,
-    server: s3server::Server,
+    server: S3Server,
 }
 
 impl Bucket {
     fn new() -> Self {
-        let server = s3server::Server::start();
-        let user = User::with_keys(s3server::ACCESS_KEY, s3server::SECRET_KEY);
-        Self { world: World::new(), url: format!("{}/{}", server.endpoint(), s3server::BUCKET), user, server }
+        let server = S3Server::start();
+        Self { world: World::new(), url: server.bucket_url(), user: User::with_keys(ACCESS_KEY, SECRET_KEY), server }
     }
 
     fn format_as(&self, user: &User, bucket: &str, more: &[&str]) -> Ran {
@@ -90,13 +91,18 @@ impl Bucket {
         bucket
     }
 
-    /// Where the server keeps the volume's objects.
-    fn prefix(&self) -> PathBuf {
-        self.server.objects().join(NAME)
+    /// The same bucket at another address.
+    fn other_url(&self) -> String {
+        format!("http://localhost:{}/{BUCKET}", self.server.port())
     }
 
-    fn objects(&self) -> Vec<(PathBuf, u64)> {
-        files_below(&self.server.objects())
+    /// Requests are taken, and not answered.
+    fn hang(&self, hang: bool) {
+        self.server.fault(|faults| faults.hang = hang);
+    }
+
+    fn deny_writes(&self, deny: bool) {
+        self.server.fault(|faults| faults.deny_writes = deny);
     }
 }
 
@@ -152,85 +158,6 @@ impl Drop for Mounted<'_> {
         let ran = self.umount(&["--force"]);
         eprintln!("{ran:?}\n{}", self.log());
     }
-}
-
-/// Another address of a server, which can stop to answer.
-struct Proxy {
-    address: SocketAddr,
-    gate: Arc<Gate>,
-}
-
-#[derive(Default)]
-struct Gate {
-    closed: Mutex<bool>,
-    opened: Condvar,
-}
-
-impl Gate {
-    fn set(&self, closed: bool) {
-        *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = closed;
-        self.opened.notify_all();
-    }
-
-    fn pass(&self) {
-        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.opened.wait_while(closed, |closed| *closed).unwrap_or_else(PoisonError::into_inner));
-    }
-}
-
-impl Proxy {
-    /// Of the server at `http://HOST:PORT`.
-    fn of(endpoint: &str) -> Self {
-        let target: SocketAddr = endpoint.strip_prefix("http://").unwrap().parse().unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let gate = Arc::<Gate>::default();
-        // Ends with the test's process.
-        std::thread::spawn({
-            let gate = Arc::clone(&gate);
-            move || {
-                for client in listener.incoming().flatten() {
-                    let Ok(server) = TcpStream::connect(target) else { continue };
-                    let (to_server, from_server) = (server.try_clone().unwrap(), client.try_clone().unwrap());
-                    let (there, back) = (Arc::clone(&gate), Arc::clone(&gate));
-                    std::thread::spawn(move || forward(client, to_server, &there));
-                    std::thread::spawn(move || forward(server, from_server, &back));
-                }
-            }
-        });
-        Self { address, gate }
-    }
-
-    fn bucket(&self) -> String {
-        format!("http://{}/{}", self.address, s3server::BUCKET)
-    }
-
-    /// Takes connections and requests, and answers none.
-    fn hang(&self) {
-        self.gate.set(true);
-    }
-
-    fn release(&self) {
-        self.gate.set(false);
-    }
-}
-
-fn forward(mut from: TcpStream, mut to: TcpStream, gate: &Gate) {
-    let mut bytes = vec![0; 64 << 10];
-    loop {
-        let count = match from.read(&mut bytes) {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-            Err(_) => break,
-        };
-        gate.pass();
-        if to.write_all(&bytes[..count]).is_err() {
-            break;
-        }
-    }
-    // Either end may be gone already.
-    let _ = to.shutdown(Shutdown::Write);
 }
 
 /// An address that nobody listens at.
@@ -307,7 +234,30 @@ fn a_volume_lives_in_a_bucket() {
     a_day_in_the_life(&bucket.world, "minio", &bucket.url, &bucket.user);
     let bucket = Bucket::new();
     a_day_in_the_life(&bucket.world, "s3", &format!("{}/some/folder", bucket.url), &bucket.user);
-    assert!(bucket.server.objects().join("some/folder").join(NAME).join("kiseki.volume").exists());
+    assert!(bucket.server.bucket().join("some/folder").join(NAME).join("kiseki.volume").exists());
+}
+
+/// With `KISEKI_TEST_S3` set to the URL of a bucket, and keys in the environment.
+#[test]
+fn a_volume_lives_in_a_bucket_of_another_server() {
+    let Ok(url) = std::env::var("KISEKI_TEST_S3") else { return };
+    let keys = Credentials::from_env().expect("whole pairs of keys").expect("keys for the server of KISEKI_TEST_S3");
+    let mut user = User::with_keys(&keys.access_key, &keys.secret_key);
+    if let Some(token) = &keys.session_token {
+        user = user.and("KISEKI_SESSION_TOKEN", token);
+    }
+    let (base, query) = url.split_once('?').map_or((&*url, String::new()), |(base, query)| (base, format!("?{query}")));
+    let bucket = format!("{}/test-{}{query}", base.trim_end_matches('/'), uuid::Uuid::new_v4());
+    a_day_in_the_life(&World::new(), "s3", &bucket, &user);
+    // Leave nothing behind.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("an executor");
+    let place = Place::parse("s3", &bucket, NAME).expect("a place");
+    let objects = Objects::open(&place, Some(&keys), Access::Write, PATIENCE, runtime.handle().clone()).expect("opens");
+    runtime.block_on(async {
+        while let Some(key) = objects.any_key().await.expect("a list") {
+            objects.delete(&key).await.expect("a delete");
+        }
+    });
 }
 
 #[test]
@@ -316,9 +266,9 @@ fn format_that_cannot_use_the_bucket_makes_nothing() {
     let keys = &bucket.user;
     let no_bucket = format!("{}/no-such-bucket", bucket.server.endpoint());
     let nobody = nobody();
-    let wrong_access = User::with_keys("somebody", s3server::SECRET_KEY);
-    let wrong_secret = User::with_keys(s3server::ACCESS_KEY, "not-the-secret");
-    let half = User::without_keys().and("KISEKI_ACCESS_KEY", s3server::ACCESS_KEY);
+    let wrong_access = User::with_keys("somebody", SECRET_KEY);
+    let wrong_secret = User::with_keys(ACCESS_KEY, "not-the-secret");
+    let half = User::without_keys().and("KISEKI_ACCESS_KEY", ACCESS_KEY);
     let ca = bucket.world.text("no-such-ca.pem");
     let cases: &[(&User, &str, &[&str], &[&str])] = &[
         (keys, &no_bucket, &[], &["no-such-bucket", "there is no bucket"]),
@@ -331,9 +281,9 @@ fn format_that_cannot_use_the_bucket_makes_nothing() {
     ];
     for (user, url, more, texts) in cases {
         let ran = bucket.format_as(user, url, more).fails_with(texts);
-        assert!(!ran.stderr.contains(s3server::SECRET_KEY) && !ran.stderr.contains("not-the-secret"), "{ran:?}");
+        assert!(!ran.stderr.contains(SECRET_KEY) && !ran.stderr.contains("not-the-secret"), "{ran:?}");
         assert!(!bucket.world.path("meta").exists(), "{ran:?}");
-        assert_eq!(bucket.objects(), []);
+        assert_eq!(bucket.server.keys(), [""; 0]);
     }
     // And the same command does it once all is right.
     bucket.format_as(keys, &bucket.url, &[]).ends(0);
@@ -365,15 +315,15 @@ fn senseless_buckets_are_usage_errors() {
 #[test]
 fn format_needs_permission_to_write_and_leaves_no_object() {
     let bucket = Bucket::new();
-    bucket.server.deny_writes(true);
+    bucket.deny_writes(true);
     bucket.format_as(&bucket.user, &bucket.url, &[]).fails_with(&["denies access"]);
     assert!(!bucket.world.path("meta").exists());
-    assert_eq!(bucket.objects(), []);
-    bucket.server.deny_writes(false);
+    assert_eq!(bucket.server.keys(), [""; 0]);
+    bucket.deny_writes(false);
     bucket.format_as(&bucket.user, &bucket.url, &[]).ends(0);
 
     // A mount notices before it takes a write; one that takes none does not mind.
-    bucket.server.deny_writes(true);
+    bucket.deny_writes(true);
     fs::create_dir(bucket.world.path("mnt")).unwrap();
     let (meta, point, log) = (bucket.world.meta(), bucket.world.text("mnt"), bucket.world.text("log"));
     for flag in [&[][..], &["-d"]] {
@@ -386,21 +336,20 @@ fn format_needs_permission_to_write_and_leaves_no_object() {
 #[test]
 fn format_refuses_what_is_not_its_own_and_takes_back_what_it_put() {
     let bucket = Bucket::formatted();
-    let before = bucket.objects();
+    let before = bucket.server.keys();
     let (other, user) = (bucket.world.text("other-meta"), &bucket.user);
-    let format = |meta: &str, name: &str| {
-        user.runs(&["format", meta, name, "--storage", "minio", "--bucket", &bucket.url])
-    };
+    let format =
+        |meta: &str, name: &str| user.runs(&["format", meta, name, "--storage", "minio", "--bucket", &bucket.url]);
     format(&other, NAME).fails_with(&["the objects of another volume", "Choose another bucket"]);
-    fs::create_dir_all(bucket.server.objects().join("used/deep")).unwrap();
-    fs::write(bucket.server.objects().join("used/deep/thesis.txt"), "years of work").unwrap();
+    fs::create_dir_all(bucket.server.bucket().join("used/deep")).unwrap();
+    fs::write(bucket.server.bucket().join("used/deep/thesis.txt"), "years of work").unwrap();
     format(&other, "used").fails_with(&["is not empty", "deep/thesis.txt"]);
     assert!(!Path::new(&other).exists());
     // The metadata cannot be made: the marker that may have been put is taken back.
     fs::write(bucket.world.path("file"), "").unwrap();
     format(&bucket.world.text("file/meta"), "fresh").fails_with(&["file"]);
-    fs::remove_dir_all(bucket.server.objects().join("used")).unwrap();
-    assert_eq!(bucket.objects(), before);
+    fs::remove_dir_all(bucket.server.bucket().join("used")).unwrap();
+    assert_eq!(bucket.server.keys(), before);
 
     // On a disk that is full: the marker is put before the metadata is written.
     let small = bucket.world.path("small");
@@ -415,7 +364,7 @@ fn format_refuses_what_is_not_its_own_and_takes_back_what_it_put() {
     let ran = Ran::from(command.output().expect("unshare runs")).fails_with(&["No space left"]);
     let left: Vec<_> = ran.stderr.lines().filter(|line| line.starts_with(small.to_str().unwrap())).collect();
     assert_eq!(left, [bucket.world.text("small"), bucket.world.text("small/ballast")], "{ran:?}");
-    assert_eq!(bucket.objects(), before);
+    assert_eq!(bucket.server.keys(), before);
 }
 
 #[test]
@@ -435,16 +384,15 @@ fn force_follows_the_objects() {
     force(&nobody(), &[]).fails_with(&["cannot reach"]);
     assert_eq!(user.runs(&["status", &meta, "--json"]).json()["volume"]["bucket"], before["volume"]["bucket"]);
 
-    let moved = bucket.server.objects().join("moved");
+    let moved = bucket.server.bucket().join("moved");
     fs::create_dir(&moved).unwrap();
-    fs::rename(bucket.prefix(), moved.join(NAME)).unwrap();
+    fs::rename(bucket.server.bucket().join(NAME), moved.join(NAME)).unwrap();
     user.runs(&["fsck", &meta]).fails_with(&["does not hold the volume's marker"]);
     let after = force(&format!("{}/moved", bucket.url), &["--json"]).ends(0).json();
     assert!(after["volume"]["bucket"].as_str().unwrap().ends_with("/moved"), "{after}");
     user.runs(&["fsck", &meta]).ends(0);
     // The same server by another name, and another kind of store.
-    let proxy = Proxy::of(bucket.server.endpoint());
-    force(&format!("{}/moved", proxy.bucket()), &["--style", "path"]).ends(0);
+    force(&format!("{}/moved", bucket.other_url()), &["--style", "path"]).ends(0);
     Mounted::new(&bucket.world, user, &[]).unmount();
 }
 
@@ -456,7 +404,7 @@ fn a_mount_whose_store_cannot_be_used_is_not_made() {
     let nobody = nobody();
     let no_bucket = format!("{}/no-such-bucket", bucket.server.endpoint());
     let elsewhere = format!("{}/elsewhere", bucket.url);
-    let wrong = User::with_keys(s3server::ACCESS_KEY, "not-the-secret");
+    let wrong = User::with_keys(ACCESS_KEY, "not-the-secret");
     let cases: &[(&User, &[&str], &[&str])] = &[
         (&User::without_keys(), &[], &["KISEKI_ACCESS_KEY"]),
         (&wrong, &[], &["refuses the keys"]),
@@ -464,11 +412,11 @@ fn a_mount_whose_store_cannot_be_used_is_not_made() {
         (&bucket.user, &["--bucket", &no_bucket], &["there is no bucket"]),
         (&bucket.user, &["--bucket", &elsewhere], &["does not hold", "elsewhere"]),
     ];
-    let before = bucket.objects();
+    let before = bucket.server.keys();
     for (user, more, texts) in cases {
         for flag in [&[][..], &["-d"]] {
             user.runs(&[&["mount", "--log", &log, &meta, &point][..], more, flag].concat()).fails_with(texts);
-            assert_eq!(bucket.objects(), before);
+            assert_eq!(bucket.server.keys(), before);
         }
     }
     wrong.runs(&["fsck", &meta]).fails_with(&["refuses the keys"]);
@@ -479,9 +427,9 @@ fn a_mount_whose_store_cannot_be_used_is_not_made() {
 #[test]
 fn keys_are_seen_nowhere() {
     let bucket = Bucket::new();
-    let secrets = [s3server::ACCESS_KEY, s3server::SECRET_KEY];
+    let secrets = [ACCESS_KEY, SECRET_KEY];
     let quiet = |text: &str| secrets.iter().all(|secret| !text.contains(secret));
-    let keys = ["--access-key", s3server::ACCESS_KEY, "--secret-key", s3server::SECRET_KEY];
+    let keys = ["--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY];
     let nosy = User::without_keys().and("KISEKI_LOG", "debug");
     let made = bucket.format_as(&nosy, &bucket.url, &[&keys[..], &["--json"]].concat()).ends(0);
     assert!(quiet(&made.stdout) && quiet(&made.stderr), "{made:?}");
@@ -501,7 +449,10 @@ fn keys_are_seen_nowhere() {
     // A mount in the foreground is there as long.
     let (meta, point, log) = (bucket.world.meta(), bucket.world.text("mnt"), bucket.world.text("log"));
     let args = ["mount", "--log", &log, "--secret-key=".into(), &meta, &point].map(str::to_owned);
-    let mut args: Vec<_> = args.iter().map(|arg| if arg == "--secret-key=" { format!("{arg}{}", secrets[1]) } else { arg.clone() }).collect();
+    let mut args: Vec<_> = args
+        .iter()
+        .map(|arg| if arg == "--secret-key=" { format!("{arg}{}", secrets[1]) } else { arg.clone() })
+        .collect();
     args.extend(["--access-key".into(), secrets[0].into()]);
     let args: Vec<_> = args.iter().map(String::as_str).collect();
     let child = Foreground::start(&bucket.world, &nosy, &args);
@@ -512,7 +463,9 @@ fn keys_are_seen_nowhere() {
     let ran = nosy.runs(&[&["fsck", &meta], &keys[..]].concat()).ends(0);
     assert!(quiet(&ran.stdout) && quiet(&ran.stderr), "{ran:?}");
     let files = files_below(&bucket.world.path(""));
-    assert!(files.iter().any(|(path, _)| path.starts_with("meta")) && files.iter().any(|(path, _)| path.ends_with("log")));
+    assert!(
+        files.iter().any(|(path, _)| path.starts_with("meta")) && files.iter().any(|(path, _)| path.ends_with("log"))
+    );
     for (path, _) in files {
         let bytes = fs::read(bucket.world.path("").join(&path)).unwrap();
         for secret in secrets {
@@ -572,36 +525,39 @@ impl Drop for Foreground<'_> {
 #[test]
 fn a_mount_may_reach_the_bucket_by_another_address() {
     let bucket = Bucket::formatted();
-    let proxy = Proxy::of(bucket.server.endpoint());
-    let mounted = Mounted::new(&bucket.world, &bucket.user, &["--bucket", &proxy.bucket()]);
+    let other = bucket.other_url();
+    let hosts =
+        |since: usize| bucket.server.asked()[since..].iter().map(|asked| asked.host.clone()).collect::<BTreeSet<_>>();
+    let since = bucket.server.asked().len();
+    let mounted = Mounted::new(&bucket.world, &bucket.user, &["--bucket", &other]);
     fs::write(mounted.file("file"), noise(1, 300_000)).unwrap();
     let status = mounted.status();
-    assert_eq!(status["mount"]["store"]["place"], format!("{}/{NAME}", proxy.bucket()));
+    assert_eq!(status["mount"]["store"]["place"], format!("{other}/{NAME}"));
     assert_eq!(status["volume"]["bucket"], bucket.url);
     mounted.unmount();
-    proxy.hang();
+    assert_eq!(hosts(since), [format!("localhost:{}", bucket.server.port())].into());
     // Without it the volume is where it was formatted.
+    let since = bucket.server.asked().len();
     let mounted = Mounted::new(&bucket.world, &bucket.user, &[]);
     assert_eq!(fs::read(mounted.file("file")).unwrap(), noise(1, 300_000));
     mounted.unmount();
-    proxy.release();
-    bucket.user.runs(&["fsck", &bucket.world.meta(), "--data", "--bucket", &proxy.bucket()]).ends(0);
+    assert_eq!(hosts(since), [format!("127.0.0.1:{}", bucket.server.port())].into());
+    bucket.user.runs(&["fsck", &bucket.world.meta(), "--data", "--bucket", &other]).ends(0);
 }
 
 #[test]
 fn umount_with_a_store_that_hangs_tells_what_is_not_stored_and_works_after() {
     let bucket = Bucket::formatted();
-    let proxy = Proxy::of(bucket.server.endpoint());
-    let url = proxy.bucket();
-    let args = ["--bucket", &url, "--store-timeout", "2s", "--commit-interval", "1h"];
+    let url = &bucket.url;
+    let args = ["--store-timeout", "2s", "--commit-interval", "1h"];
     let mounted = Mounted::new(&bucket.world, &bucket.user, &args);
     let contents = [noise(1, 40 << 10), noise(2, 40 << 10)];
-    proxy.hang();
+    bucket.hang(true);
     // Less than a block: nothing of it is stored before something asks for that.
     fs::write(mounted.file("first"), &contents[0]).unwrap();
     fs::write(mounted.file("second"), &contents[1]).unwrap();
     let ran = mounted.umount(&[]);
-    ran.fails_with(&["stays mounted", "80.0 KiB in 2 files", "cannot be stored", &url, "and repeat", "--force"]);
+    ran.fails_with(&["stays mounted", "80.0 KiB in 2 files", "cannot be stored", url, "and repeat", "--force"]);
     for (name, contents) in ["first", "second"].into_iter().zip(&contents) {
         assert_eq!(&fs::read(mounted.file(name)).unwrap(), contents);
     }
@@ -613,7 +569,7 @@ fn umount_with_a_store_that_hangs_tells_what_is_not_stored_and_works_after() {
     assert!(store["failures"].as_u64().unwrap() > 0, "{store}");
     let text = bucket.user.runs(&["status", mounted.text()]).ends(0).stdout;
     assert!(text.contains("fails since"), "{text}");
-    proxy.release();
+    bucket.hang(false);
     mounted.unmount();
     let checked = bucket.user.runs(&["fsck", &bucket.world.meta(), "--data", "--json"]).ends(0).json();
     assert_eq!(checked["checked"]["blocks"], 2);
@@ -627,10 +583,9 @@ fn umount_with_a_store_that_hangs_tells_what_is_not_stored_and_works_after() {
 #[test]
 fn a_forced_umount_loses_nothing_if_the_store_comes_back() {
     let bucket = Bucket::formatted();
-    let proxy = Proxy::of(bucket.server.endpoint());
-    let args = ["--bucket", &proxy.bucket(), "--store-timeout", "1s", "--commit-interval", "1h"];
+    let args = ["--store-timeout", "1s", "--commit-interval", "1h"];
     let mounted = Mounted::new(&bucket.world, &bucket.user, &args);
-    proxy.hang();
+    bucket.hang(true);
     fs::write(mounted.file("precious"), noise(1, 40 << 10)).unwrap();
     mounted.umount(&[]).fails_with(&["stays mounted"]);
     let pid = mounted.pid();
@@ -641,7 +596,7 @@ fn a_forced_umount_loses_nothing_if_the_store_comes_back() {
     }
     assert!(!mounted.file("precious").exists());
     eventually("the log tells", || mounted.log().contains("store_error="));
-    proxy.release();
+    bucket.hang(false);
     ends(&process);
     std::mem::forget(mounted);
     let mounted = Mounted::new(&bucket.world, &bucket.user, &[]);
@@ -652,11 +607,8 @@ fn a_forced_umount_loses_nothing_if_the_store_comes_back() {
 #[test]
 fn a_signal_with_a_store_that_hangs_tells_what_is_not_stored() {
     let bucket = Bucket::formatted();
-    let proxy = Proxy::of(bucket.server.endpoint());
     let (meta, point, log) = (bucket.world.meta(), bucket.world.text("mnt"), bucket.world.text("log"));
-    let url = proxy.bucket();
-    let args =
-        ["mount", &meta, &point, "--log", &log, "--bucket", &url, "--store-timeout", "1s", "--commit-interval", "1h"];
+    let args = ["mount", &meta, &point, "--log", &log, "--store-timeout", "1s", "--commit-interval", "1h"];
     let tells = |child: &Foreground<'_>, text: &str| {
         eventually(text, || {
             let log = child.log();
@@ -669,7 +621,7 @@ fn a_signal_with_a_store_that_hangs_tells_what_is_not_stored() {
         let name = format!("file-{give_up}");
         fs::write(bucket.world.path("mnt").join(&name), noise(1, 40 << 10)).unwrap();
         fs::write(bucket.world.path("log"), "").unwrap();
-        proxy.hang();
+        bucket.hang(true);
         child.signal();
         tells(&child, "trying again until that succeeds");
         child.signal();
@@ -679,9 +631,9 @@ fn a_signal_with_a_store_that_hangs_tells_what_is_not_stored() {
             child.signal();
             ends(&process);
             tells(&child, "bytes that were not fsynced are lost");
-            proxy.release();
+            bucket.hang(false);
         } else {
-            proxy.release();
+            bucket.hang(false);
             ends(&process);
             assert!(child.log().contains("everything is stored"));
         }
@@ -703,11 +655,10 @@ fn a_signal_with_a_store_that_hangs_tells_what_is_not_stored() {
 #[test]
 fn a_mount_that_waits_for_its_store_ends_by_a_signal() {
     let bucket = Bucket::formatted();
-    let proxy = Proxy::of(bucket.server.endpoint());
-    proxy.hang();
+    bucket.hang(true);
     fs::create_dir(bucket.world.path("mnt")).unwrap();
     let (meta, point, log) = (bucket.world.meta(), bucket.world.text("mnt"), bucket.world.text("log"));
-    let args = ["mount", &meta, &point, "--log", &log, "--bucket", &proxy.bucket()];
+    let args = ["mount", &meta, &point, "--log", &log];
     let child = bucket.user.command(&args).stderr(Stdio::piped()).spawn().expect("kiseki runs");
     // It handles signals before it opens the metadata, which it does before it asks the store.
     eventually("it has the metadata open", || {
@@ -717,6 +668,7 @@ fn a_mount_that_waits_for_its_store_ends_by_a_signal() {
     kill_process(Pid::from_child(&child), Signal::TERM).expect("it runs");
     let ran: Ran = child.wait_with_output().expect("it ends").into();
     ran.fails_with(&["SIGTERM"]);
+    bucket.hang(false);
     bucket.user.runs(&["fsck", &meta]).ends(0);
 }
 
@@ -788,7 +740,7 @@ fn damage_is_told(world: &World, user: &User, objects: &Path) {
 #[test]
 fn damage_in_a_bucket_is_told_and_never_read() {
     let bucket = Bucket::formatted();
-    damage_is_told(&bucket.world, &bucket.user, &bucket.prefix());
+    damage_is_told(&bucket.world, &bucket.user, &bucket.server.bucket().join(NAME));
 }
 
 #[test]

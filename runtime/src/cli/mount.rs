@@ -9,7 +9,7 @@ use clap::{Args, value_parser};
 use tokio::runtime::Handle;
 
 use super::access::{Address, KEYS_HELP, Keys};
-use super::open::{explain_objects, explain_open, reach, read_volume};
+use super::open::{explain_objects, explain_open, reach, reach_marked, read_volume};
 use super::output::{Done, Failure, Outcome, say};
 use super::place;
 use super::values::{duration, size};
@@ -141,9 +141,14 @@ async fn open(
     };
     let place = address.of(&volume)?;
     let credentials = keys.of(&place)?;
-    let access = if config.read_only { Access::Read } else { Access::Write };
-    let objects = reach(&place, credentials.as_ref(), access, config.store_timeout, handle).await;
-    let objects = Arc::new(objects.map_err(|e| explain_objects(&volume.name, e))?);
+    let credentials = credentials.as_ref();
+    // To read first: nothing is written, not even to try, to a place that is not this volume's.
+    let mut objects = reach_marked(&volume, &place, credentials, config.store_timeout, handle).await?;
+    if !config.read_only {
+        let writable = reach(&place, credentials, Access::Write, config.store_timeout, handle).await;
+        objects = writable.map_err(|e| explain_objects(&volume.name, e))?;
+    }
+    let objects = Arc::new(objects);
     Ok(Stores { env: TokioEnv::new(Arc::new(meta), Arc::clone(&objects), handle.clone()), objects })
 }
 

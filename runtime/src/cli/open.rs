@@ -137,33 +137,12 @@ impl Store {
         })
     }
 
-    /// The volume's objects, to read; their marker must name this volume.
+    /// The volume's objects, to read; their marker names this volume.
     fn marked_objects(&self, volume: &Volume, keys: &Keys, address: &Address) -> Outcome<Objects> {
         let place = address.of(volume)?;
         let credentials = keys.of(&place)?;
         let handle = self.runtime.handle();
-        let objects = self.block_on(reach(&place, credentials.as_ref(), Access::Read, STORE_TIMEOUT, handle));
-        let objects = objects.map_err(|error| explain_objects(&volume.name, error))?;
-        let wrong = |what: String| {
-            let hint = match &place {
-                ObjectsPlace::Folder(_) => "is the right disk mounted?",
-                ObjectsPlace::S3(_) => "is it the right bucket?",
-            };
-            Failure::with_hint(
-                format!("{place} {what}"),
-                format!("Volume '{}' keeps its objects there: {hint} Nothing was changed.", volume.name),
-            )
-        };
-        match self.block_on(marker(&objects)) {
-            Ok(Ok(id)) if id == volume.id => Ok(objects),
-            Ok(Ok(id)) => Err(wrong(format!("holds the objects of another volume ({})", uuid(id)))),
-            Ok(Err(DecodeError::Version(version))) => Err(future_version(&place, version)),
-            Ok(Err(e)) => Err(wrong(format!("holds a damaged marker ({VOLUME_OBJECT}: {e})"))),
-            Err(StoreError::NotFound | StoreError::Short) => {
-                Err(wrong(format!("does not hold the volume's marker ({VOLUME_OBJECT})")))
-            }
-            Err(e) => Err(wrong(format!("cannot be read: {}", why(&objects, &e)))),
-        }
+        self.block_on(reach_marked(volume, &place, credentials.as_ref(), STORE_TIMEOUT, handle))
     }
 
     /// Checks the volume (`kiseki fsck`).
@@ -195,6 +174,38 @@ impl Drop for Store {
         if let Err(e) = self.meta.close() {
             super::output::say_aside(format!("kiseki: cannot close the metadata in {}: {e}", self.path.display()));
         }
+    }
+}
+
+/// Opens the objects of `volume` to read; the place says that it is this volume's.
+pub(super) async fn reach_marked(
+    volume: &Volume,
+    place: &ObjectsPlace,
+    credentials: Option<&Credentials>,
+    timeout: Duration,
+    handle: &Handle,
+) -> Outcome<Objects> {
+    let objects = reach(place, credentials, Access::Read, timeout, handle).await;
+    let objects = objects.map_err(|error| explain_objects(&volume.name, error))?;
+    let wrong = |what: String| {
+        let hint = match &place {
+            ObjectsPlace::Folder(_) => "is the right disk mounted?",
+            ObjectsPlace::S3(_) => "is it the right bucket?",
+        };
+        Failure::with_hint(
+            format!("{place} {what}"),
+            format!("Volume '{}' keeps its objects there: {hint} Nothing was changed.", volume.name),
+        )
+    };
+    match marker(&objects).await {
+        Ok(Ok(id)) if id == volume.id => Ok(objects),
+        Ok(Ok(id)) => Err(wrong(format!("holds the objects of another volume ({})", uuid(id)))),
+        Ok(Err(DecodeError::Version(version))) => Err(future_version(&place, version)),
+        Ok(Err(e)) => Err(wrong(format!("holds a damaged marker ({VOLUME_OBJECT}: {e})"))),
+        Err(StoreError::NotFound | StoreError::Short) => {
+            Err(wrong(format!("does not hold the volume's marker ({VOLUME_OBJECT})")))
+        }
+        Err(e) => Err(wrong(format!("cannot be read: {}", why(&objects, &e)))),
     }
 }
 
@@ -244,6 +255,7 @@ pub(super) fn no_volume(path: &Path) -> Failure {
 
 /// What to do about objects that cannot be reached.
 pub(super) fn explain_objects(name: &str, error: ObjectsError) -> Failure {
+    let failed = |error: ObjectsError| format!("cannot reach the objects of volume '{name}': {error}");
     match error {
         ObjectsError::Missing(path) => Failure::with_hint(
             format!("the objects of volume '{name}' are missing: there is no folder {}", path.display()),
@@ -268,7 +280,7 @@ pub(super) fn explain_objects(name: &str, error: ObjectsError) -> Failure {
         | ObjectsError::Failing { .. }
         | ObjectsError::NotAFolder(_)
         | ObjectsError::Io { .. }
-        | ObjectsError::Setup(_)) => Failure::new(format!("cannot reach the objects of volume '{name}': {other}")),
+        | ObjectsError::Setup(_)) => Failure::with_hint(failed(other), "Nothing was changed."),
     }
 }
 

@@ -35,6 +35,8 @@ use session::Serving;
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(10);
 /// Between two attempts to store what is dirty at the end.
 const STORE_RETRY: Duration = Duration::from_secs(1);
+/// Between two lines of the log about an end that takes long. An attempt alone may take `store_timeout`.
+const TELL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What to mount, where and how.
 #[derive(Clone, Debug)]
@@ -256,8 +258,25 @@ fn store<E: Env>(runtime: &Runtime, waiting: &mut Waiting<'_, E>) {
             tokio::time::sleep(STORE_RETRY).await;
         }
     };
-    runtime.block_on(waiting.patiently(storing));
+    let telling = async {
+        loop {
+            tokio::time::sleep(TELL_INTERVAL).await;
+            let dirty_bytes = dirty_bytes(client).await;
+            warn!(dirty_bytes, store_error = trouble(objects), "still storing what was written");
+        }
+    };
+    runtime.block_on(waiting.patiently(async {
+        tokio::select! {
+            () = storing => {}
+            () = telling => {}
+        }
+    }));
     info!(volume = %client.volume().name, "everything is stored");
+}
+
+/// What is not stored yet.
+async fn dirty_bytes<E: Env>(client: &Client<E>) -> u64 {
+    client.status().await.map_or(0, |status| status.dirty_bytes)
 }
 
 /// What is wrong with the object store, if anything is known to be.
@@ -290,7 +309,7 @@ impl<E: Env> Waiting<'_, E> {
                 done = &mut work => return done,
                 name = self.interrupts.next() => name,
             };
-            let dirty_bytes = self.client.status().await.map_or(0, |status| status.dirty_bytes);
+            let dirty_bytes = dirty_bytes(self.client).await;
             let store_error = trouble(self.objects);
             if told {
                 error!(
