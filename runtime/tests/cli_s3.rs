@@ -448,13 +448,8 @@ fn keys_are_seen_nowhere() {
 
     // A mount in the foreground is there as long.
     let (meta, point, log) = (bucket.world.meta(), bucket.world.text("mnt"), bucket.world.text("log"));
-    let args = ["mount", "--log", &log, "--secret-key=".into(), &meta, &point].map(str::to_owned);
-    let mut args: Vec<_> = args
-        .iter()
-        .map(|arg| if arg == "--secret-key=" { format!("{arg}{}", secrets[1]) } else { arg.clone() })
-        .collect();
-    args.extend(["--access-key".into(), secrets[0].into()]);
-    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    let secret_key = format!("--secret-key={SECRET_KEY}");
+    let args = ["mount", "--log", &log, &secret_key, &meta, &point, "--access-key", ACCESS_KEY];
     let child = Foreground::start(&bucket.world, &nosy, &args);
     let foreground = arguments(child.pid());
     assert!(foreground.contains("mount") && quiet(&foreground), "{foreground}");
