@@ -61,6 +61,7 @@ fn rounds(plan: &Plan, shared: &Shared, writers: &mut [Writer<'_>], sums: &mut S
     if let Some(disk) = &plan.disk {
         disk.mount()?;
     }
+    plan.setup.store.create()?;
     plan.setup.format()?;
     for round in 0..plan.rounds {
         let mut mount = recover(plan, shared, writers, sums, round > 0)?;
@@ -95,6 +96,7 @@ fn rounds(plan: &Plan, shared: &Shared, writers: &mut [Writer<'_>], sums: &mut S
         if let Some(disk) = &plan.disk {
             disk.unmount()?;
             disk.mount()?;
+            plan.setup.store.start()?;
         }
     }
     let mount = recover(plan, shared, writers, sums, true)?;
@@ -174,6 +176,8 @@ fn crash(
             failed = Some(text);
         } else if let Some(status) = mount.has_ended() {
             failed = Some(format!("the mount ended by itself with {status}"));
+        } else if let Some(text) = plan.setup.store.trouble() {
+            failed = Some(text);
         } else if start.elapsed() > WORK_MAX {
             failed = Some(format!("fewer than {ACKED_PER_ROUND} promises in {WORK_MAX:?}"));
         }
@@ -189,7 +193,9 @@ fn crash(
     let mut phases = Phases::default();
     match &plan.disk {
         Some(disk) if failed.is_none() => {
-            // The machine stops with its disk: ext4 may answer 0 to an fsync that is under way when it is shut down.
+            // The machine stops with its disk: ext4 may answer 0 to an fsync that is under way when it is shut down,
+            // and a sync cannot fail.
+            plan.setup.store.pause();
             mount.pause();
             let quiet = mount.is_quiet();
             shared.crashing.store(true, Ordering::SeqCst);
@@ -206,6 +212,9 @@ fn crash(
         None => {}
     }
     shared.crashing.store(true, Ordering::SeqCst);
+    if plan.disk.is_some() {
+        plan.setup.store.kill();
+    }
     mount.kill();
     failed.map_or(Ok(phases), Err)
 }
@@ -236,7 +245,7 @@ fn clean_up(plan: &Plan, writers: &mut [Writer<'_>], mount: Mount<'_>) -> Result
     writers.iter_mut().try_for_each(Writer::clear).map_err(text)?;
     let end = Instant::now() + SWEEP_MAX;
     loop {
-        let blocks = plan.setup.blocks().map_err(text)?;
+        let blocks = plan.setup.store.blocks().map_err(text)?;
         if blocks == 0 {
             break;
         }

@@ -1,4 +1,4 @@
-//! The command line: `kiseki format | mount | umount | status | info | fsck`.
+//! The command line: `kiseki format | mount | umount | status | info | fsck | bench`.
 //!
 //! Owns: arguments, texts, exit codes (0 done, 1 failed, 2 usage, 3 findings).
 //! Leaves to others: the work itself (one file a command), the mount (`crate::mount`), the core.
@@ -7,6 +7,7 @@
 //! error. A command that fails leaves everything as it was.
 
 mod access;
+mod bench;
 mod format;
 mod fsck;
 mod info;
@@ -65,6 +66,7 @@ enum Command {
     Status(status::StatusArgs),
     Info(info::InfoArgs),
     Fsck(fsck::FsckArgs),
+    Bench(bench::BenchArgs),
 }
 
 /// How to show the result.
@@ -100,6 +102,7 @@ fn run(command: Command) -> Outcome {
         Command::Status(args) => status::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Fsck(args) => fsck::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }
 
