@@ -182,6 +182,8 @@ fail_every_other() { control "bandwidth ${line}M\nfail every:2:503\n"; }
 start_minio
 "$target/release/delay" --listen 127.0.0.1:0 --to "$minio_url" --control "$work/control" >"$work/proxy.url" 2>"$work/proxy.log" &
 proxy=$!
+# Its end is no news.
+disown "$proxy"
 helpers=("$proxy")
 await "the proxy's address" 10 test -s "$work/proxy.url"
 format_volume minio "$(head -n 1 "$work/proxy.url")"
