@@ -20,7 +20,6 @@ use super::std;
 use super::upkeep::Guard;
 use super::wait::{Flight, flight, join_all, lock, timeout};
 use crate::env::{Env, ObjectStore, StoreError};
-use crate::errno::Errno;
 use crate::format::block::{BlockError, decode_head, head_len, object_key, object_len, verify_object};
 use crate::format::values::Volume;
 use crate::store::cache::{CacheShard, shard_of};
@@ -35,7 +34,25 @@ const DAMAGED_TRIES: u32 = 4;
 #[derive(Debug)]
 struct Shard {
     cache: CacheShard,
-    flights: BTreeMap<(SliceId, u32), Flight<Result<Bytes, Errno>>>,
+    flights: BTreeMap<(SliceId, u32), Flight<Result<Bytes, Unreadable>>>,
+}
+
+/// A block that could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unreadable {
+    pub(super) id: BlockId,
+    pub(super) fault: Fault,
+}
+
+/// Why a block could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Fault {
+    /// The store gave nothing.
+    #[error(transparent)]
+    Store(StoreError),
+    /// What the store gives is not the block.
+    #[error(transparent)]
+    Damaged(BlockError),
 }
 
 struct Inner<E: Env> {
@@ -87,7 +104,7 @@ impl<E: Env> Blocks<E> {
     }
 
     /// `[off, off + len)` of a block's payload.
-    pub(super) async fn read(&self, id: BlockId, off: u32, len: u32, fetch: Fetch) -> Result<Bytes, Errno> {
+    pub(super) async fn read(&self, id: BlockId, off: u32, len: u32, fetch: Fetch) -> Result<Bytes, Unreadable> {
         if fetch == Fetch::Part && id.len > WHOLE_MAX && len < id.len / 4 {
             if let Some(bytes) = self.cached(id, off, len) {
                 return Ok(bytes);
@@ -121,7 +138,7 @@ impl<E: Env> Inner<E> {
         &self.shards[shard_of(id.slice, id.index, self.shards.len())]
     }
 
-    async fn whole(&self, id: BlockId) -> Result<Bytes, Errno> {
+    async fn whole(&self, id: BlockId) -> Result<Bytes, Unreadable> {
         let key = (id.slice, id.index);
         loop {
             self.env.pause().await;
@@ -155,7 +172,7 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    async fn fetch_whole(&self, id: BlockId) -> Result<Bytes, Errno> {
+    async fn fetch_whole(&self, id: BlockId) -> Result<Bytes, Unreadable> {
         let len = object_len(self.frame_size, id.len);
         self.patiently(id, async || {
             let object = self.env.objects().get(&object_key(id), 0..len).await.map_err(Fault::Store)?;
@@ -165,7 +182,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Fetches the frames around `[off, off + len)`, and the head that verifies them.
-    async fn fetch_part(&self, id: BlockId, off: u32, len: u32) -> Result<Bytes, Errno> {
+    async fn fetch_part(&self, id: BlockId, off: u32, len: u32) -> Result<Bytes, Unreadable> {
         let head = head_len(self.frame_size, id.len);
         let first = off / self.frame_size;
         let from = first * self.frame_size;
@@ -185,7 +202,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Tries until the answer is good, damage is certain or the time is up.
-    async fn patiently<F>(&self, id: BlockId, attempt: impl Fn() -> F) -> Result<Bytes, Errno>
+    async fn patiently<F>(&self, id: BlockId, attempt: impl Fn() -> F) -> Result<Bytes, Unreadable>
     where
         F: Future<Output = Result<Bytes, Fault>>,
     {
@@ -198,33 +215,16 @@ impl<E: Env> Inner<E> {
                 Some(Err(fault)) => fault,
                 None => Fault::Store(StoreError::Retry),
             };
-            let object = object_key(id);
             match fault {
                 Fault::Damaged(_) | Fault::Store(StoreError::Short) if damaged + 1 < DAMAGED_TRIES => damaged += 1,
                 Fault::Store(StoreError::Retry | StoreError::Full) if self.env.now() < deadline => {}
-                Fault::Store(StoreError::Retry | StoreError::Full) => {
-                    tracing::warn!(object, "the object store did not answer in time");
-                    return Err(Errno::EIO);
-                }
-                Fault::Damaged(error) => {
-                    tracing::error!(object, %error, "a block is damaged");
-                    return Err(Errno::EIO);
-                }
-                Fault::Store(error @ (StoreError::NotFound | StoreError::Short | StoreError::Denied)) => {
-                    tracing::error!(object, %error, "a block cannot be read");
-                    return Err(Errno::EIO);
-                }
+                Fault::Damaged(_) | Fault::Store(_) => return Err(Unreadable { id, fault }),
             }
             let delay = Duration::from_millis(10 << tries.min(8));
             tries += 1;
             self.env.sleep_until(self.env.now() + delay).await;
         }
     }
-}
-
-enum Fault {
-    Store(StoreError),
-    Damaged(BlockError),
 }
 
 /// Ends a flight: the block goes into the cache, the flight out of the table, also if the fetch was dropped.

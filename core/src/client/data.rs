@@ -6,6 +6,7 @@
 //! log is synced past them. Promise 5 is kept by `File::error_since` and `OpenFile::seen`. Promise 7: every wait here
 //! has a deadline.
 
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -14,13 +15,14 @@ use core::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use super::blocks::Fetch;
+use super::blocks::{Fault, Fetch, Unreadable};
 use super::files::{Cell, Handle, OpenFile, OpenFlags};
 use super::wait::{join_all, lock, timeout};
 use super::{Client, Shared};
-use crate::env::Env;
+use crate::env::{Env, StoreError};
 use crate::errno::Errno;
 use crate::file::{File, Segment};
+use crate::format::block::object_key;
 use crate::meta::{self, SetAttr};
 use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino};
 
@@ -136,12 +138,18 @@ impl<E: Env> Client<E> {
         if let [Segment::Block { id, off, len }] = segments[..] {
             // The common case, without a list of futures.
             let bytes = match shared.blocks.cached(id, off, len) {
-                Some(bytes) => bytes,
-                None => shared.blocks.read(id, off, len, fetch).await?,
+                Some(bytes) => Ok(bytes),
+                None => shared.blocks.read(id, off, len, fetch).await,
             };
-            return Ok(ReadData { segments: Vec::from([bytes]) });
+            return match bytes {
+                Ok(bytes) => Ok(ReadData { segments: Vec::from([bytes]) }),
+                Err(unreadable) => Err(shared.unreadable(file.cell.ino, unreadable).await),
+            };
         }
-        shared.collect(segments, fetch).await
+        match shared.collect(segments, fetch).await {
+            Ok(data) => Ok(data),
+            Err(unreadable) => Err(shared.unreadable(file.cell.ino, unreadable).await),
+        }
     }
 
     /// fsync(2), fdatasync(2): everything accepted for the file is durable, with its attributes and names.
@@ -394,7 +402,25 @@ impl<E: Env> Shared<E> {
         Fetch::Whole
     }
 
-    async fn collect(&self, segments: Vec<Segment>, fetch: Fetch) -> Result<ReadData, Errno> {
+    /// Logs which file a reader could not read, and why; returns what the reader is told.
+    async fn unreadable(&self, ino: Ino, unreadable: Unreadable) -> Errno {
+        let object = object_key(unreadable.id);
+        let path = self.read(|read| meta::lookup::path_of(read, ino)).await;
+        // A file that was unlinked has none.
+        let file = path.map_or("(unlinked)".into(), |path| String::from_utf8_lossy(&path).into_owned());
+        match unreadable.fault {
+            Fault::Store(StoreError::Retry | StoreError::Full) => {
+                tracing::warn!(file, ino = ino.0, object, "the object store did not give a block in time");
+            }
+            fault @ (Fault::Damaged(_)
+            | Fault::Store(StoreError::NotFound | StoreError::Short | StoreError::Denied)) => {
+                tracing::error!(file, ino = ino.0, object, error = %fault, "a block cannot be read");
+            }
+        }
+        Errno::EIO
+    }
+
+    async fn collect(&self, segments: Vec<Segment>, fetch: Fetch) -> Result<ReadData, Unreadable> {
         let blocks = segments.iter().filter_map(|segment| match *segment {
             Segment::Block { id, off, len } => Some(self.blocks.read(id, off, len, fetch)),
             Segment::Bytes(_) | Segment::Zeros(_) => None,
