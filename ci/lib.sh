@@ -73,7 +73,11 @@ mounts_under() { awk -v d="$1" '$5 == d || index($5, d "/") == 1 { print $5 }' /
 helpers=()
 
 # Whether a process is there and not a zombie.
-alive() { { IFS= read -r -d '' _ <"/proc/$1/cmdline"; } 2>/dev/null; }
+alive() {
+    local stat
+    read -r stat 2>/dev/null <"/proc/$1/stat" || return 1
+    case ${stat##*) } in Z* | X*) return 1 ;; esac
+} 2>/dev/null
 
 # kill -9, if the number still belongs to a process of this script; of its group, if it leads one.
 end_process() {

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Cuts the power of the disk that holds metadata and store (ext4 on a loop device, shut down without flushing), under
+# Cuts the power of the disks that hold metadata and store (ext4 on loop devices, shut down without flushing), under
 # the writers of ci/crash.sh; after each cut mounts again, compares with what the crash contract allows, and runs
 # `fsck --data`. Needs root.
 #
 #   ci/powercut.sh [file|minio] [--store file|minio] [--cuts N] [--seed S]     (default: file, 20 cuts, seed 1)
-#   ci/powercut.sh --no-fsync     every fsync of the mount does nothing: succeeds only if bytes were lost (file only)
+#   ci/powercut.sh [--store minio] --no-fsync     succeeds only if bytes were lost, when every fsync of the mount does
+#                                                 nothing; with minio: when MinIO runs without MINIO_FS_OSYNC
 #
-# With minio, the store is a MinIO of its own (built if it is not there): its drive is on that disk, and it ends with it.
+# With minio, the store is a MinIO of its own (built if it is not there), on a disk of its own: it ends with the power.
 #
 # Last line: powercut: cuts=N acked=N lost=N invented=N. Fails unless lost and invented are 0 (above 0 with --no-fsync).
 

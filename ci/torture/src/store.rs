@@ -32,6 +32,8 @@ pub(crate) struct Minio {
     log: PathBuf,
     port: u16,
     secret: String,
+    /// Whether an answered put is on disk.
+    osync: bool,
     process: RefCell<Option<Process>>,
 }
 
@@ -133,12 +135,12 @@ fn count(dir: &Path, counts: fn(&str) -> bool) -> io::Result<usize> {
 }
 
 impl Minio {
-    pub(crate) fn new(binary: PathBuf, drive: PathBuf, log: PathBuf) -> io::Result<Self> {
+    pub(crate) fn new(binary: PathBuf, drive: PathBuf, log: PathBuf, osync: bool) -> io::Result<Self> {
         let mut random = [0; 16];
         File::open("/dev/urandom")?.read_exact(&mut random)?;
         let secret = random.iter().map(|byte| format!("{byte:02x}")).collect();
         let port = free_port(u64::from_le_bytes(random.as_chunks::<8>().0[0]))?;
-        Ok(Self { binary, drive, log, port, secret, process: RefCell::new(None) })
+        Ok(Self { binary, drive, log, port, secret, osync, process: RefCell::new(None) })
     }
 
     /// Returns once it can store objects.
@@ -152,8 +154,8 @@ impl Minio {
         command.args(["--console-address", "127.0.0.1:0"]).arg(&self.drive).env_clear().env("HOME", &home);
         command.env("MINIO_ROOT_USER", VOLUME).env("MINIO_ROOT_PASSWORD", &self.secret);
         command.env("MINIO_BROWSER", "off").env("MINIO_UPDATE", "off").env("MINIO_CALLHOME_ENABLE", "off");
-        // Without it an answered put is not on disk yet: its own default loses objects at a power cut.
-        command.env("MINIO_FS_OSYNC", "on");
+        // Its default is off: an answered put is not on disk yet then.
+        command.env("MINIO_FS_OSYNC", if self.osync { "on" } else { "off" });
         command.stdin(Stdio::null()).stdout(log.try_clone().map_err(text)?).stderr(log);
         let mut process = Process::new(command.spawn().map_err(text)?);
         let end = Instant::now() + PATIENCE;
