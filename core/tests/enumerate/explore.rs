@@ -53,7 +53,7 @@ impl Plan {
     }
 }
 
-/// What was gone through.
+/// What was gone through so far.
 #[derive(Debug, Default)]
 pub(crate) struct Explorer {
     mistake: Option<Mistake>,
@@ -110,9 +110,10 @@ impl Explorer {
         self.crash_points.load(Ordering::Relaxed)
     }
 
-    /// The same, each counted once.
-    pub(crate) fn states(&self) -> usize {
-        self.seen.lock().expect("no thread panics while it holds it").len()
+    /// What was done so far. (states: of the crash points, each counted once)
+    pub(crate) fn summary(&self) -> String {
+        let states = self.seen.lock().expect("no thread panics with it").len();
+        format!("sequences={} crash_points={} states={states}", self.sequences(), self.crash_points())
     }
 
     /// Goes through a plan with `threads` threads; ends early with what is wrong.
@@ -133,7 +134,7 @@ impl Explorer {
                 });
             }
         });
-        match self.failure.lock().expect("no thread panics while it holds it").take() {
+        match self.failure.lock().expect("no thread panics with it").take() {
             Some((_, failure)) => Err(failure),
             None => Ok(()),
         }
@@ -164,7 +165,7 @@ impl Explorer {
                     Ok(course) => path.push((digit, course)),
                     Err(failure) => {
                         self.failed.store(true, Ordering::Relaxed);
-                        let mut lowest = self.failure.lock().expect("no thread panics while it holds it");
+                        let mut lowest = self.failure.lock().expect("no thread panics with it");
                         if lowest.as_ref().is_none_or(|(other, _)| number < *other) {
                             *lowest = Some((number, failure));
                         }
@@ -215,7 +216,7 @@ impl Explorer {
                 let more = u64::from(trail.crash_recovery);
                 let words = [hashes.at(seq), objects_hash, claim_hash, crash as u64, more];
                 let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-                if !self.seen.lock().expect("no thread panics while it holds it").insert(xxh3_128(&bytes)) {
+                if !self.seen.lock().expect("no thread panics with it").insert(xxh3_128(&bytes)) {
                     continue;
                 }
                 let mut kv = hashes.kv.clone();

@@ -49,23 +49,25 @@ fn every_crash_of_every_short_sequence_is_explained() {
     let explorer = Explorer::new(None);
     if !matches!(wanted.as_str(), "" | "full") {
         explorer.run_one(&sequence(&wanted)).unwrap_or_else(|failure| panic!("{failure}"));
-        println!("enumerate: {wanted}: right, crash_points={}", explorer.crash_points());
+        println!("enumerate: {wanted}: right, {}", explorer.summary());
         return;
     }
     let full = wanted == "full";
     for plan in plans(full) {
         explorer.run(&plan, threads()).unwrap_or_else(|failure| panic!("{failure}"));
+        if full {
+            println!("up to length {}: {}", plan.length, explorer.summary());
+        }
     }
-    let (sequences, points, states) = (explorer.sequences(), explorer.crash_points(), explorer.states());
-    println!("enumerate: sequences={sequences} crash_points={points} states={states}");
+    println!("enumerate: {}", explorer.summary());
 
     let (all, reduced) = (instances().len(), instances().iter().filter(|instance| instance.reduced).count());
     let ways = |instances: usize, length: u32| ((instances * After::ALL.len()) as u64).pow(length);
     let sampled = |ways: u64, stride: u64| if full { ways } else { ways.div_ceil(stride) };
     let pairs = sampled(ways(all, 2), STRIDE_PAIRS);
     let triples = sampled(ways(reduced, 3), STRIDE_TRIPLES);
-    assert_eq!(sequences, ways(all, 1) + pairs + triples);
-    assert!(sequences < points && (states as u64) < points);
+    assert_eq!(explorer.sequences(), ways(all, 1) + pairs + triples);
+    assert!(explorer.sequences() < explorer.crash_points());
 }
 
 /// The choices that `text` names.
