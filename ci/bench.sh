@@ -79,7 +79,7 @@ if [ -n "$table" ]; then
     [ -r "$table" ] || die "cannot read $table"
     jq -r "$library"'
         def people: {local: "local disk", null: "null FUSE", kiseki: "Kiseki, local folder", minio: "Kiseki, MinIO",
-            delayed: "Kiseki, MinIO \(.settings.latency) away"}[.system];
+            delayed: "Kiseki, MinIO, \(.settings.latency | sub("ms"; " ms")) away"}[.system];
         def line: "| " + join(" | ") + " |";
         def rule($text): [range($text)] | map("---:") | . as $right | "|---|---:|" + ($right | join("|")) + "|";
         . as $all
@@ -90,14 +90,16 @@ if [ -n "$table" ]; then
           (across("jbench")[] | . as $row
             | ["\(.row | words), \(.unit)", "\(.threads)"] + ($systems | map($row.of[.].median | figure)) + [.of.kiseki.ratio_to_null | digits(2)] | line),
           "",
-          ([""] + ["threads"] + heads($stores) + ["puts, gets"] | line), rule(($stores | length) + 1),
+          ([""] + ["threads"] + heads($stores) + ["puts, gets (\(if $systems | index("minio") then "MinIO" else "folder" end))"] | line), rule(($stores | length) + 1),
           (across("kiseki bench")[] | . as $row | (.of.minio // .of.kiseki).requests as $requests
             | ["\(.row | words)\(if .account then ": \(.account)" else "" end), \(.unit)", "\(.threads)"]
               + ($stores | map($row.of[.].median | figure)) + [$requests | if . then "\(.puts), \(.gets)" else "" end] | line),
           "",
           "\(.date[:10]), \(.machine.cpu), \(.machine.cores) cores, \(.machine.memory_bytes / 1073741824 | round) GiB, Linux \(.machine.kernel). "
             + "Medians of \(.settings.rounds) rounds (`kiseki bench`: \(.settings.bench_rounds)). "
-            + "Peak memory of the mounts: " + (.peak_memory_bytes | to_entries | map("\(.key) \(.value / 1048576 | round) MiB") | join(", ")) + "."
+            + "Peak memory of the mounts: " + (.peak_memory_bytes | to_entries | map("\(.key) \(.value / 1048576 | round) MiB") | join(", ")) + ". "
+            + "What was written a moment ago is read from the mount\u0027s own cache as far as that holds it."
+            + if .versions.minio then " MinIO syncs the whole machine at each put (`MINIO_FS_OSYNC=on`)." else "" end
     ' "$table" || die "$table is not a file of --json"
     exit 0
 fi
@@ -135,6 +137,8 @@ start_delay() {
     "$target/release/delay" --listen 127.0.0.1:0 --to "$minio_url" --latency "$latency" --bandwidth "$bandwidth" \
         --control "$work/delay.control" >"$work/delay.out" 2>"$work/delay.log" &
     helpers+=("$!")
+    # Its end is no news.
+    disown
     for _ in $(seq 100); do
         far=$(head -n 1 "$work/delay.out")
         [ -z "$far" ] || return 0
@@ -232,11 +236,12 @@ for name in "${mounted[@]}"; do
 done
 
 cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
+memory_kib=$(awk '/^MemTotal:/ { print $2 }' /proc/meminfo)
 # Raw input: the tab-separated lines. Of the requests of all rounds, those of the last.
 jq -Rn --argjson peaks "$peaks" --argjson rounds "$rounds" --argjson bench_rounds "$bench_rounds" \
     --arg short "$short" --arg latency "$latency" --arg bandwidth "$bandwidth" --arg minio "$([ -z "$minio" ] || cat "$tools/bin/minio.version")" \
     --arg date "$(date -u +%Y-%m-%dT%H:%M:%SZ)" --arg cpu "${cpu:-$(uname -m)}" --argjson cores "$(nproc)" \
-    --argjson memory "$(awk '/^MemTotal:/ { printf "%d", $2 * 1024 }' /proc/meminfo)" --arg kernel "$(uname -r)" \
+    --argjson memory "$((memory_kib * 1024))" --arg kernel "$(uname -r)" \
     --arg version "$("$kiseki" --version)" --arg revision "$(git -C "$root" rev-parse --short HEAD 2>/dev/null || true)" \
     --arg systems "${systems[*]}" "$library"'
     [inputs | split("\t") | {driver: .[0], system: .[1], row: .[2], account: (.[3] | if . == "null" then null else . end),

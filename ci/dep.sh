@@ -81,7 +81,7 @@ go_found() { { go env GOVERSION || /usr/local/go/bin/go env GOVERSION; } 2>/dev/
 # Go as a package. Debian 12's own is too old, the one in its backports is not; these are asked this one time, the list
 # of sources stays as it is.
 install_go() {
-    local candidate codename options=()
+    local candidate codename mirror options=()
     command -v apt-get >/dev/null || die "Go $go_wanted or newer is needed (found: ${1:-none}): https://go.dev/dl"
     as_root "${apt[@]}" update -qq || die "apt-get update failed"
     candidate=$(apt-cache policy golang-go | sed -n 's/^ *Candidate: \([0-9]*:\)\{0,1\}\([0-9.]*\).*/\2/p')
@@ -92,14 +92,17 @@ install_go() {
     codename=$(sed -n "s/^VERSION_CODENAME=//p" /etc/os-release)
     [ "$codename" = bookworm ] ||
         die "Go $go_wanted or newer is needed (found: ${1:-none}), the package here is ${candidate:-none}: https://go.dev/dl"
+    # From where this machine has its packages.
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $codename" | head -n 1)
+    [ -n "$mirror" ] || die "Go $go_wanted or newer is needed, and apt-get knows no mirror of $codename: https://go.dev/dl"
     lists=$(mktemp -d)
     trap 'as_root rm -rf "$lists"' EXIT # apt's files in it are root's
     # Readable for the user that apt drops to.
     chmod 755 "$lists"
     mkdir -p "$lists/parts" "$lists/lists/partial"
     {
-        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $codename main"
-        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $codename-backports main"
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $codename main"
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $codename-backports main"
     } >"$lists/sources.list"
     options=(-o "Dir::Etc::sourcelist=$lists/sources.list" -o "Dir::Etc::sourceparts=$lists/parts" -o "Dir::State::lists=$lists/lists")
     echo "-- installing golang-go from $codename-backports (the one of $codename is ${candidate:-missing}, $go_wanted is needed)" >&2

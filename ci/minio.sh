@@ -7,7 +7,7 @@
 #
 # It listens on 127.0.0.1:9000 and keeps everything under ~/.kiseki/minio: `drive` (the data), `minio.log`, `minio.pid`.
 # KISEKI_ACCESS_KEY and KISEKI_SECRET_KEY are its credentials (kiseki and kiseki-secret, for this machine alone).
-# A second start says that it runs already. Building takes a few minutes and needs Go 1.24 or newer.
+# A second start says that it runs already. Building takes a few minutes and needs Go 1.21 or newer.
 #
 # For tests:
 #   ci/minio.sh start --data DIR --port PORT [--no-osync]   prints `url=URL pid=PID` alone; port 0: any that is free
@@ -30,14 +30,15 @@ build_minio() {
     [ ! -x "$minio" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$version" ] || return 0
     local go found
     go=$(command -v go || command -v /usr/local/go/bin/go) ||
-        die "MinIO is built from source: install Go (https://go.dev/dl), 1.24 or newer"
+        die "MinIO is built from source: install Go (https://go.dev/dl), 1.21 or newer"
     found=$("$go" env GOVERSION)
-    [ "$(printf '%s\n' go1.24 "$found" | sort -V | head -n 1)" = go1.24 ] ||
-        die "MinIO is built from source: install Go (https://go.dev/dl), 1.24 or newer (found: $found)"
+    [ "$(printf '%s\n' go1.21 "$found" | sort -V | head -n 1)" = go1.21 ] ||
+        die "MinIO is built from source: install Go (https://go.dev/dl), 1.21 or newer (found: $found)"
     say "building MinIO $version into $tools/bin (a few minutes)"
     mkdir -p "$tools/bin"
     # From the root folder, without the user's flags: neither a module nor a vendor folder around it is meant for it.
-    (cd / && env GOBIN="$tools/bin" GOFLAGS=-trimpath CGO_ENABLED=0 "$go" install "github.com/minio/minio@$version") >"$tools/minio-build.log" 2>&1 ||
+    # An older Go fetches the one that it asks for.
+    (cd / && env GOBIN="$tools/bin" GOFLAGS=-trimpath CGO_ENABLED=0 GOTOOLCHAIN=auto "$go" install "github.com/minio/minio@$version") >"$tools/minio-build.log" 2>&1 ||
         { tail -n 20 "$tools/minio-build.log" >&2; die "cannot build MinIO $version"; }
     echo "$version" >"$stamp"
 }

@@ -100,7 +100,7 @@ fn not_stored(mount: &place::MountEntry, text: &str) -> Failure {
         Some(mounted) => (
             format!("{} in {} files", show_size(mounted.dirty_bytes), mounted.dirty_files),
             match mounted.store.ok {
-                true => text.to_owned(),
+                true => format!("{text} (the objects are at {})", mounted.store.place),
                 false => format!("the object store at {} {}", mounted.store.place, failing(&mounted.store)),
             },
         ),

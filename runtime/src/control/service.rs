@@ -99,9 +99,17 @@ impl<E: Env> Service for MountService<E> {
     }
 
     fn sync(&self, stop: &Stop) -> Result<(), ServiceError> {
-        self.wait_for(stop, self.client.sync()).map_err(|error| match self.store_error() {
-            Some(why) => ServiceError { text: format!("{}; the object store: {why}", error.text), ..error },
-            None => error,
+        self.wait_for(stop, self.client.sync()).map_err(|error| {
+            let uploads = || self.handle.block_on(self.client.status()).map_or(0, |status| status.uploads);
+            let why = self.store_error().or_else(|| match uploads() {
+                0 => None,
+                // Their deadlines are over a moment after that of the whole.
+                count => Some(format!("{count} puts are not answered yet")),
+            });
+            match why {
+                Some(why) => ServiceError { text: format!("{}; the object store: {why}", error.text), ..error },
+                None => error,
+            }
         })
     }
 

@@ -71,7 +71,9 @@ pub enum ObjectsError {
         text: String,
     },
     /// The keys may not do this.
-    #[error("{place} denies access: the keys may not {verb} there ({text}); let them get, put, delete and list objects")]
+    #[error(
+        "{place} denies access: the keys may not {verb} there ({text}); let them get, put, delete and list objects"
+    )]
     Denied {
         /// The store.
         place: String,

@@ -185,19 +185,12 @@ impl Failure {
             }
             cause = error.source();
         }
-        if let Some(errno) = os_error(failure) {
-            let kind = match (Kind::of_errno(errno), failure.kind()) {
-                (Kind::Broken, ErrorKind::NotFound) => Kind::NotFound,
-                (Kind::Broken, ErrorKind::PermissionDenied) => Kind::Denied,
-                (kind, _) => kind,
-            };
-            return Self::new(kind, failure.to_string());
-        }
-        let kind = match failure.kind() {
-            ErrorKind::NotFound => Kind::NotFound,
-            ErrorKind::RangeNotSatisfied => Kind::Short,
-            ErrorKind::PermissionDenied => Kind::Denied,
-            _ => Kind::Broken,
+        let kind = match (os_error(failure).map(Kind::of_errno), failure.kind()) {
+            (Some(kind @ (Kind::Full | Kind::Denied)), _) => kind,
+            (_, ErrorKind::NotFound) => Kind::NotFound,
+            (_, ErrorKind::RangeNotSatisfied) => Kind::Short,
+            (_, ErrorKind::PermissionDenied) => Kind::Denied,
+            (_, _) => Kind::Broken,
         };
         Self::new(kind, failure.to_string())
     }

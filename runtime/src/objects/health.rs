@@ -100,7 +100,13 @@ struct Report {
 
 impl Health {
     /// Notes how a request ended, with the bytes that it moved, and says what that means to the client.
-    pub(super) fn note<T>(&self, verb: Verb, key: &str, bytes: u64, result: Result<T, Failure>) -> Result<T, StoreError> {
+    pub(super) fn note<T>(
+        &self,
+        verb: Verb,
+        key: &str,
+        bytes: u64,
+        result: Result<T, Failure>,
+    ) -> Result<T, StoreError> {
         let add = |counter: &AtomicU64, count| counter.fetch_add(count, Ordering::Relaxed);
         match verb {
             Verb::Put => add(&self.puts, 1),

@@ -46,11 +46,11 @@ pub(super) fn client(place: &S3Place) -> Result<reqwest::Client, ObjectsError> {
     if is_loopback(&place.endpoint) {
         // The proxies of the environment are for the way out.
         builder = builder.no_proxy();
-        if place.host_style {
-            // Names below localhost are this machine (RFC 6761, 6.3), which not every resolver knows.
-            let host = Url::parse(&place.endpoint).ok();
-            let host = host.as_ref().and_then(Url::host_str).unwrap_or_default();
-            builder = builder.resolve(&format!("{}.{host}", place.bucket), (Ipv4Addr::LOCALHOST, 0).into());
+        // Names below localhost are this machine (RFC 6761, 6.3), which not every resolver knows.
+        for name in [url_host(&place.endpoint), format!("{}.{}", place.bucket, url_host(&place.endpoint))] {
+            if name.ends_with(".localhost") {
+                builder = builder.resolve(&name, (Ipv4Addr::LOCALHOST, 0).into());
+            }
         }
     }
     if !place.endpoint.starts_with("https:") {
@@ -69,9 +69,12 @@ pub(super) fn client(place: &S3Place) -> Result<reqwest::Client, ObjectsError> {
     builder.build().map_err(|error| ObjectsError::Setup(chain(&error)))
 }
 
+fn url_host(endpoint: &str) -> String {
+    Url::parse(endpoint).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default()
+}
+
 fn is_loopback(endpoint: &str) -> bool {
-    let url = Url::parse(endpoint).ok();
-    let host = url.as_ref().and_then(Url::host_str).unwrap_or_default();
+    let host = url_host(endpoint);
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
     host == "localhost" || host.ends_with(".localhost") || address.is_ok_and(|address| address.is_loopback())
 }

@@ -132,6 +132,15 @@ impl Objects {
         found.await.map_err(|error| ObjectsError::Setup(error.to_string()))?
     }
 
+    /// How many puts (deletes among them) and how many gets (lists among them) may be under way at once: fewer than
+    /// usual while the store asks to slow down.
+    pub fn windows(&self) -> (usize, usize) {
+        match &self.store {
+            Store::Folder(_) => (PUTS_MAX, GETS_MAX),
+            Store::S3(s3) => s3.windows(),
+        }
+    }
+
     /// Number of barrier rounds made so far: how well callers are grouped.
     pub fn barrier_rounds(&self) -> u64 {
         match &self.store {

@@ -289,7 +289,8 @@ mod tests {
             while pace.allowed() < 4 {
                 pace.enter().await.end(Outcome::Fine);
             }
-            let all: Vec<Pass> = [pace.enter().await, pace.enter().await, pace.enter().await, pace.enter().await].into();
+            let all: Vec<Pass> =
+                [pace.enter().await, pace.enter().await, pace.enter().await, pace.enter().await].into();
             assert!(enters(&pace).await.is_none());
             drop(all);
         });

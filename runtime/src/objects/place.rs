@@ -242,7 +242,9 @@ impl Options {
                     "host" => options.style.replace(Style::Host).is_some(),
                     _ => return Err("has a style= that is neither path nor host".into()),
                 },
-                "ca" if !value.starts_with('/') => return Err("has a ca= that is not the absolute path of a file".into()),
+                "ca" if !value.starts_with('/') => {
+                    return Err("has a ca= that is not the absolute path of a file".into());
+                }
                 "ca" => options.ca.replace(PathBuf::from(&*value)).is_some(),
                 // Its value could be a key.
                 other => return Err(format!("has the unknown option {other}=")),
@@ -309,13 +311,17 @@ fn plain(byte: u8) -> bool {
 fn check_bucket(bucket: &str, style: Style) -> Result<(), String> {
     let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
     if bucket.len() < 3 || bucket.len() > 63 || !edge(bucket.chars().next()) || !edge(bucket.chars().last()) {
-        return Err(format!("names the bucket \"{bucket}\"; a bucket has 3 to 63 letters, digits, dots and inner dashes"));
+        return Err(format!(
+            "names the bucket \"{bucket}\"; a bucket has 3 to 63 letters, digits, dots and inner dashes"
+        ));
     }
     if style == Style::Host && bucket.contains('.') {
         return Err(format!("has the bucket \"{bucket}\" in the host name, where it may have no dots: use style=path"));
     }
     if bucket.ends_with("--x-s3") {
-        return Err("names a directory bucket, which lists its objects in no order: use a general purpose bucket".into());
+        return Err(
+            "names a directory bucket, which lists its objects in no order: use a general purpose bucket".into()
+        );
     }
     Ok(())
 }
@@ -441,7 +447,11 @@ mod tests {
             ("s3", "https://s3.eu-west-1.amazonaws.com/kiseki?style=host", "no bucket in the host name"),
             ("s3", "https://kiseki.s3.eu-west-1.amazonaws.com?style=path", "kiseki is in the host name"),
             ("s3", "https://ki.seki.s3.eu-west-1.amazonaws.com", "no dots: use style=path"),
-            ("s3", "https://kiseki.s3.eu-west-1.amazonaws.com?region=eu-west-2", "two regions, eu-west-1 and eu-west-2"),
+            (
+                "s3",
+                "https://kiseki.s3.eu-west-1.amazonaws.com?region=eu-west-2",
+                "two regions, eu-west-1 and eu-west-2",
+            ),
             ("s3", "s3://kiseki--use1-az4--x-s3", "directory bucket"),
             ("s3", "http://host/kiseki//p", "two slashes"),
             ("s3", "s3://kiseki/a/../b", "\".\" or \"..\""),

@@ -164,6 +164,11 @@ impl S3 {
         Ok(ObjectPage { keys, next })
     }
 
+    /// How many puts and how many gets may be under way.
+    pub(super) fn windows(&self) -> (usize, usize) {
+        (self.puts.allowed(), self.gets.allowed())
+    }
+
     /// Whether the place can be used as it was opened. Waits no longer than a person would.
     pub(super) async fn probe(&self) -> Result<(), ObjectsError> {
         let deadline = Instant::now() + PROBE_TIMEOUT;

@@ -26,6 +26,9 @@ use hyper::body::{Body, Frame, Incoming};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use kiseki::objects::{Credentials, Place};
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use s3s::auth::SimpleAuth;
 use s3s::host::MultiDomain;
 use s3s::service::{S3Service, S3ServiceBuilder};
@@ -34,9 +37,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// The one bucket.
 pub const BUCKET: &str = "kiseki";
@@ -68,6 +68,10 @@ pub struct Faults {
     pub retry_after: Option<u64>,
     /// Requests are accepted, and answered only once this is false again.
     pub hang: bool,
+    /// The same of puts and deletes alone.
+    pub hang_writes: bool,
+    /// A byte in the middle of what is put is another one when it arrives.
+    pub flip_puts: bool,
     /// GETs of objects end early.
     pub cut_bodies: Cut,
     /// A byte in the middle of what a GET of an object returns is another one.
@@ -271,7 +275,7 @@ impl Drop for S3Server {
 fn acceptor() -> TlsAcceptor {
     let chain = CertificateDer::pem_slice_iter(include_bytes!("server.pem")).map(|cert| cert.expect("a certificate"));
     let key = PrivateKeyDer::from_pem_slice(include_bytes!("server.key")).expect("a key");
-    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let config = config.expect("protocol versions").with_no_client_auth().with_single_cert(chain.collect(), key);
     TlsAcceptor::from(Arc::new(config.expect("a certificate that fits the key")))
@@ -287,10 +291,11 @@ async fn serve(shared: Arc<Shared>, listener: std::net::TcpListener, tls: Option
             match tls {
                 None => connection(shared, stream).await,
                 // A client that does not trust the certificate goes away here.
-                Some(tls) => match tls.accept(stream).await {
-                    Ok(stream) => connection(shared, stream).await,
-                    Err(_) => {}
-                },
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        connection(shared, stream).await;
+                    }
+                }
             }
         });
     }
@@ -314,11 +319,13 @@ impl Shared {
         self.asked.lock().expect("the log").push(asked);
         let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
         let mut changes = self.faults.subscribe();
-        let faults = changes.wait_for(|faults| !faults.hang).await.expect("the server is there").clone();
+        let is_write = matches!(verb, "put" | "delete");
+        let hangs = |faults: &Faults| faults.hang || (is_write && faults.hang_writes);
+        let faults = changes.wait_for(|faults| !hangs(faults)).await.expect("the server is there").clone();
         tokio::time::sleep(faults.slow).await;
         let refusal = if faults.every_nth_503 > 0 && number.is_multiple_of(faults.every_nth_503) {
             Some((503, "SlowDown"))
-        } else if faults.deny_writes && matches!(verb, "put" | "delete") {
+        } else if faults.deny_writes && is_write {
             Some((403, "AccessDenied"))
         } else if bucket_gone {
             Some((404, "NoSuchBucket"))
@@ -330,13 +337,23 @@ impl Shared {
             let _ = request.into_body().collect().await;
             return refuse(status, code, faults.retry_after);
         }
-        let answer = match self.service.call(request.map(s3s::Body::from)).await {
+        let (head, body) = request.into_parts();
+        let body = match faults.flip_puts && verb == "put" {
+            false => s3s::Body::from(body),
+            true => {
+                let mut bytes = body.collect().await.map(|whole| whole.to_bytes().to_vec()).unwrap_or_default();
+                let half = bytes.len() / 2;
+                bytes[half] ^= 1;
+                s3s::Body::from(Bytes::from(bytes))
+            }
+        };
+        let answer = match self.service.call(Request::from_parts(head, body)).await {
             Ok(answer) => answer,
             Err(error) => return refuse(500, &format!("{error:?}"), None),
         };
         let (parts, body) = answer.into_parts();
         if verb != "get" || !parts.status.is_success() || (faults.cut_bodies == Cut::Whole && !faults.flip) {
-            return Response::from_parts(parts, body.map_err(Error::from).boxed_unsync());
+            return Response::from_parts(parts, body.boxed_unsync());
         }
         let mut bytes = body.collect().await.map(|whole| whole.to_bytes().to_vec()).unwrap_or_default();
         let half = bytes.len() / 2;
