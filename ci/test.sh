@@ -81,6 +81,7 @@ if [ -n "$full" ]; then
         step "real programs on MinIO" ci/tree.sh minio
         step "kills on MinIO" ci/crash.sh --store minio --kills 30 --seed 1
         step "power cuts on MinIO" ci/powercut.sh --store minio --cuts 10 --seed 1
+        step "power cuts, MinIO not syncing" ci/powercut.sh --store minio --no-fsync
         step "outages" ci/outage.sh 30
     fi
     step "fsx" ci/fsx.sh 100000 1 2 3
@@ -95,6 +96,7 @@ else
         step "real programs on MinIO" ci/tree.sh minio --short
         step "kills on MinIO" ci/crash.sh --store minio --kills 8 --seed 1
         step "power cuts on MinIO" ci/powercut.sh --store minio --cuts 3 --seed 1
+        step "power cuts, MinIO not syncing" ci/powercut.sh --store minio --no-fsync
         step "outages" ci/outage.sh 5
     fi
     step "fsx" ci/fsx.sh 10000 1 2
