@@ -52,6 +52,11 @@ s3_on_minio() (
     # shellcheck disable=SC2119
     start_minio
     KISEKI_TEST_S3=$minio_url/kiseki cargo test --release --locked -p kiseki --test s3 --test cli_s3
+    say "a clock that is an hour ahead"
+    if faketime -f +1h "$kiseki" format "$work/meta" skewed --storage minio --bucket "$minio_url/kiseki" 2>"$work/skewed.log"; then
+        die "MinIO takes requests of another time"
+    fi
+    grep -q 'differ too much' "$work/skewed.log" || die "the clocks are not named: $(cat "$work/skewed.log")"
 )
 
 # One profile for what contains RocksDB and what works with it, another for the rest: neither is built twice.
