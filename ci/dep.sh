@@ -93,6 +93,7 @@ install_go() {
     [ "$codename" = bookworm ] ||
         die "Go $go_wanted or newer is needed (found: ${1:-none}), the package here is ${candidate:-none}: https://go.dev/dl"
     # From where this machine has its packages.
+    # shellcheck disable=SC2016  # apt-get expands it
     mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $codename" | head -n 1)
     [ -n "$mirror" ] || die "Go $go_wanted or newer is needed, and apt-get knows no mirror of $codename: https://go.dev/dl"
     lists=$(mktemp -d)

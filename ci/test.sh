@@ -52,6 +52,11 @@ s3_on_minio() (
     # shellcheck disable=SC2119
     start_minio
     KISEKI_TEST_S3=$minio_url/kiseki cargo test --release --locked -p kiseki --test s3 --test cli_s3
+    say "a clock that is an hour ahead"
+    if faketime -f +1h "$kiseki" format "$work/meta" skewed --storage minio --bucket "$minio_url/kiseki" 2>"$work/skewed.log"; then
+        die "MinIO takes requests of another time"
+    fi
+    grep -q 'differ too much' "$work/skewed.log" || die "the clocks are not named: $(cat "$work/skewed.log")"
 )
 
 # One profile for what contains RocksDB and what works with it, another for the rest: neither is built twice.
@@ -81,6 +86,7 @@ if [ -n "$full" ]; then
         step "real programs on MinIO" ci/tree.sh minio
         step "kills on MinIO" ci/crash.sh --store minio --kills 30 --seed 1
         step "power cuts on MinIO" ci/powercut.sh --store minio --cuts 10 --seed 1
+        step "power cuts, MinIO not syncing" ci/powercut.sh --store minio --no-fsync
         step "outages" ci/outage.sh 30
     fi
     step "fsx" ci/fsx.sh 100000 1 2 3
@@ -95,6 +101,7 @@ else
         step "real programs on MinIO" ci/tree.sh minio --short
         step "kills on MinIO" ci/crash.sh --store minio --kills 8 --seed 1
         step "power cuts on MinIO" ci/powercut.sh --store minio --cuts 3 --seed 1
+        step "power cuts, MinIO not syncing" ci/powercut.sh --store minio --no-fsync
         step "outages" ci/outage.sh 5
     fi
     step "fsx" ci/fsx.sh 10000 1 2

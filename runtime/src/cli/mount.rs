@@ -72,7 +72,7 @@ pub(super) struct MountArgs {
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5m")]
     store_timeout: Duration,
     /// Objects that are put at once, at most
-    #[arg(long, value_name = "COUNT", value_parser = value_parser!(u16).range(1..=256), default_value = "16")]
+    #[arg(long, value_name = "COUNT", value_parser = value_parser!(u16).range(1..=64), default_value = "16")]
     max_uploads: u16,
     #[command(flatten)]
     address: Address,

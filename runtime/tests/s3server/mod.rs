@@ -95,7 +95,8 @@ pub struct Asked {
 }
 
 struct Shared {
-    folder: TempDir,
+    /// Of `S3Server::folder`.
+    root: PathBuf,
     service: S3Service,
     faults: watch::Sender<Faults>,
     asked: Mutex<Vec<Asked>>,
@@ -105,6 +106,8 @@ struct Shared {
 /// A running server. Dropping it ends it, with all its connections.
 pub struct S3Server {
     shared: Arc<Shared>,
+    /// Holds the bucket, and beside it what `s3s_fs` knows of the objects. Not shared: connections may outlive a test.
+    folder: TempDir,
     address: SocketAddr,
     tls: bool,
     stop: Option<oneshot::Sender<()>>,
@@ -137,7 +140,7 @@ impl S3Server {
             builder.build()
         };
         let shared = Arc::new(Shared {
-            folder,
+            root: folder.path().to_owned(),
             service,
             faults: watch::Sender::default(),
             asked: Mutex::default(),
@@ -152,10 +155,11 @@ impl S3Server {
                 runtime.spawn(serve(shared, listener, tls.then(acceptor)));
                 // Ends also when the server is dropped in a panic.
                 let _ = runtime.block_on(stopped);
-                runtime.shutdown_background();
+                // What still writes into the folder is waited for: it goes away next.
+                runtime.shutdown_timeout(Duration::from_secs(5));
             }
         });
-        Self { shared, address, tls, stop: Some(stop), thread: Some(thread) }
+        Self { shared, folder, address, tls, stop: Some(stop), thread: Some(thread) }
     }
 
     /// Scheme, host and port.
@@ -205,7 +209,7 @@ impl S3Server {
 
     /// The folder of the bucket.
     pub fn bucket(&self) -> PathBuf {
-        self.shared.folder.path().join(BUCKET)
+        self.folder.path().join(BUCKET)
     }
 
     /// The file of an object. `key` is the whole key: it begins with the name of the volume.
@@ -257,7 +261,7 @@ impl S3Server {
 
     /// Takes the bucket away, or brings it back.
     pub fn hide_bucket(&self, hidden: bool) {
-        let away = self.shared.folder.path().join("hidden-bucket");
+        let away = self.folder.path().join("hidden-bucket");
         let moved = if hidden { fs::rename(self.bucket(), away) } else { fs::rename(away, self.bucket()) };
         moved.expect("the bucket moves");
     }
@@ -314,7 +318,7 @@ impl Shared {
     async fn answer(&self, request: Request<Incoming>) -> Response<AnyBody> {
         let asked = Asked::of(&request);
         let verb = asked.verb;
-        let bucket_gone = !self.folder.path().join(BUCKET).is_dir()
+        let bucket_gone = !self.root.join(BUCKET).is_dir()
             || (asked.host.starts_with("127.0.0.1") && asked.path.split('/').nth(1) != Some(BUCKET));
         self.asked.lock().expect("the log").push(asked);
         let number = self.count.fetch_add(1, Ordering::Relaxed) + 1;
