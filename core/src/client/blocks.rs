@@ -28,6 +28,8 @@ use crate::types::{BlockId, SliceId, VolumeId};
 const SHARDS: usize = 16;
 /// Blocks up to this length are fetched whole whatever is asked of them: a round trip costs more.
 const WHOLE_MAX: u32 = 256 << 10;
+/// Bytes fetched ahead and not in the cache yet, at most: four blocks of 4 MiB for each of four readers.
+const AHEAD_MAX: u64 = 64 << 20;
 /// A damaged or short answer is asked for again so many times before it counts as damage of the object.
 const DAMAGED_TRIES: u32 = 4;
 
@@ -77,14 +79,16 @@ pub(super) enum Fetch {
 }
 
 impl<E: Env> Blocks<E> {
-    pub(super) fn new(env: E, volume: &Volume, cache_bytes: u64, timeout: Duration) -> Self {
+    /// `bytes` of memory, for the cache and for what is fetched ahead of its readers.
+    pub(super) fn new(env: E, volume: &Volume, bytes: u64, timeout: Duration) -> Self {
+        let ahead = (bytes / 4).min(AHEAD_MAX);
+        let cache = bytes - ahead;
         // A shard must hold what several readers have fetched ahead, or it evicts what was not read yet.
-        let count = (cache_bytes / (16 * u64::from(volume.geometry.block_size))).clamp(1, SHARDS as u64);
-        let shard = |_| Mutex::new(Shard { cache: CacheShard::new(cache_bytes / count), flights: BTreeMap::new() });
+        let count = (cache / (16 * u64::from(volume.geometry.block_size))).clamp(1, SHARDS as u64);
+        let shard = |_| Mutex::new(Shard { cache: CacheShard::new(cache / count), flights: BTreeMap::new() });
         let shards = (0..count).map(shard).collect();
         let frame_size = volume.geometry.frame_size;
-        // Half of the cache: what is fetched ahead should not push out what was.
-        let ahead = Budget::new(cache_bytes / 2);
+        let ahead = Budget::new(ahead);
         Self(Arc::new(Inner { env, volume: volume.id, frame_size, timeout, shards, ahead }))
     }
 
