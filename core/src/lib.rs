@@ -16,6 +16,7 @@ pub mod errno;
 pub mod file;
 pub mod format;
 pub mod kv;
+pub mod marks;
 pub mod meta;
 pub mod store;
 #[cfg(any(test, feature = "testkit"))]

@@ -22,6 +22,7 @@ use super::wait::{Flight, flight, join_all, lock, timeout};
 use crate::env::{Env, ObjectStore, StoreError};
 use crate::format::block::{BlockError, decode_head, head_len, object_key, object_len, verify_object};
 use crate::format::values::Volume;
+use crate::marks::{Mark, reached};
 use crate::store::cache::{CacheShard, shard_of};
 use crate::types::{BlockId, SliceId, VolumeId};
 
@@ -122,6 +123,7 @@ impl<E: Env> Blocks<E> {
             !shard.flights.contains_key(&(id.slice, id.index)) && shard.cache.get(id.slice, id.index).is_none()
         };
         if wanted && self.0.ahead.try_take(u64::from(id.len)) {
+            reached(Mark::FetchedAhead);
             let inner = self.0.clone();
             self.0.env.spawn(async move {
                 // Whoever reads the block asks again and gets the error.
@@ -148,7 +150,10 @@ impl<E: Env> Inner<E> {
                     return Ok(payload);
                 }
                 match shard.flights.get(&key) {
-                    Some(flight) => (Some(flight.wait()), None),
+                    Some(flight) => {
+                        reached(Mark::ReadJoinedFetch);
+                        (Some(flight.wait()), None)
+                    }
                     None => {
                         let (publisher, flight) = flight();
                         shard.flights.insert(key, flight);
@@ -213,10 +218,16 @@ impl<E: Env> Inner<E> {
             let fault = match timeout(&self.env, deadline, attempt()).await {
                 Some(Ok(bytes)) => return Ok(bytes),
                 Some(Err(fault)) => fault,
-                None => Fault::Store(StoreError::Retry),
+                None => {
+                    reached(Mark::GetOutOfTime);
+                    Fault::Store(StoreError::Retry)
+                }
             };
             match fault {
-                Fault::Damaged(_) | Fault::Store(StoreError::Short) if damaged + 1 < DAMAGED_TRIES => damaged += 1,
+                Fault::Damaged(_) | Fault::Store(StoreError::Short) if damaged + 1 < DAMAGED_TRIES => {
+                    reached(Mark::TornGetRetried);
+                    damaged += 1;
+                }
                 Fault::Store(StoreError::Retry | StoreError::Full) if self.env.now() < deadline => {}
                 Fault::Damaged(_) | Fault::Store(_) => return Err(Unreadable { id, fault }),
             }

@@ -19,10 +19,11 @@ use super::blocks::{Fault, Fetch, Unreadable};
 use super::files::{Cell, Handle, OpenFile, OpenFlags};
 use super::wait::{join_all, lock, timeout};
 use super::{Client, Shared};
-use crate::env::{Env, StoreError};
+use crate::env::{Env, MetaStore, StoreError};
 use crate::errno::Errno;
 use crate::file::{File, Segment};
 use crate::format::block::object_key;
+use crate::marks::{Mark, reached, reached_if};
 use crate::meta::{self, SetAttr};
 use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino};
 
@@ -159,8 +160,12 @@ impl<E: Env> Client<E> {
         let file = shared.files.handle(handle)?;
         report(&file, &lock(&file.cell.state).file)?;
         let seen = file.seen.load(Ordering::Acquire);
+        reached_if(Mark::FsyncOfNothing, || {
+            lock(&file.cell.state).file.is_clean() && shared.env.meta().synced() >= shared.env.meta().last()
+        });
         let flushed = shared.flush(&file.cell, seen, shared.deadline()).await;
-        if flushed.is_err() {
+        if let Err(errno) = flushed {
+            told(errno);
             // Told here; not again at the next call.
             file.seen.store(lock(&file.cell.state).file.error_count(), Ordering::Release);
         }
@@ -271,6 +276,7 @@ impl<E: Env> Shared<E> {
         self.press();
         let taken = timeout(&self.env, self.deadline(), take).await;
         self.waiting.fetch_sub(len, Ordering::AcqRel);
+        reached(if taken.is_some() { Mark::WriteWaitedForMemory } else { Mark::WriteGotNoMemory });
         taken.ok_or(Errno::EIO)
     }
 
@@ -309,6 +315,7 @@ impl<E: Env> Shared<E> {
         if self.pressed.swap(true, Ordering::AcqRel) {
             return;
         }
+        reached(Mark::MemoryPressed);
         let shared = self.clone();
         self.env.spawn(async move {
             let cells = shared.files.dirty();
@@ -337,6 +344,7 @@ impl<E: Env> Shared<E> {
     pub(super) fn flush_if_aged(self: &Arc<Self>, cell: &Arc<Cell>, before: Duration) {
         let aged = lock(&cell.state).file.flush_aged(before).is_some();
         if aged {
+            reached(Mark::FlushedByAge);
             self.drive(cell);
         }
         self.files.age(cell);
@@ -358,6 +366,7 @@ impl<E: Env> Shared<E> {
                 }
             }
             if timeout(&self.env, deadline, changed).await.is_none() {
+                reached(Mark::FlushOutOfTime);
                 tracing::warn!(ino = cell.ino.0, "a flush was not done in time; its bytes stay dirty");
                 return Err(Errno::EIO);
             }
@@ -404,6 +413,7 @@ impl<E: Env> Shared<E> {
 
     /// Logs which file a reader could not read, and why; returns what the reader is told.
     async fn unreadable(&self, ino: Ino, unreadable: Unreadable) -> Errno {
+        reached(Mark::UnreadableTold);
         let object = object_key(unreadable.id);
         let path = self.read(|read| meta::lookup::path_of(read, ino)).await;
         // A file that was unlinked has none.
@@ -465,7 +475,10 @@ impl<E: Env> Shared<E> {
             self.files.retire(&cell);
         }
         match self.mutate(|txn, ctx| meta::remove::reap(txn, ctx, ino, &given_up)).await {
-            Ok(()) => self.collector.kick(),
+            Ok(()) => {
+                reached(Mark::OrphanReaped);
+                self.collector.kick();
+            }
             Err(errno) => {
                 // The next mount finds the orphan, and the objects under the leases of this session.
                 self.unsure.store(true, Ordering::Release);
@@ -490,10 +503,19 @@ fn report(open: &OpenFile, file: &File) -> Result<(), Errno> {
     match file.error_since(open.seen.load(Ordering::Acquire)) {
         Some((count, errno)) => {
             open.seen.store(count, Ordering::Release);
+            told(errno);
             Err(errno)
         }
-        None => Ok(()),
+        None => {
+            reached_if(Mark::ErrorOldForHandle, || file.error_count() > 0);
+            Ok(())
+        }
     }
+}
+
+fn told(errno: Errno) {
+    reached(Mark::ErrorTold);
+    reached_if(Mark::NoSpaceTold, || errno == Errno::ENOSPC);
 }
 
 fn segment_len(segment: &Segment) -> u64 {

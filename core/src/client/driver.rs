@@ -22,6 +22,7 @@ use crate::errno::Errno;
 use crate::file::machine::{Action, CommitOutcome, PutOutcome};
 use crate::format::block::{LEASE_SLICES, encode_head, object_key};
 use crate::kv::OpError;
+use crate::marks::{Mark, reached};
 use crate::meta::{self, Change, Commit};
 use crate::types::{BlockId, SliceId};
 
@@ -66,6 +67,7 @@ impl<E: Env> Shared<E> {
                 }
             }
             Action::NeedId => self.env.spawn(async move {
+                reached(Mark::LeaseExhausted);
                 if let Err(errno) = shared.refill_slices().await {
                     tracing::warn!(?errno, "no lease of slice ids");
                     shared.env.sleep_until(shared.env.now() + Duration::from_millis(100)).await;
@@ -128,9 +130,13 @@ impl<E: Env> Shared<E> {
         self.env.at(point, Edge::End);
         self.env.pause().await;
         let outcome = match result {
+            Err(MetaError::Unknown) => {
+                reached(Mark::CommitUnknown);
+                CommitOutcome::Failed { errno: Errno::EIO, lasting: false }
+            }
             Ok(committed) => CommitOutcome::Applied { fresh: committed.value.applied },
             Err(MetaError::Op(OpError::Errno(Errno::ESTALE))) => CommitOutcome::Gone,
-            Err(MetaError::Retry | MetaError::Unknown | MetaError::Op(OpError::Kv(_))) => {
+            Err(MetaError::Retry | MetaError::Op(OpError::Kv(_))) => {
                 CommitOutcome::Failed { errno: Errno::EIO, lasting: false }
             }
             Err(error @ (MetaError::Op(OpError::Errno(_) | OpError::Damaged(_)) | MetaError::Failed)) => {

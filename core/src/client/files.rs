@@ -20,6 +20,7 @@ use super::wait::{Notify, lock};
 use crate::errno::Errno;
 use crate::file::File;
 use crate::file::readahead::Readahead;
+use crate::marks::{Mark, reached};
 use crate::types::Ino;
 
 const SHARDS: usize = 64;
@@ -146,6 +147,7 @@ impl Files {
             return Some(cell.clone());
         }
         if shard.retired != ticket {
+            reached(Mark::StaleMachineRefused);
             return None;
         }
         let state = Mutex::new(CellState { file: make(), pins: 1, timer: None, aging: false });

@@ -20,6 +20,7 @@ use crate::errno::Errno;
 use crate::format::block::{VOLUME_OBJECT, decode_marker};
 use crate::format::values::Volume;
 use crate::kv::{OpError, OpResult, Read, Txn};
+use crate::marks::{Mark, reached_if};
 use crate::meta::{self, OpCtx};
 use crate::types::{Geometry, SessionId};
 
@@ -184,6 +185,7 @@ impl<E: Env> Client<E> {
             .mutate(|txn, _| if unsure { meta::session::fence(txn, session) } else { meta::session::end(txn, session) })
             .await;
         ended.map_err(left)?;
+        reached_if(Mark::UnmountUnsure, || unsure);
         shared.sync_meta().await.map_err(left)
     }
 
@@ -278,7 +280,8 @@ impl<E: Env> Shared<E> {
         self.refill_inodes().await.map_err(failed)?;
         self.refill_slices().await.map_err(failed)?;
         self.refresh_usage().await.map_err(failed)?;
-        self.collector.reap_orphans().await?;
+        let reaped = self.collector.reap_orphans().await?;
+        reached_if(Mark::OrphanReapedAtMount, || reaped > 0);
         let leases = self.env.meta().read(|read| meta::session::leases(read)).await?;
         let ended = leases.into_iter().filter(|(_, owner)| *owner != session).map(|(ids, _)| ids);
         self.collector.adopt(ended.collect());

@@ -14,6 +14,7 @@ use super::{Client, Shared};
 use crate::env::{Edge, Env, Point};
 use crate::errno::Errno;
 use crate::kv::{OpError, Read};
+use crate::marks::{Mark, reached, reached_if};
 use crate::meta::{self, DirEntry, New, Removed, RenameMode, SetAttr, XattrMode};
 use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino, SYMLINK_MAX};
 
@@ -105,6 +106,7 @@ impl<E: Env> Client<E> {
         if let Ok(cell) = shared.files.pin(ino) {
             let dirty = lock(&cell.state).file.dirty_since().is_some();
             if dirty {
+                reached(Mark::AttributesInOrder);
                 shared.set_attr(&cell, &set);
             }
             let attr = if dirty { Some(shared.getattr(ino).await) } else { None };
@@ -243,11 +245,16 @@ impl<E: Env> Client<E> {
                     return Ok(());
                 }
                 Err(wanted) => {
+                    reached_if(Mark::ExchangeOfDirty, || {
+                        wanted.iter().all(|ino| ino.is_some() && shared.is_dirty(*ino)) && wanted[0] != wanted[1]
+                    });
                     shared.env.at(Point::RenameOver, Edge::Begin);
                     if let Err(errno) = shared.settle(wanted).await {
+                        reached(Mark::RenameOverOutOfTime);
                         shared.env.at(Point::RenameOver, Edge::End);
                         return Err(errno);
                     }
+                    reached(Mark::RenameOverWaited);
                     settled = wanted;
                 }
             }
@@ -343,9 +350,10 @@ impl<E: Env> Shared<E> {
                     if state.file.version() == version.unwrap_or(0) {
                         return Ok(state.file.overlay_attr(attr));
                     }
+                    reached(Mark::StaleAttributesRefused);
                 }
                 (None, now_retired) if now_retired == retired => return Ok(attr),
-                (Some(_) | None, _) => {}
+                (Some(_) | None, _) => reached(Mark::StaleAttributesRefused),
             }
         }
     }

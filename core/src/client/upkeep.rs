@@ -27,6 +27,7 @@ use super::wait::{Either, Notify, lock, race, run_bounded, timeout};
 use crate::env::{Env, MetaError, MetaStore, ObjectStore, StoreError};
 use crate::format::block::object_key;
 use crate::kv::OpError;
+use crate::marks::{Mark, reached_if};
 use crate::meta::{OpCtx, remove, sweep};
 use crate::types::{BlockId, Geometry, Ino, SliceId};
 
@@ -305,6 +306,7 @@ impl<E: Env> Collector<E> {
                 Sweep::Cuts => sweep::sweep_cuts(txn, &ctx, ino, SWEEP),
             });
             if done.await?.value {
+                reached_if(Mark::CutSwept, || kind == Sweep::Cuts);
                 return Ok(());
             }
         }

@@ -23,6 +23,7 @@ use crate::errno::Errno;
 use crate::format::keys::{self, Counter, Key};
 use crate::format::values::{Cut, Value};
 use crate::kv::{OpError, OpResult, Read, Txn};
+use crate::marks::{Mark, reached};
 use crate::types::{Attr, FILE_SIZE_MAX, FileType, Geometry, Ino, SliceRecord};
 
 /// A record with where it is stored.
@@ -63,6 +64,7 @@ pub fn commit(txn: &mut dyn Txn, ctx: &OpCtx, commit: &Commit) -> OpResult<Commi
         return Err(Errno::EINVAL.into());
     }
     if commit.number <= attr.commit {
+        reached(Mark::CommitSkipped);
         return Ok(CommitReply { applied: false, attr, seqs: Vec::new() });
     }
     let before = attr.stored;
@@ -162,6 +164,7 @@ fn truncate(txn: &mut dyn Txn, geometry: &Geometry, ino: Ino, attr: &mut Attr, l
     }
     put(txn, keys::cut(ino, attr.next_seq), &Cut { offset: length });
     put(txn, keys::cutfile(ino), &());
+    reached(Mark::CutMade);
     attr.next_seq += 1;
     Ok(())
 }
@@ -187,6 +190,7 @@ fn remove_hidden(txn: &mut dyn Txn, geometry: &Geometry, ino: Ino, attr: &mut At
         let pos = stored.record.pos;
         let end = pos + cuts.left(stored.seq, chunk_start, &stored.record);
         if cover.covers(pos, end) {
+            reached(Mark::HiddenSliceFreed);
             stored.shorten(txn, attr, 0)?;
         } else {
             cover.add(pos, end);

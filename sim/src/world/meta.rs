@@ -19,6 +19,7 @@ use kiseki_core::format::keys::{self, Key};
 use kiseki_core::format::values::{Value, Volume};
 use kiseki_core::kv::mem::{MemKv, TxnWrites};
 use kiseki_core::kv::{OpError, OpResult, Read, Txn};
+use kiseki_core::marks::{Mark, reached};
 use kiseki_core::testkit::{self, Reads};
 use kiseki_core::types::{Attr, BlockId, Place, SliceId, SliceRecord};
 use madsim::time;
@@ -214,7 +215,10 @@ impl MetaStore for SimMeta {
                         return Err(MetaError::Unknown);
                     }
                 }
-                let Some(seq) = self.commit(&mut state, writes) else { continue };
+                let Some(seq) = self.commit(&mut state, writes) else {
+                    reached(Mark::ConflictRetried);
+                    continue;
+                };
                 (seq, data && faults.strikes(Fault::CommitAnswerLost))
             };
             self.parts.delay(LATENCY).await;

@@ -24,6 +24,7 @@ use core::ops::Range;
 use super::{BATCH, Collector, DELETES, REQUEST_DEADLINE, UpkeepError, run_bounded, timeout};
 use crate::env::{Env, MetaStore, ObjectStore};
 use crate::format::block::{LEASE_SLICES, lease_prefix, parse_key};
+use crate::marks::{Mark, reached_if};
 use crate::meta::{session, sweep};
 use crate::types::SliceId;
 
@@ -99,6 +100,8 @@ impl<E: Env> Collector<E> {
             failed.is_none()
         })
         .await;
+        reached_if(Mark::CrashedPutsCollected, || 0 < count && failed.is_none());
+        reached_if(Mark::CrashedLeaseEmpty, || count == 0);
         if 0 < count && failed.is_none() {
             tracing::info!(count, "deleted blocks that an ended session had put and not committed");
         }

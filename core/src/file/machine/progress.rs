@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::super::slice::backoff;
 use super::{Action, CommitOutcome, Dirty, File, InFlight, PutOutcome};
 use crate::errno::Errno;
+use crate::marks::{Mark, reached_if};
 use crate::meta::{Change, Commit};
 use crate::types::{BlockId, SliceId};
 
@@ -49,6 +50,9 @@ impl File {
                 let retry_at = now + backoff(0);
                 self.barrier_retry_at = retry_at;
                 let from = self.batches.iter().find(|batch| !batch.durable).map_or(0, |batch| batch.first_key);
+                reached_if(Mark::BarrierFailedForLater, || {
+                    self.slices.range(self.key_limit(number)..).any(|(_, slice)| slice.any_put())
+                });
                 // Also puts of later batches: the failed barrier had them to make durable too, and no later one will.
                 for slice in self.slices.range_mut(from..).map(|(_, slice)| slice) {
                     slice.forget_puts(retry_at);
@@ -72,6 +76,7 @@ impl File {
         match outcome {
             CommitOutcome::Applied { fresh } => {
                 let commit = in_flight.commit.clone();
+                reached_if(Mark::CommitRepeated, || in_flight.attempts > 0);
                 self.commit = None;
                 self.recover();
                 self.settle(&commit, fresh, &mut keep)
@@ -155,6 +160,7 @@ impl File {
                 continue;
             }
             let Some(id) = slice.id.or_else(&mut *next_id) else { return Some(Action::NeedId) };
+            reached_if(Mark::PutOfGrowingSlice, || key >= wanted_below);
             let (id, payload) = slice.start_put(index, id);
             return Some(Action::Put { key, id, payload });
         }
@@ -181,6 +187,7 @@ impl File {
                 self.batches[index].durable = true;
             }
         }
+        reached_if(Mark::BarrierRetried, || number.is_some() && !self.barrier_retry_at.is_zero());
         self.barrier = number;
         number.map(|number| Action::Barrier { number })
     }
@@ -196,6 +203,7 @@ impl File {
         let mut changes = Vec::new();
         let mut slices = 0;
         let mut number = None;
+        let mut batches = 0;
         for (index, batch) in self.batches.iter().enumerate() {
             let ready = batch.frozen && batch.durable && batch.number <= self.wanted;
             if !ready || (number.is_some() && slices + self.slices_of(index).count() > COMMIT_SLICES_MAX) {
@@ -208,8 +216,13 @@ impl File {
             changes.extend(batch.truncate.map(|length| Change::Truncate { length }));
             changes.extend(batch.attrs.iter().cloned());
             number = Some(batch.number);
+            batches += 1;
         }
-        let commit = Arc::new(Commit { ino: self.ino, number: number?, changes });
+        let number = number?;
+        reached_if(Mark::CommitOfSlices, || slices > 1);
+        reached_if(Mark::CommitOfBatches, || batches > 1);
+        reached_if(Mark::CommitBehindOpenBatch, || number < self.number);
+        let commit = Arc::new(Commit { ino: self.ino, number, changes });
         self.commit = Some(InFlight { commit: commit.clone(), running: true, retry_at: Duration::ZERO, attempts: 0 });
         Some(Action::Commit(commit))
     }
