@@ -33,16 +33,18 @@ pub struct App {
     judge: Mutex<Judge>,
     generator: Mutex<Generator<Dice>>,
     dice: Dice,
+    /// After how many of 1000 operations it looks at everything.
+    looks: u64,
     /// Operations that returned, over all lives.
     pub steps: AtomicU64,
 }
 
 impl App {
     /// An application that finds the tree as its judge says.
-    pub fn new(name: &'static str, judge: Judge, dice: Dice, first_write: u64) -> Arc<Self> {
+    pub fn new(name: &'static str, judge: Judge, dice: Dice, first_write: u64, looks: u64) -> Arc<Self> {
         let generator = Generator::new(judge.habits.clone(), dice.clone(), first_write);
         let (judge, generator) = (Mutex::new(judge), Mutex::new(generator));
-        Arc::new(Self { name, judge, generator, dice, steps: AtomicU64::new(0) })
+        Arc::new(Self { name, judge, generator, dice, looks, steps: AtomicU64::new(0) })
     }
 
     /// Its name.
@@ -149,7 +151,11 @@ impl Life {
                 std::future::pending::<()>().await;
             }
         }
-        self.look(op).await?;
+        // What is in doubt is settled by the next look, and must be before the next operation.
+        let doubtful = self.app.judge().doubt.is_some();
+        if self.app.dice.chance(self.app.looks) || doubtful {
+            self.look(op).await?;
+        }
         if self.app.dice.chance(150) {
             self.kernel.shrink(false);
         }

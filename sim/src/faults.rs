@@ -60,6 +60,11 @@ faults! {
     SyncFailed, 1, "a sync of metadata fails: the store takes no more writes";
 }
 
+/// Multiples of the usual rate: what a seed makes of a kind.
+const OFF: u64 = 0;
+const MILD: u64 = 1;
+const FIERCE: u64 = 4;
+
 /// What does not strike by itself: how a life of the client ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ending {
@@ -126,13 +131,28 @@ impl Counts {
 impl Faults {
     /// A mixture drawn from `dice`; faults are on.
     pub fn new(dice: Dice) -> Self {
+        // How many kinds of ten are off: a few faults among many, or a few alone.
+        let off = [1, 3, 7][dice.below(3) as usize];
         let rates = Fault::ALL.iter().map(|&fault| {
-            let factor = [0, 1, 1, 1, 1, 2, 4][dice.below(7) as usize];
+            let drawn = dice.below(10);
+            let factor = match drawn < off {
+                true => OFF,
+                false if drawn % 3 == 0 => FIERCE,
+                false => MILD,
+            };
             (fault, fault.rate() * factor)
         });
         let rates = rates.collect();
         let state = State { on: true, rates, counts: Counts::default() };
         Self { dice, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Makes sure that these never strike; what they would have done is drawn all the same.
+    pub fn exclude<'a>(&self, kinds: impl IntoIterator<Item = &'a Fault>) {
+        let mut state = self.state.lock().unwrap();
+        for kind in kinds {
+            state.rates.insert(*kind, 0);
+        }
     }
 
     /// Turns all faults on or off.

@@ -31,15 +31,14 @@ use crate::dice::Dice;
 use crate::faults::{Counts, Ending};
 use crate::judge::Judge;
 use crate::observe::{Contents, Tree};
+use crate::plan::{Knobs, Plan};
 use crate::recovery;
 use crate::spy::Spy;
 use crate::trace::Trace;
 use crate::world::meta::blocks_of;
 use crate::world::{Moment, SimEnv, Switches, World};
 
-/// Sizes so small that every border is met often.
-pub const GEOMETRY: Geometry = Geometry { chunk_size: 4096, block_size: 512, frame_size: 128, inline_max: 64 };
-/// Files end below this: five chunks.
+/// Files end below this: twenty chunks on some volumes, two on others.
 const LENGTH_MAX: u64 = 5 * 4096;
 /// Operations of both applications in one life, at most.
 const STEPS_MAX: u64 = 160;
@@ -58,6 +57,8 @@ pub struct Outcome {
     pub completed: u64,
     /// Operations that succeeded.
     pub succeeded: u64,
+    /// Simulated time.
+    pub elapsed: Duration,
     /// Crashes survived.
     pub crashes: u64,
     /// Steps lost in crashes, of all that were not durable.
@@ -66,6 +67,8 @@ pub struct Outcome {
     pub tried: u64,
     /// How often what happened.
     pub counts: Counts,
+    /// How often each mark was reached, in the order of `Mark::ALL`.
+    pub marks: Vec<u64>,
     /// What was wrong.
     pub violation: Option<String>,
 }
@@ -75,6 +78,7 @@ type Check<T> = Result<T, String>;
 /// One volume and what happens to it.
 struct Run {
     world: World,
+    plan: Plan,
     dice: Dice,
     options: Options,
     apps: [Arc<App>; 2],
@@ -100,10 +104,11 @@ impl Work {
     }
 }
 
-/// Runs `seed`.
-pub async fn run(seed: u64, switches: Switches, trace: Trace) -> Outcome {
-    let world = World::new(Dice::new(seed, 1), trace, switches);
-    let mut run = Run::new(world, seed).await;
+/// Carries out `plan`.
+pub async fn run(plan: Plan, switches: Switches, trace: Trace) -> Outcome {
+    let world = World::new(Dice::new(plan.seed, 1), trace, switches);
+    world.faults.exclude(&plan.off);
+    let mut run = Run::new(world, plan).await;
     if let Err(what) = run.course().await {
         run.world.alarm.raise(what);
     }
@@ -114,6 +119,7 @@ pub async fn run(seed: u64, switches: Switches, trace: Trace) -> Outcome {
         outcome.violation.get_or_insert_with(|| format!("a broken promise was logged: {error}"));
     }
     outcome.counts = run.world.faults.counts();
+    outcome.elapsed = TimeHandle::current().elapsed();
     for app in &run.apps {
         let (completed, succeeded) = app.judge().completed;
         outcome.completed += completed;
@@ -124,17 +130,13 @@ pub async fn run(seed: u64, switches: Switches, trace: Trace) -> Outcome {
 }
 
 impl Run {
-    async fn new(world: World, seed: u64) -> Self {
+    async fn new(world: World, plan: Plan) -> Self {
+        let seed = plan.seed;
         let dice = Dice::new(seed, 2);
-        let options = Options {
-            buffer_size: 1024 * ([24, 64, 200][dice.below(3) as usize] + dice.below(40)),
-            commit_interval: Duration::from_millis([50, 200, 500, 3000][dice.below(4) as usize] + dice.below(100)),
-            store_timeout: Duration::from_secs(3 + dice.below(10)),
-            max_uploads: 1 + dice.below(6) as usize,
-            ..Options::default()
-        };
+        let Knobs { geometry, options, looks } = Knobs::draw(&Dice::new(seed, 3));
+        world.trace.add(format!("{geometry:?} {options:?}"));
         world.faults.set_on(false);
-        format(&world).await;
+        format(&world, geometry).await;
         let client = mount(&world, &Handle::current().create_node().name("first").build(), &options).await;
         let client = client.expect("nothing fails yet");
         for name in ["a", "b", "s"] {
@@ -152,21 +154,26 @@ impl Run {
                 let made = model.apply(&Op::Mkdir { path: path.clone(), mode: 0o755 }, stamp);
                 made.expect("the model is empty");
             }
-            let borders = [128, 512, 4096].into_iter().collect();
+            let borders = vec![geometry.frame_size.into(), geometry.block_size.into(), geometry.chunk_size];
             let habits = Habits { letter, homes, length_max: LENGTH_MAX, borders };
-            App::new(name, Judge::new(habits, model), Dice::new(seed, 10 + number), number << 24)
+            App::new(name, Judge::new(habits, model), Dice::new(seed, 10 + number), number << 24, looks)
         };
         let apps = [app("A", "/a", 'a', 0), app("B", "/b", 'b', 1)];
-        Self { world, dice, options, apps, outcome: Outcome::default(), lives: 0 }
+        Self { world, plan, dice, options, apps, outcome: Outcome::default(), lives: 0 }
     }
 
     async fn course(&mut self) -> Check<()> {
-        let lives = 2 + self.dice.below(3);
+        let lives = (2 + self.dice.below(3)).min(self.plan.lives.unwrap_or(u64::MAX));
         for _ in 0..lives {
             self.world.faults.set_on(true);
             self.life().await?;
         }
         self.last_life().await
+    }
+
+    /// So many steps, or as many as the plan allows.
+    fn most(&self, steps: u64) -> u64 {
+        steps.min(self.plan.steps.unwrap_or(u64::MAX))
     }
 
     fn node(&mut self) -> NodeHandle {
@@ -211,7 +218,8 @@ impl Run {
             let (app, world) = (self.apps[index].clone(), self.world.clone());
             node.spawn(Life::new(app, others, world, client.clone(), node.id(), stop.clone()).run())
         };
-        let tasks = vec![life(0), life(1)];
+        let tasks: Vec<JoinHandle<()>> =
+            [0, 1].into_iter().filter(|index| self.plan.alone.is_none_or(|alone| alone == *index)).map(life).collect();
         let spy = Spy::new(self.apps.clone(), self.world.clone(), client.clone(), self.dice.clone());
         let spy = node.spawn(spy.run(stop.clone()));
         Work { stop, tasks: tasks.into_iter().chain([spy]).collect() }
@@ -222,7 +230,7 @@ impl Run {
         let (node, client) = self.mount().await?;
         self.verify(&node, &client).await?;
         let work = self.start(&node, &client);
-        let wanted = self.steps() + 1 + self.dice.below(STEPS_MAX);
+        let wanted = self.steps() + self.most(1 + self.dice.below(STEPS_MAX));
         if self.dice.chance(600) {
             self.set_trap();
         }
@@ -357,7 +365,7 @@ impl Run {
         let (mut node, mut client) = self.mount().await?;
         self.verify(&node, &client).await?;
         let work = self.start(&node, &client);
-        self.wait(self.steps() + 20 + self.dice.below(40)).await?;
+        self.wait(self.steps() + self.most(20 + self.dice.below(40))).await?;
         self.world.faults.set_on(false);
         self.world.objects.calm();
         if self.world.meta.failed() {
@@ -427,7 +435,7 @@ impl Run {
     }
 }
 
-async fn format(world: &World) {
+async fn format(world: &World, geometry: Geometry) {
     let id = VolumeId(*b"simulated volume");
     let volume = Volume {
         version: VOLUME_VERSION,
@@ -435,12 +443,12 @@ async fn format(world: &World) {
         name: "sim".into(),
         storage: "sim".into(),
         bucket: "sim".into(),
-        geometry: GEOMETRY,
+        geometry,
         capacity: 0,
         inodes: 0,
         created: World::wall(),
     };
-    let ctx = OpCtx { now: World::wall(), stripe: 0, geometry: GEOMETRY };
+    let ctx = OpCtx { now: World::wall(), stripe: 0, geometry };
     let formatted = world.meta.write(|txn| meta::volume::format(txn, &ctx, &volume, 0, 0)).await;
     world.meta.sync(formatted.expect("nothing fails yet").seq).await.expect("nothing fails yet");
     let marker: Bytes = block::encode_marker(id);
