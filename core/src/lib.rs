@@ -17,6 +17,7 @@ pub mod file;
 pub mod format;
 pub mod kv;
 pub mod meta;
+pub mod planted;
 pub mod store;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;

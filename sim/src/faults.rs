@@ -44,6 +44,7 @@ faults! {
     PutFull, 5, "the store has no space for a moment";
     GetFailed, 30, "a get fails";
     GetTorn, 10, "a get answers with a damaged byte";
+    GetForeign, 8, "a get answers with another object's bytes";
     GetHangs, 2, "a get hangs";
     DeleteFailed, 40, "a delete fails before it has any effect";
     DeleteAnswerLost, 20, "a delete takes effect and its answer is lost";
@@ -56,7 +57,7 @@ faults! {
     CommitUnknown, 20, "a data commit is not applied and no answer says so";
     Conflict, 30, "a transaction meets a conflict and is run again";
     Miss, 30, "the reads of a transaction are fetched one batch at a time";
-    SlowSync, 30, "a sync of metadata takes long";
+    SlowSync, 30, "a sync of metadata takes long, and all others wait for it";
     SyncFailed, 1, "a sync of metadata fails: the store takes no more writes";
 }
 
@@ -124,11 +125,11 @@ impl Counts {
 }
 
 impl Faults {
-    /// A mixture drawn from `dice`; faults are on.
-    pub fn new(dice: Dice) -> Self {
+    /// A mixture drawn from `dice`, with a kind that never strikes if that is wanted; faults are on.
+    pub fn new(dice: Dice, without: Option<Fault>) -> Self {
         let rates = Fault::ALL.iter().map(|&fault| {
             let factor = [0, 1, 1, 1, 1, 2, 4][dice.below(7) as usize];
-            (fault, fault.rate() * factor)
+            (fault, if without == Some(fault) { 0 } else { fault.rate() * factor })
         });
         let rates = rates.collect();
         let state = State { on: true, rates, counts: Counts::default() };

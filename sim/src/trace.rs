@@ -1,8 +1,9 @@
 //! What happened in a run, in order: for the reader of a failure, and as a hash that proves that a seed repeats.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
+use kiseki_core::types::Ino;
 use madsim::time::TimeHandle;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -17,6 +18,7 @@ struct Lines {
     count: u64,
     kept: VecDeque<String>,
     errors: Vec<String>,
+    raised: BTreeMap<u64, u64>,
 }
 
 /// The record of one run; clones share it.
@@ -52,6 +54,11 @@ impl Trace {
         lines.kept.iter().skip(lines.kept.len().saturating_sub(count)).cloned().collect()
     }
 
+    /// How many errors of a file were raised for those who have it open, in all lives.
+    pub fn raised(&self, ino: Ino) -> u64 {
+        self.0.lock().unwrap().raised.get(&ino.0).copied().unwrap_or(0)
+    }
+
     /// What was logged at level ERROR: each a broken promise.
     pub fn errors(&self) -> Vec<String> {
         self.0.lock().unwrap().errors.clone()
@@ -76,8 +83,15 @@ impl Subscriber for Logger {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        struct Text(String);
+        struct Text(String, u64);
         impl Visit for Text {
+            fn record_u64(&mut self, field: &Field, value: u64) {
+                if field.name() == "ino" {
+                    self.1 = value;
+                }
+                self.record_debug(field, &value);
+            }
+
             fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
                 if field.name() == "message" {
                     self.0 += &format!(" {value:?}");
@@ -87,8 +101,11 @@ impl Subscriber for Logger {
             }
         }
         let level = *event.metadata().level();
-        let mut text = Text(format!("log {level}"));
+        let mut text = Text(format!("log {level}"), 0);
         event.record(&mut text);
+        if text.0.contains(" an error is raised") {
+            *self.0.0.lock().unwrap().raised.entry(text.1).or_default() += 1;
+        }
         if level == Level::ERROR {
             self.0.0.lock().unwrap().errors.push(text.0.clone());
         }

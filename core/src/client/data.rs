@@ -24,6 +24,7 @@ use crate::errno::Errno;
 use crate::file::{File, Segment};
 use crate::format::block::object_key;
 use crate::meta::{self, SetAttr};
+use crate::planted::{self, Bug};
 use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino};
 
 /// Zeros for holes; longer ones are made of several.
@@ -120,7 +121,8 @@ impl<E: Env> Client<E> {
         }
         shared.take_memory(len).await?;
         shared.accept(&file, offset, &data, drop_privileges)?;
-        if file.flags.sync { self.fsync(handle).await } else { Ok(()) }
+        let durable = file.flags.sync && !planted::is(Bug::SyncFlagIgnored);
+        if durable { self.fsync(handle).await } else { Ok(()) }
     }
 
     /// Reads up to `len` bytes; fewer only at the end of the file.
@@ -165,6 +167,9 @@ impl<E: Env> Client<E> {
             file.seen.store(lock(&file.cell.state).file.error_count(), Ordering::Release);
         }
         flushed?;
+        if planted::is(Bug::AckBeforeSync) {
+            return Ok(());
+        }
         shared.sync_meta().await
     }
 
@@ -358,6 +363,9 @@ impl<E: Env> Shared<E> {
                 }
             }
             if timeout(&self.env, deadline, changed).await.is_none() {
+                if planted::is(Bug::FlushDeadlineAccepted) {
+                    return Ok(());
+                }
                 tracing::warn!(ino = cell.ino.0, "a flush was not done in time; its bytes stay dirty");
                 return Err(Errno::EIO);
             }
@@ -456,7 +464,9 @@ impl<E: Env> Shared<E> {
                     if !state.file.is_busy() && state.pins == 0 {
                         let (slices, freed) = state.file.take_given_up();
                         self.memory.give(freed);
-                        given_up = slices;
+                        if !planted::is(Bug::GivenUpForgotten) {
+                            given_up = slices;
+                        }
                         break;
                     }
                 }

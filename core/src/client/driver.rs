@@ -23,6 +23,7 @@ use crate::file::machine::{Action, CommitOutcome, PutOutcome};
 use crate::format::block::{LEASE_SLICES, encode_head, object_key};
 use crate::kv::OpError;
 use crate::meta::{self, Change, Commit};
+use crate::planted::{self, Bug};
 use crate::types::{BlockId, SliceId};
 
 impl<E: Env> Shared<E> {
@@ -101,7 +102,9 @@ impl<E: Env> Shared<E> {
         self.env.at(Point::Put, Edge::Begin);
         let result = self.env.objects().put(&object_key(id), vec![head, payload]).await;
         self.env.at(Point::Put, Edge::End);
-        self.uploads.give(1);
+        if result.is_ok() || !planted::is(Bug::PermitKept) {
+            self.uploads.give(1);
+        }
         if let Err(error) = result {
             self.unsure.store(true, Ordering::Release);
             tracing::debug!(ino = cell.ino.0, object = object_key(id), %error, "put failed");
@@ -115,6 +118,7 @@ impl<E: Env> Shared<E> {
     async fn barrier(self: Arc<Self>, cell: Arc<Cell>, number: u64) {
         let outcome = self.env.objects().barrier().await.map_or_else(put_failed, |()| PutOutcome::Done);
         self.env.pause().await;
+        let outcome = if planted::is(Bug::FailedBarrierAccepted) { PutOutcome::Done } else { outcome };
         lock(&cell.state).file.handle_barrier(self.env.now(), number, outcome);
         self.progress(&cell);
     }
@@ -124,11 +128,16 @@ impl<E: Env> Shared<E> {
         let point = if truncates { Point::Truncate } else { Point::Commit };
         let ctx = self.ctx();
         self.env.at(point, Edge::Begin);
+        if planted::is(Bug::LengthBeforeSlice) {
+            _ = self.env.meta().write(|txn| planted::length_alone(txn, self.geometry(), &commit)).await;
+        }
         let result = self.env.meta().write(|txn| meta::data::commit(txn, &ctx, &commit)).await;
         self.env.at(point, Edge::End);
         self.env.pause().await;
         let outcome = match result {
             Ok(committed) => CommitOutcome::Applied { fresh: committed.value.applied },
+            Err(MetaError::Unknown) if planted::is(Bug::UnknownIsApplied) => CommitOutcome::Applied { fresh: false },
+            Err(MetaError::Retry) if planted::is(Bug::RefusedIsApplied) => CommitOutcome::Applied { fresh: false },
             Err(MetaError::Op(OpError::Errno(Errno::ESTALE))) => CommitOutcome::Gone,
             Err(MetaError::Retry | MetaError::Unknown | MetaError::Op(OpError::Kv(_))) => {
                 CommitOutcome::Failed { errno: Errno::EIO, lasting: false }
@@ -159,6 +168,7 @@ impl<E: Env> Shared<E> {
 
 fn put_failed(error: StoreError) -> PutOutcome {
     match error {
+        StoreError::Full if planted::is(Bug::FullIsDone) => PutOutcome::Done,
         StoreError::Full => PutOutcome::Failed { errno: Errno::ENOSPC, lasting: true },
         StoreError::Denied => PutOutcome::Failed { errno: Errno::EIO, lasting: true },
         StoreError::NotFound | StoreError::Short | StoreError::Retry => {

@@ -20,6 +20,7 @@ use super::wait::{Notify, lock};
 use crate::errno::Errno;
 use crate::file::File;
 use crate::file::readahead::Readahead;
+use crate::planted::{self, Bug};
 use crate::types::Ino;
 
 const SHARDS: usize = 64;
@@ -212,7 +213,8 @@ impl Files {
 
     pub(super) fn open(&self, cell: Arc<Cell>, flags: OpenFlags) -> Handle {
         let seen = AtomicU64::new(lock(&cell.state).file.error_count());
-        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        let wrap = if planted::is(Bug::HandleReuse) { 16 } else { u64::MAX };
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed) % wrap;
         let file = Arc::new(OpenFile { cell, flags, seen, readahead: Mutex::default() });
         lock(&self.handles[handle as usize % SHARDS]).insert(handle, file);
         Handle(handle)

@@ -175,6 +175,11 @@ impl DirtySlice {
         self.is_inline(geometry) || (self.frozen && self.blocks.iter().all(|block| block.put == Put::Done))
     }
 
+    /// Every block is put or on its way.
+    pub(super) fn all_started(&self) -> bool {
+        self.frozen && self.blocks.iter().all(|block| !matches!(block.put, Put::Idle { .. }))
+    }
+
     pub(super) fn any_running(&self) -> bool {
         self.blocks.iter().any(|block| matches!(block.put, Put::Running { .. }))
     }

@@ -12,13 +12,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kiseki_core::env::{Edge, Env, Point};
+use kiseki_core::planted::Bug;
 use kiseki_core::types::{STRIPES, Timestamp};
 use madsim::runtime::{Handle, NodeHandle};
 use madsim::task::NodeId;
 use madsim::time::{self, TimeHandle};
 
 use crate::dice::Dice;
-use crate::faults::{Ending, Faults};
+use crate::faults::{Ending, Fault, Faults};
 use crate::trace::Trace;
 
 pub mod meta;
@@ -41,11 +42,15 @@ pub struct Switches {
     pub sync: bool,
     /// The world itself objects to a commit of bytes that are not durable, and to a deletion of what is referred to.
     pub oracles: bool,
+    /// A bug of the client.
+    pub planted: Option<Bug>,
+    /// A fault that never strikes.
+    pub without: Option<Fault>,
 }
 
 impl Default for Switches {
     fn default() -> Self {
-        Self { barrier: true, sync: true, oracles: true }
+        Self { barrier: true, sync: true, oracles: true, planted: None, without: None }
     }
 }
 
@@ -104,7 +109,7 @@ impl World {
     /// An empty world, in which faults are on.
     pub fn new(dice: Dice, trace: Trace, switches: Switches) -> Self {
         let node = Handle::current().create_node().name("world").build();
-        let faults = Faults::new(dice.clone());
+        let faults = Faults::new(dice.clone(), switches.without);
         let alarm = Alarm::default();
         let parts = Parts { node, dice: dice.clone(), faults: faults.clone(), alarm: alarm.clone(), switches };
         let references = References::default();
