@@ -49,6 +49,8 @@ bugs! {
     SyncFlagIgnored, 1, "a write through an O_SYNC handle answers when it is accepted";
     BarrierSkipped, 1, "what was put counts as durable without a barrier";
     BarrierBeforePut, 1, "a barrier begins while the puts that it is to cover are under way";
+    CleanUnsynced, 1, "fsync of a file that is committed does not sync the metadata log";
+    FsyncDirSkipped, 1, "fsync of a directory does nothing";
     FailedBarrierAccepted, 1, "a barrier that failed counts as done";
     FailedSyncAccepted, 1, "a metadata sync that failed counts as done";
     SyncDeadlineAccepted, 1, "a metadata sync that takes too long counts as done";
@@ -62,6 +64,7 @@ bugs! {
     InodeLeaseUnsynced, 2, "an inode number is used before its lease is durable";
     LengthBeforeSlice, 3, "the new length becomes visible in a transaction before that of the slices";
     TruncateWithoutCut, 3, "a truncate sets the length and leaves the slices: old bytes come back";
+    HoleForgotten, 3, "a commit that settles takes with it what a later truncate has cut off";
     OverlayReversed, 3, "of the slices of a chunk the oldest lies on top";
     StaleView, 3, "slices read before a commit are installed after it";
     StaleAttr, 3, "attributes read before a commit are shown after it";
@@ -75,6 +78,7 @@ bugs! {
     RenameWithoutWait, 4, "a rename over a name does not wait for the renamed file's bytes";
     FailedPutDropped, 5, "a put that failed counts as done";
     FullIsDone, 5, "a put that the store had no space for counts as done";
+    BarrierNotRetried, 5, "a barrier that failed is not tried again for an hour";
     ErrorSwallowed, 5, "an error of the file is told to nobody";
     DeleteBeforeSync, 6, "objects are deleted before the end of their last reference is durable";
     DeleteWithoutGrace, 6, "objects are deleted under those who read them";

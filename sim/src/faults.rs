@@ -45,6 +45,7 @@ faults! {
     GetFailed, 30, "a get fails";
     GetTorn, 10, "a get answers with a damaged byte";
     GetForeign, 8, "a get answers with another object's bytes";
+    GetSlow, 15, "a get takes seconds to find its object";
     GetHangs, 2, "a get hangs";
     DeleteFailed, 40, "a delete fails before it has any effect";
     DeleteAnswerLost, 20, "a delete takes effect and its answer is lost";
@@ -59,6 +60,30 @@ faults! {
     Miss, 30, "the reads of a transaction are fetched one batch at a time";
     SlowSync, 30, "a sync of metadata takes long, and all others wait for it";
     SyncFailed, 1, "a sync of metadata fails: the store takes no more writes";
+}
+
+/// Which kinds may strike at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strikes {
+    /// All.
+    All,
+    /// All but one.
+    Without(Fault),
+    /// One.
+    Only(Fault),
+    /// None.
+    Nothing,
+}
+
+impl Strikes {
+    fn allow(self, fault: Fault) -> bool {
+        match self {
+            Self::All => true,
+            Self::Without(other) => fault != other,
+            Self::Only(other) => fault == other,
+            Self::Nothing => false,
+        }
+    }
 }
 
 /// What does not strike by itself: how a life of the client ends.
@@ -125,11 +150,11 @@ impl Counts {
 }
 
 impl Faults {
-    /// A mixture drawn from `dice`, with a kind that never strikes if that is wanted; faults are on.
-    pub fn new(dice: Dice, without: Option<Fault>) -> Self {
+    /// A mixture drawn from `dice`, of the kinds that may strike; faults are on.
+    pub fn new(dice: Dice, strikes: Strikes) -> Self {
         let rates = Fault::ALL.iter().map(|&fault| {
             let factor = [0, 1, 1, 1, 1, 2, 4][dice.below(7) as usize];
-            (fault, if without == Some(fault) { 0 } else { fault.rate() * factor })
+            (fault, if strikes.allow(fault) { fault.rate() * factor } else { 0 })
         });
         let rates = rates.collect();
         let state = State { on: true, rates, counts: Counts::default() };

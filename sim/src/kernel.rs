@@ -117,10 +117,7 @@ impl Kernel {
 
     /// Does `op`; the bytes are those that a read returns.
     pub async fn run(&mut self, op: &Op) -> Result<Vec<u8>, Errno> {
-        let told = match op {
-            Op::Write { slot, .. } | Op::Fsync { slot } => self.told(*slot),
-            _ => None,
-        };
+        let told = if let Op::Write { slot, .. } | Op::Fsync { slot } = op { self.told(*slot) } else { None };
         let due = told.as_ref().is_some_and(Told::due);
         let result = self.attempt(op).await;
         match (&told, &result) {

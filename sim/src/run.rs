@@ -43,6 +43,8 @@ pub const GEOMETRY: Geometry = Geometry { chunk_size: 4096, block_size: 512, fra
 const LENGTH_MAX: u64 = 5 * 4096;
 /// Operations of both applications in one life, at most.
 const STEPS_MAX: u64 = 160;
+/// The same in a life that ends before anything has settled.
+const STEPS_FEW: u64 = 16;
 /// No wait of a client is longer than its deadlines allow: nothing happening for so long is a hang.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How long the store may take to be rid of what nothing refers to.
@@ -131,7 +133,7 @@ impl Run {
             commit_interval: Duration::from_millis([50, 200, 500, 3000][dice.below(4) as usize] + dice.below(100)),
             store_timeout: Duration::from_secs(3 + dice.below(10)),
             max_uploads: 1 + dice.below(6) as usize,
-            inode_lease: [8, 32, 1 << 16][dice.below(3) as usize],
+            inode_lease: [1, 8, 1 << 16, 1 << 16][dice.below(4) as usize],
             ..Options::default()
         };
         world.faults.set_on(false);
@@ -223,7 +225,8 @@ impl Run {
         let (node, client) = self.mount().await?;
         self.verify(&node, &client).await?;
         let work = self.start(&node, &client);
-        let wanted = self.steps() + 1 + self.dice.below(STEPS_MAX);
+        let most = if self.dice.chance(200) { STEPS_FEW } else { STEPS_MAX };
+        let wanted = self.steps() + 1 + self.dice.below(most);
         if self.dice.chance(600) {
             self.set_trap();
         }

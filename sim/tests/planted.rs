@@ -2,12 +2,12 @@
 #![cfg(madsim)]
 
 use kiseki_core::planted::Bug;
-use sim::faults::Fault;
+use sim::faults::Strikes;
 use sim::sweep::first_failure;
 use sim::world::Switches;
 
-fn main_of(bug: Bug, seeds: u64, without: Option<Fault>) -> Option<(u64, String)> {
-    first_failure(0, seeds, 2, Switches { planted: Some(bug), without, ..Switches::default() })
+fn main_of(bug: Bug, seeds: u64, strikes: Strikes) -> Option<(u64, String)> {
+    first_failure(0, seeds, 2, Switches { planted: Some(bug), strikes, ..Switches::default() })
 }
 
 #[test]
@@ -18,7 +18,7 @@ fn every_planted_bug_is_caught() {
     for &bug in Bug::ALL {
         if only.as_ref().is_some_and(|only| *only != format!("{bug:?}")) { continue; }
         let started = std::time::Instant::now();
-        match main_of(bug, seeds, None) {
+        match main_of(bug, seeds, Strikes::All) {
             Some((seed, what)) => {
                 caught += 1;
                 let what: String = what.chars().take(150).collect();

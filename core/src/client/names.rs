@@ -250,7 +250,7 @@ impl<E: Env> Client<E> {
                         return Err(errno);
                     }
                     settled = wanted;
-                    if planted::is(Bug::RenameInTwo) && mode == RenameMode::Replace {
+                    if planted::is(Bug::RenameInTwo) && mode == RenameMode::Replace && names[0] != names[1] {
                         _ = self.unlink(new_dir, new_name).await;
                     }
                 }

@@ -19,7 +19,7 @@ use madsim::task::NodeId;
 use madsim::time::{self, TimeHandle};
 
 use crate::dice::Dice;
-use crate::faults::{Ending, Fault, Faults};
+use crate::faults::{Ending, Faults, Strikes};
 use crate::trace::Trace;
 
 pub mod meta;
@@ -44,13 +44,13 @@ pub struct Switches {
     pub oracles: bool,
     /// A bug of the client.
     pub planted: Option<Bug>,
-    /// A fault that never strikes.
-    pub without: Option<Fault>,
+    /// What may strike.
+    pub strikes: Strikes,
 }
 
 impl Default for Switches {
     fn default() -> Self {
-        Self { barrier: true, sync: true, oracles: true, planted: None, without: None }
+        Self { barrier: true, sync: true, oracles: true, planted: None, strikes: Strikes::All }
     }
 }
 
@@ -109,7 +109,7 @@ impl World {
     /// An empty world, in which faults are on.
     pub fn new(dice: Dice, trace: Trace, switches: Switches) -> Self {
         let node = Handle::current().create_node().name("world").build();
-        let faults = Faults::new(dice.clone(), switches.without);
+        let faults = Faults::new(dice.clone(), switches.strikes);
         let alarm = Alarm::default();
         let parts = Parts { node, dice: dice.clone(), faults: faults.clone(), alarm: alarm.clone(), switches };
         let references = References::default();

@@ -27,6 +27,8 @@ use crate::faults::{Ending, Fault};
 const LATENCY: Duration = Duration::from_millis(4);
 /// How long a call hangs: far beyond any deadline.
 const HANG: Duration = Duration::from_secs(20);
+/// Longest time that a slow get takes to find its object.
+const SLOW_GET: Duration = Duration::from_secs(2);
 /// Longest outage: longer than the deadline of a wait.
 const OUTAGE_MAX: Duration = Duration::from_secs(8);
 
@@ -202,6 +204,9 @@ impl SimObjects {
         if self.strikes(Fault::GetHangs) {
             time::sleep(HANG).await;
             return Err(StoreError::Retry);
+        }
+        if self.strikes(Fault::GetSlow) {
+            time::sleep(self.parts.dice.time_below(SLOW_GET)).await;
         }
         let body = self.state.lock().unwrap().objects.get(&key).map(|object| object.body.clone());
         self.delay().await;
