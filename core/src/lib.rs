@@ -18,6 +18,7 @@ pub mod format;
 pub mod kv;
 pub mod marks;
 pub mod meta;
+pub mod planted;
 pub mod store;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;

@@ -64,8 +64,8 @@ impl App {
     }
 
     /// A kernel for a life on `client`.
-    pub fn kernel(&self, client: Client<SimEnv>) -> Kernel {
-        Kernel::new(client, self.dice.clone())
+    pub fn kernel(&self, client: Client<SimEnv>, world: &World) -> Kernel {
+        Kernel::new(client, self.dice.clone(), world.clone())
     }
 }
 
@@ -91,7 +91,7 @@ impl Life {
         node: NodeId,
         stop: Arc<AtomicBool>,
     ) -> Self {
-        let kernel = app.kernel(client);
+        let kernel = app.kernel(client, &world);
         Self { app, others, world, kernel, node, stop, background: Vec::new() }
     }
 
@@ -131,7 +131,7 @@ impl Life {
             return Ok(());
         }
         // What a success makes durable is what had been done before the call.
-        let promises = self.promises(op);
+        let mut promises = self.promises(op);
         let (start, from) = (TimeHandle::current().elapsed(), World::wall());
         self.world.trace.add(format!("{} {op:?}", self.app.name));
         self.app.judge().begin(op, start, from);
@@ -139,10 +139,18 @@ impl Life {
         let answer = result.as_ref().map(Vec::len);
         self.world.trace.add(format!("{} -> {answer:?}", self.app.name));
         if self.world.meta.failed() {
+            // The life is over; what was answered holds.
+            if result.is_ok() {
+                promises.into_iter().for_each(|(app, durable)| app.judge().durable.push(durable));
+            }
             return Ok(());
+        }
+        if matches!(result, Err(Errno::EIO | Errno::ENOSPC)) && !self.world.faults.struck() {
+            return Err(format!("answered {answer:?} though nothing ever failed"));
         }
         self.app.judge().finish(&result, TimeHandle::current().elapsed(), World::wall())?;
         if result.is_ok() {
+            promises.extend(self.promise_of_write(op));
             let promised = !promises.is_empty();
             for (app, durable) in promises {
                 app.judge().durable.push(durable);
@@ -179,6 +187,14 @@ impl Life {
         durable.map(|durable| (self.app.clone(), durable)).into_iter().collect()
     }
 
+    /// A write through an O_SYNC handle makes itself durable.
+    fn promise_of_write(&self, op: &Op) -> Option<(Arc<App>, Durable)> {
+        let Op::Write { slot, .. } = op else { return None };
+        let judge = self.app.judge();
+        let node = judge.model.open_at(*slot).filter(|_| self.kernel.is_sync(*slot))?;
+        Some((self.app.clone(), Durable::File(node, judge.now())))
+    }
+
     /// An fsync that other operations overtake.
     fn fsync_in_background(&mut self, slot: usize) {
         let (node, now) = {
@@ -188,13 +204,16 @@ impl Life {
         let handle = self.kernel.handle(slot).expect("the slot is open");
         let (app, client, world, home) =
             (self.app.clone(), self.kernel.client().clone(), self.world.clone(), self.node);
+        let told = self.kernel.told(slot).expect("the slot is open");
         world.trace.add(format!("{} fsync of slot {slot} in the background, as of step {now}", app.name));
         let task = madsim::task::spawn(async move {
             let result = client.fsync(handle).await;
             world.trace.add(format!("{} fsync of slot {slot} as of step {now} -> {result:?}", app.name));
             let mut judge = app.judge();
             judge.completed.0 += 1;
-            if result.is_ok() {
+            if result.is_err() {
+                told.failed();
+            } else {
                 judge.completed.1 += 1;
                 judge.durable.push(Durable::File(node, now));
                 world.pass(Moment::Promise, home);

@@ -44,6 +44,8 @@ faults! {
     PutFull, 5, "the store has no space for a moment";
     GetFailed, 30, "a get fails";
     GetTorn, 10, "a get answers with a damaged byte";
+    GetForeign, 8, "a get answers with another object's bytes";
+    GetSlow, 15, "a get takes seconds to find its object";
     GetHangs, 2, "a get hangs";
     DeleteFailed, 40, "a delete fails before it has any effect";
     DeleteAnswerLost, 20, "a delete takes effect and its answer is lost";
@@ -56,7 +58,7 @@ faults! {
     CommitUnknown, 20, "a data commit is not applied and no answer says so";
     Conflict, 30, "a transaction meets a conflict and is run again";
     Miss, 30, "the reads of a transaction are fetched one batch at a time";
-    SlowSync, 30, "a sync of metadata takes long";
+    SlowSync, 30, "a sync of metadata takes long, and all others wait for it";
     SyncFailed, 1, "a sync of metadata fails: the store takes no more writes";
 }
 
@@ -64,6 +66,29 @@ faults! {
 const OFF: u64 = 0;
 const MILD: u64 = 1;
 const FIERCE: u64 = 4;
+/// Which kinds may strike at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strikes {
+    /// All.
+    All,
+    /// All but one.
+    Without(Fault),
+    /// One.
+    Only(Fault),
+    /// None.
+    Nothing,
+}
+
+impl Strikes {
+    fn allow(self, fault: Fault) -> bool {
+        match self {
+            Self::All => true,
+            Self::Without(other) => fault != other,
+            Self::Only(other) => fault == other,
+            Self::Nothing => false,
+        }
+    }
+}
 
 /// What does not strike by itself: how a life of the client ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,13 +154,13 @@ impl Counts {
 }
 
 impl Faults {
-    /// A mixture drawn from `dice`; faults are on.
-    pub fn new(dice: Dice) -> Self {
-        // How many kinds of ten are off: a few faults among many, or a few alone.
-        let off = [1, 3, 7][dice.below(3) as usize];
+    /// A mixture drawn from `dice`, of the kinds that may strike; faults are on.
+    pub fn new(dice: Dice, strikes: Strikes) -> Self {
+        // How many kinds of ten are off: a few faults among many, or a few alone, or none at all.
+        let off = [1, 3, 3, 7, 7, 1, 3, 10][dice.below(8) as usize];
         let rates = Fault::ALL.iter().map(|&fault| {
             let drawn = dice.below(10);
-            let factor = match drawn < off {
+            let factor = match drawn < off || !strikes.allow(fault) {
                 true => OFF,
                 false if drawn % 3 == 0 => FIERCE,
                 false => MILD,
@@ -183,6 +208,11 @@ impl Faults {
     /// Counts the end of a life.
     pub fn ended(&self, ending: Ending) {
         *self.state.lock().unwrap().counts.endings.entry(ending).or_default() += 1;
+    }
+
+    /// Whether anything has struck so far.
+    pub fn struck(&self) -> bool {
+        !self.state.lock().unwrap().counts.faults.is_empty()
     }
 
     /// What was counted so far.

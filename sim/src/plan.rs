@@ -11,6 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use kiseki_core::client::Options;
+use kiseki_core::format::block::LEASE_SLICES;
 use kiseki_core::types::Geometry;
 
 use crate::dice::Dice;
@@ -104,6 +105,8 @@ impl Knobs {
             commit_interval: Duration::from_millis(one_of(&[10, 50, 200, 500, 3000]) + dice.below(100)),
             store_timeout: Duration::from_secs(3 + dice.below(10)),
             max_uploads: one_of(&[1, 1, 2, 3, 4, 6]) as usize,
+            inode_lease: one_of(&[1, 8, 1 << 16, 1 << 16]),
+            slice_lease: one_of(&[1, 5, 60, LEASE_SLICES]),
             ..Options::default()
         };
         Self { geometry, options, looks: one_of(&[1000, 300, 300, 100]) }

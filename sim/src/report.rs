@@ -39,6 +39,7 @@ const JUDGES: &[(&str, &str, &str)] = &[
     ("application ", "judge", "each step shows what POSIX says"),
     ("things are left", "run", "the store holds exactly what is referred to"),
     ("after the last unmount", "run", "the store holds exactly what is referred to"),
+    ("a client spins", "world", "nothing waits by trying again and again"),
     ("after a sync there are still", "run", "memory, permits and queues come back"),
 ];
 

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kiseki_core::marks::Mark;
+use kiseki_core::planted;
 use madsim::Config;
 use madsim::runtime::Runtime;
 use tracing::subscriber;
@@ -55,6 +56,7 @@ pub fn simulate(plan: &Plan, switches: Switches, trace: Trace) -> Outcome {
     // `HashMap` keys and the simulator's state are per thread.
     let thread = thread::Builder::new().name(format!("{THREAD}{}", plan.seed)).stack_size(16 << 20).spawn(move || {
         let logger = Logger(inner.clone());
+        planted::plant(switches.planted);
         subscriber::with_default(logger, || {
             let mut runtime = Runtime::with_seed_and_config(plan.seed, Config::default());
             runtime.set_time_limit(TIME_LIMIT);
@@ -145,6 +147,33 @@ pub fn sweep_until(seeds: Range<u64>, end: Option<Instant>, switches: Switches) 
     let mut summary = summary.into_inner().unwrap();
     summary.failures.sort();
     summary
+}
+
+/// The first of `count` seeds from `first` on that fails, and why; seeds after it may not have been run.
+pub fn first_failure(first: u64, count: u64, threads: usize, switches: Switches) -> Option<(u64, String)> {
+    let next = AtomicU64::new(first);
+    let found: Mutex<Option<(u64, String)>> = Mutex::new(None);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    // A seed below the one found may still be running on another thread.
+                    if first + count <= seed || found.lock().unwrap().is_some() {
+                        break;
+                    }
+                    let outcome = simulate(&Plan::of(seed), switches, Trace::default());
+                    let mut found = found.lock().unwrap();
+                    if let Some(violation) = outcome.violation
+                        && found.as_ref().is_none_or(|(other, _)| seed < *other)
+                    {
+                        *found = Some((seed, violation));
+                    }
+                }
+            });
+        }
+    });
+    found.into_inner().unwrap()
 }
 
 impl Summary {

@@ -2,11 +2,12 @@
 //!
 //! Owns: the lines, and what the core tells of itself: its log, the marks that it reached.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
 use std::sync::{Arc, Mutex};
 
 use kiseki_core::marks::{self, Mark};
+use kiseki_core::types::Ino;
 use madsim::time::TimeHandle;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -25,6 +26,7 @@ struct Lines {
     errors: Vec<String>,
     /// How often each mark was reached.
     marks: [u64; Mark::ALL.len()],
+    raised: BTreeMap<u64, u64>,
 }
 
 /// The record of one run; clones share it.
@@ -41,7 +43,15 @@ impl Trace {
     /// An empty one. `full`: for a reader who wants to see everything.
     pub fn new(full: bool) -> Self {
         let marks = [0; Mark::ALL.len()];
-        Self(Arc::new(Mutex::new(Lines { hash: 0, count: 0, full, kept: VecDeque::new(), errors: Vec::new(), marks })))
+        Self(Arc::new(Mutex::new(Lines {
+            hash: 0,
+            count: 0,
+            full,
+            kept: VecDeque::new(),
+            errors: Vec::new(),
+            raised: BTreeMap::new(),
+            marks,
+        })))
     }
 
     /// Adds a line, under the simulated time.
@@ -66,6 +76,11 @@ impl Trace {
     pub fn tail(&self, count: usize) -> Vec<String> {
         let lines = self.0.lock().unwrap();
         lines.kept.iter().skip(lines.kept.len().saturating_sub(count)).cloned().collect()
+    }
+
+    /// How many errors of a file were raised for those who have it open, in all lives.
+    pub fn raised(&self, ino: Ino) -> u64 {
+        self.0.lock().unwrap().raised.get(&ino.0).copied().unwrap_or(0)
     }
 
     /// What was logged at level ERROR: each a broken promise.
@@ -125,8 +140,11 @@ impl Subscriber for Logger {
             return;
         }
         let level = *event.metadata().level();
-        let mut text = Text(format!("log {level}"));
+        let mut text = Text(format!("log {level}"), 0);
         event.record(&mut text);
+        if text.0.contains(" an error is raised") {
+            *self.0.0.lock().unwrap().raised.entry(text.1).or_default() += 1;
+        }
         if level == Level::ERROR {
             self.0.0.lock().unwrap().errors.push(text.0.clone());
         }
@@ -138,10 +156,17 @@ impl Subscriber for Logger {
     fn exit(&self, _: &Id) {}
 }
 
-/// The fields of a log line.
-struct Text(String);
+/// The fields of a log line, and the inode that it names.
+struct Text(String, u64);
 
 impl Visit for Text {
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        if field.name() == "ino" {
+            self.1 = value;
+        }
+        self.record_debug(field, &value);
+    }
+
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
         let written = match field.name() {
             "message" => write!(self.0, " {value:?}"),

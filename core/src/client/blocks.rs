@@ -23,12 +23,14 @@ use crate::env::{Env, ObjectStore, StoreError};
 use crate::format::block::{BlockError, decode_head, head_len, object_key, object_len, verify_object};
 use crate::format::values::Volume;
 use crate::marks::{Mark, reached};
+use crate::planted::{self, Bug};
 use crate::store::cache::{CacheShard, shard_of};
 use crate::types::{BlockId, SliceId, VolumeId};
 
 const SHARDS: usize = 16;
-/// Blocks up to this length are fetched whole whatever is asked of them: a round trip costs more.
-const WHOLE_MAX: u32 = 256 << 10;
+/// Blocks up to this part of the largest (256 KiB of 4 MiB) are fetched whole whatever is asked of them: a round trip
+/// costs more.
+const WHOLE_PART: u32 = 16;
 /// A damaged or short answer is asked for again so many times before it counts as damage of the object.
 const DAMAGED_TRIES: u32 = 4;
 
@@ -60,6 +62,8 @@ struct Inner<E: Env> {
     env: E,
     volume: VolumeId,
     frame_size: u32,
+    /// See `WHOLE_PART`.
+    whole_max: u32,
     timeout: Duration,
     shards: Vec<Mutex<Shard>>,
     /// Permits for bytes fetched ahead that are not in the cache yet.
@@ -84,9 +88,10 @@ impl<E: Env> Blocks<E> {
         let shard = |_| Mutex::new(Shard { cache: CacheShard::new(cache_bytes / count), flights: BTreeMap::new() });
         let shards = (0..count).map(shard).collect();
         let frame_size = volume.geometry.frame_size;
+        let whole_max = volume.geometry.block_size / WHOLE_PART;
         // Half of the cache: what is fetched ahead should not push out what was.
         let ahead = Budget::new(cache_bytes / 2);
-        Self(Arc::new(Inner { env, volume: volume.id, frame_size, timeout, shards, ahead }))
+        Self(Arc::new(Inner { env, volume: volume.id, frame_size, whole_max, timeout, shards, ahead }))
     }
 
     /// Keeps a block that was just stored.
@@ -106,7 +111,7 @@ impl<E: Env> Blocks<E> {
 
     /// `[off, off + len)` of a block's payload.
     pub(super) async fn read(&self, id: BlockId, off: u32, len: u32, fetch: Fetch) -> Result<Bytes, Unreadable> {
-        if fetch == Fetch::Part && id.len > WHOLE_MAX && len < id.len / 4 {
+        if fetch == Fetch::Part && id.len > self.0.whole_max && len < id.len / 4 {
             if let Some(bytes) = self.cached(id, off, len) {
                 return Ok(bytes);
             }
@@ -181,6 +186,10 @@ impl<E: Env> Inner<E> {
         let len = object_len(self.frame_size, id.len);
         self.patiently(id, async || {
             let object = self.env.objects().get(&object_key(id), 0..len).await.map_err(Fault::Store)?;
+            if planted::is(Bug::CacheUnverified) {
+                let payload = object.slice(head_len(self.frame_size, id.len) as usize..);
+                lock(self.shard(id)).cache.insert(id.slice, id.index, payload);
+            }
             verify_object(self.volume, id, self.frame_size, &object).map_err(Fault::Damaged)
         })
         .await
@@ -211,7 +220,8 @@ impl<E: Env> Inner<E> {
     where
         F: Future<Output = Result<Bytes, Fault>>,
     {
-        let deadline = self.env.now() + self.timeout;
+        let patience = if planted::is(Bug::GetWithoutDeadline) { 60 * self.timeout } else { self.timeout };
+        let deadline = self.env.now() + patience;
         let mut tries = 0;
         let mut damaged = 0;
         loop {
@@ -223,6 +233,9 @@ impl<E: Env> Inner<E> {
                     Fault::Store(StoreError::Retry)
                 }
             };
+            if planted::is(Bug::FailedGetIsHole) && matches!(fault, Fault::Store(StoreError::Retry)) {
+                return Ok(Bytes::from(alloc::vec![0; id.len as usize]));
+            }
             match fault {
                 Fault::Damaged(_) | Fault::Store(StoreError::Short) if damaged + 1 < DAMAGED_TRIES => {
                     reached(Mark::TornGetRetried);

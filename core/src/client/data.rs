@@ -25,6 +25,7 @@ use crate::file::{File, Segment};
 use crate::format::block::object_key;
 use crate::marks::{Mark, reached, reached_if};
 use crate::meta::{self, SetAttr};
+use crate::planted::{self, Bug};
 use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino};
 
 /// Zeros for holes; longer ones are made of several.
@@ -121,7 +122,8 @@ impl<E: Env> Client<E> {
         }
         shared.take_memory(len).await?;
         shared.accept(&file, offset, &data, drop_privileges)?;
-        if file.flags.sync { self.fsync(handle).await } else { Ok(()) }
+        let durable = file.flags.sync && !planted::is(Bug::SyncFlagIgnored);
+        if durable { self.fsync(handle).await } else { Ok(()) }
     }
 
     /// Reads up to `len` bytes; fewer only at the end of the file.
@@ -163,6 +165,9 @@ impl<E: Env> Client<E> {
         reached_if(Mark::FsyncOfNothing, || {
             lock(&file.cell.state).file.is_clean() && shared.env.meta().synced() >= shared.env.meta().last()
         });
+        if planted::is(Bug::CleanUnsynced) && lock(&file.cell.state).file.is_clean() {
+            return Ok(());
+        }
         let flushed = shared.flush(&file.cell, seen, shared.deadline()).await;
         if let Err(errno) = flushed {
             told(errno);
@@ -170,11 +175,17 @@ impl<E: Env> Client<E> {
             file.seen.store(lock(&file.cell.state).file.error_count(), Ordering::Release);
         }
         flushed?;
+        if planted::is(Bug::AckBeforeSync) {
+            return Ok(());
+        }
         shared.sync_meta().await
     }
 
     /// fsync(2) of a directory: every namespace operation that has returned is durable.
     pub async fn fsyncdir(&self, _ino: Ino) -> Result<(), Errno> {
+        if planted::is(Bug::FsyncDirSkipped) {
+            return Ok(());
+        }
         self.0.sync_meta().await
     }
 
@@ -327,7 +338,8 @@ impl<E: Env> Shared<E> {
                 let _ = shared.flush(cell, seen, shared.deadline()).await;
             }
             shared.pressed.store(false, Ordering::Release);
-            if shared.memory.waiting() > 0 {
+            // Where nothing is dirty there is nothing to wait for here: memory comes back with what is given up.
+            if shared.memory.waiting() > 0 && !shared.files.dirty().is_empty() {
                 shared.press();
             }
         });
@@ -340,14 +352,13 @@ impl<E: Env> Shared<E> {
         }
     }
 
-    /// Flushes the file if it has members accepted at or before `before`. To be called with what `Files::aged` took.
+    /// Flushes the file if it has members accepted at or before `before`.
     pub(super) fn flush_if_aged(self: &Arc<Self>, cell: &Arc<Cell>, before: Duration) {
         let aged = lock(&cell.state).file.flush_aged(before).is_some();
         if aged {
             reached(Mark::FlushedByAge);
             self.drive(cell);
         }
-        self.files.age(cell);
     }
 
     /// Waits until everything accepted so far is committed, or an error newer than `seen` is raised.
@@ -367,6 +378,9 @@ impl<E: Env> Shared<E> {
             }
             if timeout(&self.env, deadline, changed).await.is_none() {
                 reached(Mark::FlushOutOfTime);
+                if planted::is(Bug::FlushDeadlineAccepted) {
+                    return Ok(());
+                }
                 tracing::warn!(ino = cell.ino.0, "a flush was not done in time; its bytes stay dirty");
                 return Err(Errno::EIO);
             }
@@ -466,12 +480,16 @@ impl<E: Env> Shared<E> {
                     if !state.file.is_busy() && state.pins == 0 {
                         let (slices, freed) = state.file.take_given_up();
                         self.memory.give(freed);
-                        given_up = slices;
+                        if !planted::is(Bug::GivenUpForgotten) {
+                            given_up = slices;
+                        }
                         break;
                     }
                 }
                 changed.await;
             }
+            // Those who wait for its bytes wait in vain.
+            cell.changed.notify_all();
             self.files.retire(&cell);
         }
         match self.mutate(|txn, ctx| meta::remove::reap(txn, ctx, ino, &given_up)).await {

@@ -21,6 +21,7 @@ use crate::errno::Errno;
 use crate::file::File;
 use crate::file::readahead::Readahead;
 use crate::marks::{Mark, reached};
+use crate::planted::{self, Bug};
 use crate::types::Ino;
 
 const SHARDS: usize = 64;
@@ -175,7 +176,7 @@ impl Files {
         }
     }
 
-    /// The file has become dirty, or was looked at and still is: puts it into the aging queue.
+    /// The file has become dirty: puts it into the aging queue.
     pub(super) fn age(&self, cell: &Cell) {
         let mut shard = lock(self.shard(cell.ino));
         let mut state = lock(&cell.state);
@@ -186,35 +187,43 @@ impl Files {
         }
     }
 
-    /// Takes the files that entered the aging queue at or before `before`.
+    /// The files that have been dirty since `before` or longer. They stay in the aging queue: whoever asks for all dirty
+    /// files meanwhile must find them.
     pub(super) fn aged(&self, before: Duration) -> Vec<Arc<Cell>> {
         let mut cells = Vec::new();
         for shard in &self.shards {
-            let mut shard = lock(shard);
-            while let Some(&(_, ino)) = shard.aging.front().filter(|(since, _)| *since <= before) {
-                shard.aging.pop_front();
-                if let Some(cell) = shard.cells.get(&ino) {
-                    lock(&cell.state).aging = false;
+            let shard = &mut *lock(shard);
+            let mut again = Vec::new();
+            while let Some((_, ino)) = shard.aging.pop_front_if(|(since, _)| *since <= before) {
+                let Some(cell) = shard.cells.get(&ino) else { continue };
+                let mut state = lock(&cell.state);
+                let since = state.file.dirty_since();
+                state.aging = since.is_some();
+                again.extend(since.map(|since| (since, ino)));
+                if since.is_some_and(|since| since <= before) {
                     cells.push(cell.clone());
                 }
             }
+            shard.aging.extend(again);
         }
         cells
     }
 
-    /// All files that may be dirty.
+    /// All files that are dirty.
     pub(super) fn dirty(&self) -> Vec<Arc<Cell>> {
         let mut cells = Vec::new();
         for shard in &self.shards {
             let shard = lock(shard);
-            cells.extend(shard.aging.iter().filter_map(|(_, ino)| shard.cells.get(ino).cloned()));
+            let listed = shard.aging.iter().filter_map(|(_, ino)| shard.cells.get(ino));
+            cells.extend(listed.filter(|cell| lock(&cell.state).file.dirty_since().is_some()).cloned());
         }
         cells
     }
 
     pub(super) fn open(&self, cell: Arc<Cell>, flags: OpenFlags) -> Handle {
         let seen = AtomicU64::new(lock(&cell.state).file.error_count());
-        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        let wrap = if planted::is(Bug::HandleReuse) { 16 } else { u64::MAX };
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed) % wrap;
         let file = Arc::new(OpenFile { cell, flags, seen, readahead: Mutex::default() });
         lock(&self.handles[handle as usize % SHARDS]).insert(handle, file);
         Handle(handle)

@@ -177,8 +177,14 @@ impl DirtySlice {
         self.is_inline(geometry) || (self.frozen && self.blocks.iter().all(|block| block.put == Put::Done))
     }
 
+    /// Something of it is in the store.
     pub(super) fn any_put(&self) -> bool {
         self.blocks.iter().any(|block| block.put == Put::Done)
+    }
+
+    /// Every block is put or on its way.
+    pub(super) fn all_started(&self) -> bool {
+        self.frozen && self.blocks.iter().all(|block| !matches!(block.put, Put::Idle { .. }))
     }
 
     pub(super) fn any_running(&self) -> bool {

@@ -8,11 +8,12 @@ use core::time::Duration;
 
 use bytes::Bytes;
 
-use super::super::slice::backoff;
+use super::super::slice::{DirtySlice, backoff};
 use super::{Action, CommitOutcome, Dirty, File, InFlight, PutOutcome};
 use crate::errno::Errno;
 use crate::marks::{Mark, reached_if};
 use crate::meta::{Change, Commit};
+use crate::planted::{self, Bug};
 use crate::types::{BlockId, SliceId};
 
 /// Slices that one commit carries at most, beyond its first batch.
@@ -29,6 +30,7 @@ impl File {
                 slice.put_done(index);
                 self.recover();
             }
+            PutOutcome::Failed { .. } if planted::is(Bug::FailedPutDropped) => slice.put_done(index),
             PutOutcome::Failed { errno, lasting } => {
                 slice.put_failed(index, now);
                 self.fail(now, errno, lasting);
@@ -47,7 +49,8 @@ impl File {
                 self.recover();
             }
             PutOutcome::Failed { errno, lasting } => {
-                let retry_at = now + backoff(0);
+                let pause = if planted::is(Bug::BarrierNotRetried) { Duration::from_secs(3600) } else { backoff(0) };
+                let retry_at = now + pause;
                 self.barrier_retry_at = retry_at;
                 let from = self.batches.iter().find(|batch| !batch.durable).map_or(0, |batch| batch.first_key);
                 reached_if(Mark::BarrierFailedForLater, || {
@@ -114,7 +117,7 @@ impl File {
         self.batches.retain(|batch| batch.number > commit.number);
         self.dirty.retain(|source| match source {
             Dirty::Slice { key, .. } => *key >= below,
-            Dirty::Hole { number } => *number > commit.number,
+            Dirty::Hole { number } => *number > commit.number && !planted::is(Bug::HoleForgotten),
         });
         self.committed = commit.number;
         let mut freed = 0;
@@ -177,11 +180,13 @@ impl File {
             if !batch.frozen || batch.number > self.wanted {
                 break;
             }
-            if self.slices_of(index).any(|slice| !slice.all_put(&self.geometry)) {
+            let early = |slice: &DirtySlice| planted::is(Bug::BarrierBeforePut) && slice.all_started();
+            if self.slices_of(index).any(|slice| !slice.all_put(&self.geometry) && !early(slice)) {
                 break;
             }
             // Only bytes in the store need the barrier.
-            if !batch.durable && self.slices_of(index).any(|slice| slice.id.is_some()) {
+            let stored = self.slices_of(index).any(|slice| slice.id.is_some()) && !planted::is(Bug::BarrierSkipped);
+            if !batch.durable && stored {
                 number = Some(batch.number);
             } else {
                 self.batches[index].durable = true;
@@ -206,6 +211,12 @@ impl File {
         let mut batches = 0;
         for (index, batch) in self.batches.iter().enumerate() {
             let ready = batch.frozen && batch.durable && batch.number <= self.wanted;
+            if !ready && planted::is(Bug::CommitOutOfOrder) {
+                continue;
+            }
+            if planted::is(Bug::BarrierBeforePut) && self.slices_of(index).any(|slice| !slice.all_put(&self.geometry)) {
+                break;
+            }
             if !ready || (number.is_some() && slices + self.slices_of(index).count() > COMMIT_SLICES_MAX) {
                 break;
             }
@@ -230,6 +241,10 @@ impl File {
     fn fail(&mut self, now: Duration, errno: Errno, lasting: bool) {
         let since = *self.failure.since.get_or_insert(now);
         if lasting || (!self.failure.raised && now >= since + self.store_timeout) {
+            tracing::debug!(ino = self.ino.0, ?errno, "an error is raised for those who have the file open");
+            if planted::is(Bug::ErrorSwallowed) {
+                return;
+            }
             self.failure.raised = true;
             self.failure.count += 1;
             self.failure.errno = Some(errno);
