@@ -98,12 +98,16 @@ impl Life {
     /// Works until it is told to stop or something is wrong.
     pub async fn run(mut self) {
         while !self.stop.load(Ordering::Relaxed) && !self.over() {
-            let op = {
+            let (op, hasty) = {
                 let judge = self.app.judge();
-                self.app.generator.lock().unwrap().draw(&judge.model)
+                let mut generator = self.app.generator.lock().unwrap();
+                (generator.draw(&judge.model), generator.is_hasty())
             };
-            if let Err(what) = self.step(&op).await {
+            if let Err(what) = self.step(&op, hasty).await {
                 self.world.alarm.raise(format!("application {}: after {op:?}: {what}", self.app.name));
+            }
+            if hasty {
+                continue;
             }
             self.app.steps.fetch_add(1, Ordering::Relaxed);
             let pause = self.app.dice.time_below(THINKING);
@@ -120,7 +124,8 @@ impl Life {
         self.world.meta.failed() || self.world.alarm.raised().is_some()
     }
 
-    async fn step(&mut self, op: &Op) -> Result<(), String> {
+    /// Does `op` and judges it. One that is hasty does not look around.
+    async fn step(&mut self, op: &Op, hasty: bool) -> Result<(), String> {
         if let Op::Close { slot } = op {
             self.join(Some(*slot)).await;
         }
@@ -161,7 +166,7 @@ impl Life {
         }
         // What is in doubt is settled by the next look, and must be before the next operation.
         let doubtful = self.app.judge().doubt.is_some();
-        if self.app.dice.chance(self.app.looks) || doubtful {
+        if doubtful || !hasty && self.app.dice.chance(self.app.looks) {
             self.look(op).await?;
         }
         if self.app.dice.chance(150) {
@@ -273,7 +278,7 @@ impl Life {
         for slot in 0..SLOTS {
             if !self.over()
                 && self.kernel.handle(slot).is_some()
-                && let Err(what) = self.step(&Op::Close { slot }).await
+                && let Err(what) = self.step(&Op::Close { slot }, false).await
             {
                 self.world.alarm.raise(format!("application {}: closing: {what}", self.app.name));
             }

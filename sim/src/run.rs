@@ -41,7 +41,7 @@ use crate::world::{Moment, SimEnv, Switches, World};
 /// Files end below this: twenty chunks on some volumes, two on others.
 const LENGTH_MAX: u64 = 5 * 4096;
 /// Operations of both applications in one life, at most.
-const STEPS_MAX: u64 = 160;
+const STEPS_MAX: u64 = 200;
 /// The same in a life that ends before anything has settled.
 const STEPS_FEW: u64 = 16;
 /// No wait of a client is longer than its deadlines allow: nothing happening for so long is a hang.

@@ -35,11 +35,14 @@ impl<E: Env> Shared<E> {
         let timer = {
             let mut state = lock(&cell.state);
             while let Some(action) = state.file.poll_action(now, &mut || self.slices.take().map(SliceId)) {
-                let blocked = matches!(action, Action::NeedId);
-                actions.push(action);
-                if blocked {
+                if let Action::NeedId = action {
+                    // One task at a time: each goes on until there are ids.
+                    if !core::mem::replace(&mut state.leasing, true) {
+                        actions.push(action);
+                    }
                     break;
                 }
+                actions.push(action);
             }
             let due = state.file.poll_timeout(now).filter(|due| state.timer.is_none_or(|timer| *due < timer));
             if due.is_some() {
@@ -73,6 +76,7 @@ impl<E: Env> Shared<E> {
                     tracing::warn!(?errno, "no lease of slice ids");
                     shared.env.sleep_until(shared.env.now() + Duration::from_millis(100)).await;
                 }
+                lock(&cell.state).leasing = false;
                 shared.drive(&cell);
             }),
             Action::Barrier { number } => self.env.spawn(async move { shared.barrier(cell, number).await }),

@@ -62,6 +62,8 @@ pub(super) struct CellState {
     pub(super) pins: u32,
     /// A timer will drive this file at that time.
     pub(super) timer: Option<Duration>,
+    /// A task gets slice ids for this file, and will drive it.
+    pub(super) leasing: bool,
     /// The file is in the aging queue of its shard.
     aging: bool,
 }
@@ -151,7 +153,7 @@ impl Files {
             reached(Mark::StaleMachineRefused);
             return None;
         }
-        let state = Mutex::new(CellState { file: make(), pins: 1, timer: None, aging: false });
+        let state = Mutex::new(CellState { file: make(), pins: 1, timer: None, leasing: false, aging: false });
         let cell = Arc::new(Cell { ino, state, changed: Notify::default() });
         shard.cells.insert(ino, cell.clone());
         Some(cell)
@@ -276,5 +278,56 @@ impl Files {
     /// Drops all handles: the kernel is gone.
     pub(super) fn close_all(&self) -> Vec<Arc<OpenFile>> {
         self.handles.iter().flat_map(|shard| core::mem::take(&mut *lock(shard)).into_values()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Attr, FileType, Geometry, Timestamp};
+
+    fn machine(ino: Ino) -> File {
+        let zero = Timestamp::default();
+        let attr = Attr {
+            kind: FileType::Regular,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            nlink: 1,
+            length: 0,
+            stored: 0,
+            atime: zero,
+            mtime: zero,
+            ctime: zero,
+            btime: zero,
+            commit: 0,
+            next_seq: 0,
+            parent: Ino::ROOT,
+        };
+        File::new(ino, &attr, Geometry::DEFAULT, Duration::from_secs(1))
+    }
+
+    /// A sync that asks for all dirty files between the ager's look at a file and its flush must wait for that file.
+    #[test]
+    fn what_is_flushed_by_age_is_still_among_the_dirty() {
+        let files = Files::new();
+        let cell = files.insert(Ino(2), 0, || machine(Ino(2))).expect("there is none");
+        let clean = files.insert(Ino(3), 0, || machine(Ino(3))).expect("there is none");
+        let at = Duration::from_secs(10);
+        for cell in [&cell, &clean] {
+            lock(&cell.state).file.write(at, Timestamp::default(), 0, b"bytes", false);
+            files.age(cell);
+        }
+        // One is removed: it is clean then, and stays in the table while somebody has it.
+        lock(&clean.state).file.discard();
+        lock(&clean.state).file.take_given_up();
+        let inos = |cells: Vec<Arc<Cell>>| cells.iter().map(|cell| cell.ino).collect::<Vec<Ino>>();
+        assert_eq!(inos(files.dirty()), [Ino(2)]);
+        assert_eq!(inos(files.aged(Duration::from_secs(9))), []);
+        for _ in 0..3 {
+            assert_eq!(inos(files.aged(at)), [Ino(2)]);
+            assert_eq!(inos(files.dirty()), [Ino(2)]);
+        }
     }
 }

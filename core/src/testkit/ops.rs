@@ -127,6 +127,11 @@ impl<S: Source> Generator<S> {
         &mut self.source
     }
 
+    /// It scatters: what it draws next follows at once.
+    pub fn is_hasty(&self) -> bool {
+        self.scatter > 0
+    }
+
     /// The next operation of an application that knows that the tree is as in `model`.
     pub fn draw(&mut self, model: &Model) -> Op {
         if self.burst == 0 && self.source.chance(3) {
@@ -138,9 +143,12 @@ impl<S: Source> Generator<S> {
             self.scatter = 70 + self.source.below(40);
             self.burst_slot = self.source.below(SLOTS as u64) as usize;
         }
-        if self.scatter > 0 && model.is_open(self.burst_slot) {
+        if self.scatter > 0 {
             self.scatter -= 1;
-            return self.scatter();
+            if model.is_open(self.burst_slot) {
+                return self.scatter();
+            }
+            self.scatter = 0;
         }
         self.burst = self.burst.saturating_sub(1);
         if self.burst > 0 && model.is_open(self.burst_slot) && self.source.chance(85) {
