@@ -73,6 +73,7 @@ bugs! {
     ChecksumUnbound, 3, "checksums say nothing of which block they belong to";
     CacheUnverified, 3, "a block enters the cache before it is verified";
     FailedGetIsHole, 3, "a block that the store does not give reads as zeros";
+    AppendAtOldEnd, 3, "an append goes where the file ended when the kernel asked";
     HandleReuse, 3, "the numbers of handles start again and meet open ones";
     RenameInTwo, 4, "a rename that had to wait first removes the name, in a transaction of its own";
     RenameWithoutWait, 4, "a rename over a name does not wait for the renamed file's bytes";

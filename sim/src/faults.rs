@@ -2,12 +2,16 @@
 //!
 //! Owns: the kinds, their rates, the counts. Leaves to others: doing it (`world`, `run`).
 //!
+//! Each kind has teeth: a bug of the client that it takes to notice, or that it alone is enough to notice (`TEETH`).
+//!
 //! Invariants
 //! - Each seed draws its own mixture (some kinds off, some frequent), so that rare combinations come up.
 //! - Nothing strikes while faults are off.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+
+use kiseki_core::planted::Bug;
 
 use crate::dice::Dice;
 
@@ -62,34 +66,48 @@ faults! {
     SyncFailed, 1, "a sync of metadata fails: the store takes no more writes";
 }
 
+/// How a kind shows that it matters.
+#[derive(Clone, Copy, Debug)]
+pub enum Teeth {
+    /// Where this kind alone is off, this bug goes unnoticed.
+    Needed(Bug),
+    /// Where no other kind strikes, this bug is noticed; where none does, it is not.
+    Enough(Bug),
+    /// What it does is done by others as well.
+    Shared(&'static str),
+}
+
+/// The teeth of each kind; `tests/planted.rs` tries them.
+pub const TEETH: &[(Fault, Teeth)] = &[
+    (Fault::PutFailed, Teeth::Enough(Bug::FailedPutDropped)),
+    (Fault::PutAnswerLost, Teeth::Enough(Bug::FailedPutDropped)),
+    (Fault::PutLate, Teeth::Needed(Bug::UnsureForgotten)),
+    (Fault::PutHangs, Teeth::Enough(Bug::FlushDeadlineAccepted)),
+    (Fault::PutFull, Teeth::Needed(Bug::FullIsDone)),
+    (Fault::GetFailed, Teeth::Enough(Bug::FailedGetIsHole)),
+    (Fault::GetTorn, Teeth::Needed(Bug::ChecksumSkipped)),
+    (Fault::GetForeign, Teeth::Needed(Bug::ChecksumUnbound)),
+    (Fault::GetSlow, Teeth::Enough(Bug::DeleteWithoutGrace)),
+    (Fault::GetHangs, Teeth::Needed(Bug::GetWithoutDeadline)),
+    (Fault::DeleteFailed, Teeth::Enough(Bug::FailedDeleteDropped)),
+    (Fault::DeleteAnswerLost, Teeth::Enough(Bug::QueueDroppedFirst)),
+    (Fault::BarrierFailed, Teeth::Enough(Bug::FailedBarrierAccepted)),
+    (Fault::BarrierAnswerLost, Teeth::Enough(Bug::BarrierNotRetried)),
+    (Fault::ListFailed, Teeth::Enough(Bug::ListCutShort)),
+    (Fault::StoreOutage, Teeth::Enough(Bug::FlushDeadlineAccepted)),
+    (Fault::CommitRefused, Teeth::Needed(Bug::RefusedIsApplied)),
+    (Fault::CommitAnswerLost, Teeth::Needed(Bug::PresenceForNumber)),
+    (Fault::CommitUnknown, Teeth::Needed(Bug::UnknownIsApplied)),
+    (Fault::Conflict, Teeth::Shared("every transaction is run twice, and some do conflict")),
+    (Fault::Miss, Teeth::Needed(Bug::MissSwallowed)),
+    (Fault::SlowSync, Teeth::Needed(Bug::SyncDeadlineAccepted)),
+    (Fault::SyncFailed, Teeth::Needed(Bug::FailedSyncAccepted)),
+];
+
 /// Multiples of the usual rate: what a seed makes of a kind.
 const OFF: u64 = 0;
 const MILD: u64 = 1;
 const FIERCE: u64 = 4;
-/// Which kinds may strike at all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Strikes {
-    /// All.
-    All,
-    /// All but one.
-    Without(Fault),
-    /// One.
-    Only(Fault),
-    /// None.
-    Nothing,
-}
-
-impl Strikes {
-    fn allow(self, fault: Fault) -> bool {
-        match self {
-            Self::All => true,
-            Self::Without(other) => fault != other,
-            Self::Only(other) => fault == other,
-            Self::Nothing => false,
-        }
-    }
-}
-
 /// What does not strike by itself: how a life of the client ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ending {
@@ -154,13 +172,13 @@ impl Counts {
 }
 
 impl Faults {
-    /// A mixture drawn from `dice`, of the kinds that may strike; faults are on.
-    pub fn new(dice: Dice, strikes: Strikes) -> Self {
+    /// A mixture drawn from `dice`; faults are on.
+    pub fn new(dice: Dice) -> Self {
         // How many kinds of ten are off: a few faults among many, or a few alone, or none at all.
         let off = [1, 3, 3, 7, 7, 1, 3, 10][dice.below(8) as usize];
         let rates = Fault::ALL.iter().map(|&fault| {
             let drawn = dice.below(10);
-            let factor = match drawn < off || !strikes.allow(fault) {
+            let factor = match drawn < off {
                 true => OFF,
                 false if drawn % 3 == 0 => FIERCE,
                 false => MILD,

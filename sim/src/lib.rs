@@ -19,6 +19,7 @@ pub mod observe;
 pub mod plan;
 pub mod recovery;
 pub mod report;
+pub mod rivals;
 pub mod run;
 pub mod shrink;
 pub mod spy;

@@ -30,9 +30,11 @@ use crate::apps::{App, Life};
 use crate::dice::Dice;
 use crate::faults::{Counts, Ending};
 use crate::judge::Judge;
+use crate::kernel::Kernel;
 use crate::observe::{Contents, Tree};
 use crate::plan::{Knobs, Plan};
 use crate::recovery;
+use crate::rivals::{self, Rivals};
 use crate::spy::Spy;
 use crate::trace::Trace;
 use crate::world::meta::blocks_of;
@@ -44,6 +46,8 @@ const LENGTH_MAX: u64 = 5 * 4096;
 const STEPS_MAX: u64 = 200;
 /// The same in a life that ends before anything has settled.
 const STEPS_FEW: u64 = 16;
+/// In how many of 1000 seeds two writers share a file.
+const RIVALRY: u64 = 400;
 /// No wait of a client is longer than its deadlines allow: nothing happening for so long is a hang.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How long the store may take to be rid of what nothing refers to.
@@ -84,6 +88,8 @@ struct Run {
     dice: Dice,
     options: Options,
     apps: [Arc<App>; 2],
+    /// In some seeds.
+    rivals: Option<Rivals>,
     outcome: Outcome,
     lives: u64,
 }
@@ -146,6 +152,9 @@ impl Run {
             let made = client.mknod(caller, Ino::ROOT, name.as_bytes(), FileType::Directory, 0o755, 0).await;
             made.expect("nothing fails yet");
         }
+        let caller = Caller { uid: 0, gid: 0 };
+        let made = client.mknod(caller, Ino::ROOT, rivals::NAME.as_bytes(), FileType::Regular, 0o644, 0).await;
+        made.expect("nothing fails yet");
         client.unmount().await.expect("nothing fails yet");
         world.end(Ending::Unmount);
         let app = |name, home: &str, letter, number: u64| {
@@ -161,7 +170,8 @@ impl Run {
             App::new(name, Judge::new(habits, model), Dice::new(seed, 10 + number), number << 24, looks)
         };
         let apps = [app("A", "/a", 'a', 0), app("B", "/b", 'b', 1)];
-        Self { world, plan, dice, options, apps, outcome: Outcome::default(), lives: 0 }
+        let rivals = (plan.alone.is_none() && Dice::new(seed, 4).chance(RIVALRY)).then(Rivals::default);
+        Self { world, plan, dice, options, apps, rivals, outcome: Outcome::default(), lives: 0 }
     }
 
     async fn course(&mut self) -> Check<()> {
@@ -220,8 +230,15 @@ impl Run {
             let (app, world) = (self.apps[index].clone(), self.world.clone());
             node.spawn(Life::new(app, others, world, client.clone(), node.id(), stop.clone()).run())
         };
-        let tasks: Vec<JoinHandle<()>> =
+        let mut tasks: Vec<JoinHandle<()>> =
             [0, 1].into_iter().filter(|index| self.plan.alone.is_none_or(|alone| alone == *index)).map(life).collect();
+        for appends in [false, true] {
+            if let Some(rivals) = self.rivals.clone() {
+                let (world, dice) =
+                    (self.world.clone(), Dice::new(self.plan.seed, 2 * self.lives + u64::from(appends) + 100));
+                tasks.push(node.spawn(rivals.run(client.clone(), world, dice, appends, stop.clone())));
+            }
+        }
         let spy = Spy::new(self.apps.clone(), self.world.clone(), client.clone(), self.dice.clone());
         let spy = node.spawn(spy.run(stop.clone()));
         Work { stop, tasks: tasks.into_iter().chain([spy]).collect() }
@@ -320,6 +337,7 @@ impl Run {
                         let now = judge.now();
                         judge.durable.push(crate::judge::Durable::All(now));
                     }
+                    self.rivals.iter().for_each(Rivals::all_durable);
                     return self.kill(node, Ending::Unmount).await;
                 }
                 Ok(Ok(Err(_))) if self.world.meta.failed() => return self.crash(node).await,
@@ -338,6 +356,13 @@ impl Run {
             let look = node.spawn(async move { look(&app, &world, client).await });
             let tree = time::timeout(PATIENCE * 5, look).await.map_err(|_| "looking around hangs")?;
             trees.push(tree.map_err(|error| error.to_string())??);
+        }
+        if let Some(rivals) = self.rivals.clone() {
+            let kernel = Kernel::new(client.clone(), self.dice.clone(), self.world.clone());
+            let world = self.world.clone();
+            let look = node.spawn(async move { rivals.verify(kernel, &world).await });
+            let looked = time::timeout(PATIENCE * 5, look).await.map_err(|_| "looking around hangs")?;
+            looked.map_err(|error| error.to_string())??;
         }
         let mut verdicts = Vec::new();
         let now = (TimeHandle::current().elapsed(), Stamp::exactly(World::wall()));

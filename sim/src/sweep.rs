@@ -4,6 +4,7 @@
 //! Leaves to others: the course of a seed (`run`), telling a person (`report`).
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +18,7 @@ use madsim::Config;
 use madsim::runtime::Runtime;
 use tracing::subscriber;
 
-use crate::faults::Counts;
+use crate::faults::{Counts, Fault};
 use crate::plan::Plan;
 use crate::run::{Outcome, run};
 use crate::trace::{Logger, Trace};
@@ -149,9 +150,10 @@ pub fn sweep_until(seeds: Range<u64>, end: Option<Instant>, switches: Switches) 
     summary
 }
 
-/// The first of `count` seeds from `first` on that fails, and why; seeds after it may not have been run.
-pub fn first_failure(first: u64, count: u64, threads: usize, switches: Switches) -> Option<(u64, String)> {
-    let next = AtomicU64::new(first);
+/// The first of the seeds that fails while these faults are off, and why; seeds after it may not have been run.
+pub fn first_failure(seeds: Range<u64>, off: &BTreeSet<Fault>, switches: Switches) -> Option<(u64, String)> {
+    let next = AtomicU64::new(seeds.start);
+    let threads = thread::available_parallelism().map_or(2, usize::from);
     let found: Mutex<Option<(u64, String)>> = Mutex::new(None);
     thread::scope(|scope| {
         for _ in 0..threads {
@@ -159,10 +161,11 @@ pub fn first_failure(first: u64, count: u64, threads: usize, switches: Switches)
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     // A seed below the one found may still be running on another thread.
-                    if first + count <= seed || found.lock().unwrap().is_some() {
+                    if seeds.end <= seed || found.lock().unwrap().is_some() {
                         break;
                     }
-                    let outcome = simulate(&Plan::of(seed), switches, Trace::default());
+                    let plan = Plan { off: off.clone(), ..Plan::of(seed) };
+                    let outcome = simulate(&plan, switches, Trace::default());
                     let mut found = found.lock().unwrap();
                     if let Some(violation) = outcome.violation
                         && found.as_ref().is_none_or(|(other, _)| seed < *other)

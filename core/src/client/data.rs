@@ -297,7 +297,8 @@ impl<E: Env> Shared<E> {
         let accepted = {
             let mut state = lock(&open.cell.state);
             let file = &mut state.file;
-            let offset = if open.flags.append { file.length() } else { offset };
+            let append = open.flags.append && !planted::is(Bug::AppendAtOldEnd);
+            let offset = if append { file.length() } else { offset };
             report(open, file).map(|()| file.write(now, self.env.wall(), offset, data, drop_privileges))
         };
         let written = match accepted {

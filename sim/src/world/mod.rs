@@ -19,7 +19,7 @@ use madsim::task::NodeId;
 use madsim::time::{self, TimeHandle};
 
 use crate::dice::Dice;
-use crate::faults::{Ending, Faults, Strikes};
+use crate::faults::{Ending, Faults};
 use crate::trace::Trace;
 
 pub mod meta;
@@ -47,13 +47,11 @@ pub struct Switches {
     pub oracles: bool,
     /// A bug of the client.
     pub planted: Option<Bug>,
-    /// What may strike.
-    pub strikes: Strikes,
 }
 
 impl Default for Switches {
     fn default() -> Self {
-        Self { barrier: true, sync: true, oracles: true, planted: None, strikes: Strikes::All }
+        Self { barrier: true, sync: true, oracles: true, planted: None }
     }
 }
 
@@ -114,7 +112,7 @@ impl World {
     /// An empty world, in which faults are on.
     pub fn new(dice: Dice, trace: Trace, switches: Switches) -> Self {
         let node = Handle::current().create_node().name("world").build();
-        let faults = Faults::new(dice.clone(), switches.strikes);
+        let faults = Faults::new(dice.clone());
         let alarm = Alarm::default();
         let parts = Parts { node, dice: dice.clone(), faults: faults.clone(), alarm: alarm.clone(), switches };
         let references = References::default();
