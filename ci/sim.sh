@@ -4,6 +4,7 @@
 #   ci/sim.sh                       what `cargo test -p sim` runs: the fakes, the judges, 2,200 seeds
 #   ci/sim.sh SEEDS [FIRST]         that many seeds, from FIRST (0) on
 #   ci/sim.sh sweep SECONDS         fresh seeds on all processors until the time is up; adds a line to the ledger
+#   ci/sim.sh planted [BUG...]      bugs planted in the client, all of them until noticed; then: does each fault matter
 #   ci/sim.sh replay SEED[:PARTS]   one run, with all that happened; a failure prints this command
 #
 # Sweeps end with `sim: seeds=N hours=N ops=N crashes=N faults=N failures=N` (hours of simulated time) and
@@ -46,6 +47,12 @@ case ${1:-} in
 replay)
     [ $# = 2 ] || usage_error "which seed?"
     simulator replay "$2"
+    ;;
+planted)
+    # An optimised build is no faster here: building it takes longer than the seeds.
+    shift
+    cargo test --quiet --locked -p sim --test planted -- bugs "$@"
+    [ $# != 0 ] || cargo test --quiet --locked -p sim --test planted -- faults
     ;;
 sweep)
     { [ $# = 2 ] && is_number "$2"; } || usage_error "for how many seconds?"
