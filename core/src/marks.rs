@@ -65,6 +65,7 @@ marks! {
     StaleAttributesRefused: "attributes that were read before a commit came too late to be shown";
     StaleMachineRefused: "attributes that were read before another machine came and went made no machine";
     ReadJoinedFetch: "a read waited for a fetch that was under way";
+    FetchedPart: "a part of a block was fetched by itself";
     FetchedAhead: "a block was fetched ahead of its reader";
     TornGetRetried: "a damaged answer of the store was asked for again";
     GetOutOfTime: "a get was given up at its deadline";

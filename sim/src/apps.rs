@@ -24,9 +24,8 @@ use crate::kernel::Kernel;
 use crate::observe::{Contents, Seen, Tree, observe, observe_open};
 use crate::world::{Moment, SimEnv, World};
 
-/// How often the store is asked for bytes that tell what became of an operation: an outage is shorter, and all of it
-/// together is less than what counts as a hang.
-const LOOKS_MAX: u32 = 8;
+/// How long the store is asked for bytes that tell what became of an operation: an outage is shorter.
+const UNREAD_MAX: Duration = Duration::from_secs(60);
 /// Longest pause between two operations.
 const THINKING: Duration = Duration::from_millis(30);
 
@@ -244,14 +243,13 @@ impl Life {
     async fn look(&mut self, op: &Op) -> Result<(), String> {
         let all = self.app.dice.chance(250);
         let touched = touched(&self.app.judge().model, op);
-        let contents = if all { Contents::All } else { Contents::Of(touched.clone()) };
-        let mut attempts = 0;
+        let mut contents = if all { Contents::All } else { Contents::Of(touched.clone()) };
+        let give_up = TimeHandle::current().elapsed() + UNREAD_MAX;
         let seen = loop {
             let seen = match self.app.look(&mut self.kernel, &contents).await {
                 Ok(tree) => self.look_at_unlinked().await.map(|unlinked| (tree, unlinked)),
                 Err(errno) => Err(errno),
             };
-            attempts += 1;
             // Whether an operation in doubt had its effect may show in bytes alone.
             let unread = match &seen {
                 Ok((tree, unlinked)) => {
@@ -260,9 +258,11 @@ impl Life {
                 }
                 Err(_) => false,
             };
-            if !unread || attempts == LOOKS_MAX || self.over() || self.app.judge().doubt.is_none() {
+            let late = give_up < TimeHandle::current().elapsed();
+            if !unread || late || self.over() || self.app.judge().doubt.is_none() {
                 break seen;
             }
+            contents = Contents::Of(touched.clone());
         };
         match seen {
             Ok((tree, unlinked)) => {

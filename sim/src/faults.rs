@@ -180,7 +180,7 @@ impl Faults {
             let drawn = dice.below(10);
             let factor = match drawn < off {
                 true => OFF,
-                false if drawn % 3 == 0 => FIERCE,
+                false if drawn.is_multiple_of(3) => FIERCE,
                 false => MILD,
             };
             (fault, fault.rate() * factor)

@@ -68,7 +68,7 @@ mod simulator {
         let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
         match words[..] {
             [] => full(),
-            ["replay", plan] => show(&plan.parse().unwrap_or_else(|error| usage(error))),
+            ["replay", plan] => show(&plan.parse().unwrap_or_else(usage)),
             ["sweep", seconds] => {
                 let end = Instant::now() + Duration::from_secs(number(seconds));
                 let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later than 1970");

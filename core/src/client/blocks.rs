@@ -115,6 +115,7 @@ impl<E: Env> Blocks<E> {
             if let Some(bytes) = self.cached(id, off, len) {
                 return Ok(bytes);
             }
+            reached(Mark::FetchedPart);
             return self.0.fetch_part(id, off, len).await;
         }
         self.0.whole(id).await.map(|payload| part(&payload, off, len))

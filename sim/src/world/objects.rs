@@ -25,6 +25,8 @@ use crate::faults::{Ending, Fault};
 
 /// Usual time of one step of a call.
 const LATENCY: Duration = Duration::from_millis(4);
+/// How long an object is spared after a damaged answer: longer than it is asked for again.
+const SPARED: Duration = Duration::from_secs(3);
 /// How long a call hangs: far beyond any deadline.
 const HANG: Duration = Duration::from_secs(20);
 /// Longest time that a slow get takes to find its object.
@@ -50,8 +52,9 @@ struct State {
     /// Lives of clients; what a dead one began has no effect.
     epoch: u64,
     outage_until: Duration,
-    /// Objects whose last answer was damaged or another's: the next one is not, or it would count as damage.
-    torn: BTreeSet<String>,
+    /// Objects of which a damaged answer was given, and until when no other is: or it would count as damage of the
+    /// object. (Several gets may make up one attempt.)
+    torn: BTreeMap<String, Duration>,
     /// Objects of which a put took effect after its error was answered, in the life of this client.
     late: BTreeSet<String>,
 }
@@ -127,11 +130,13 @@ impl SimObjects {
         self.parts.faults.called(call);
         self.delay().await;
         let now = TimeHandle::current().elapsed();
+        // Calls that fail do not make an outage longer: it ends.
+        if now < self.state.lock().unwrap().outage_until {
+            return Err(StoreError::Retry);
+        }
         if self.strikes(Fault::StoreOutage) {
             let until = now + self.parts.dice.time_below(OUTAGE_MAX);
             self.state.lock().unwrap().outage_until = until;
-        }
-        if now < self.state.lock().unwrap().outage_until {
             return Err(StoreError::Retry);
         }
         Ok(epoch)
@@ -215,17 +220,19 @@ impl SimObjects {
             return Err(StoreError::Short);
         }
         let part = body.slice(range.start as usize..range.end as usize);
-        if self.state.lock().unwrap().torn.remove(&key) || part.is_empty() {
+        let now = TimeHandle::current().elapsed();
+        let spared = self.state.lock().unwrap().torn.get(&key).is_some_and(|until| now < *until);
+        if spared || part.is_empty() {
             return Ok(part);
         }
         if self.strikes(Fault::GetForeign)
             && let Some(foreign) = self.foreign(&key, body.len())
         {
-            self.state.lock().unwrap().torn.insert(key);
+            self.state.lock().unwrap().torn.insert(key, now + SPARED);
             return Ok(foreign.slice(range.start as usize..range.end as usize));
         }
         if self.strikes(Fault::GetTorn) {
-            self.state.lock().unwrap().torn.insert(key);
+            self.state.lock().unwrap().torn.insert(key, now + SPARED);
             let mut torn = part.to_vec();
             torn[self.parts.dice.below(part.len() as u64) as usize] ^= 1 << self.parts.dice.below(8);
             return Ok(torn.into());
