@@ -39,6 +39,7 @@ const JUDGES: &[(&str, &str, &str)] = &[
     ("explains what was found", "recovery", "a crash leaves what was synced, in order, with no invented bytes"),
     ("was lost though", "recovery", "nothing survives what came before it and was lost"),
     ("findings, such as", "run", "the metadata is whole after each crash"),
+    ("though nothing ever failed", "apps", "nothing fails where no fault has struck"),
     ("application ", "judge", "each step shows what POSIX says"),
     ("things are left", "run", "the store holds exactly what is referred to"),
     ("after the last unmount", "run", "the store holds exactly what is referred to"),

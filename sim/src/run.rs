@@ -43,7 +43,7 @@ use crate::world::{Moment, SimEnv, Switches, World};
 /// Files end below this: twenty chunks on some volumes, two on others.
 const LENGTH_MAX: u64 = 5 * 4096;
 /// Operations of both applications in one life, at most.
-const STEPS_MAX: u64 = 200;
+const STEPS_MAX: u64 = 240;
 /// The same in a life that ends before anything has settled.
 const STEPS_FEW: u64 = 16;
 /// In how many of 1000 seeds two writers share a file.

@@ -16,7 +16,7 @@ use crate::world::Switches;
 
 /// More lives, and more steps in one, than any plan has: where halving begins.
 const LIVES: u64 = 4;
-const STEPS: u64 = 200;
+const STEPS: u64 = 240;
 
 /// The shortest failure found.
 #[derive(Clone, Debug)]
