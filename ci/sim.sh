@@ -49,7 +49,6 @@ replay)
     simulator replay "$2"
     ;;
 planted)
-    # An optimised build is no faster here: building it takes longer than the seeds.
     shift
     cargo test --quiet --locked -p sim --test planted -- bugs "$@"
     [ $# != 0 ] || cargo test --quiet --locked -p sim --test planted -- faults

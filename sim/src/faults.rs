@@ -49,7 +49,7 @@ faults! {
     GetFailed, 30, "a get fails";
     GetTorn, 10, "a get answers with a damaged byte";
     GetForeign, 8, "a get answers with another object's bytes";
-    GetSlow, 15, "a get takes seconds to find its object";
+    GetSlow, 25, "a get takes seconds to find its object";
     GetHangs, 2, "a get hangs";
     DeleteFailed, 40, "a delete fails before it has any effect";
     DeleteAnswerLost, 20, "a delete takes effect and its answer is lost";

@@ -1,4 +1,4 @@
-//! Rivals: two writers on one file, one of which only appends.
+//! Rivals: two writers on one file, one of which only appends; the other does so at times, without O_APPEND.
 //!
 //! Owns: promises 1, 2 and 3 for a file that several handles change at once.
 //! Leaves to others: files of one application each (`apps`), when a life begins and ends (`run`).
@@ -153,8 +153,12 @@ impl Rivals {
                         state.number += 1;
                         state.number
                     };
-                    // The kernel says where it believes that the end is.
-                    let offset = if appends { client.getattr(ino).await?.length } else { dice.below(WRITTEN) };
+                    let offset = match appends {
+                        // The kernel says where the end is, as far as it knows.
+                        true => client.getattr(ino).await?.length,
+                        false if dice.chance(300) => self.state().length().min(LENGTH_MAX),
+                        false => dice.below(WRITTEN),
+                    };
                     let bytes = written_bytes(number, 0, 1 + dice.below(LEN_MAX) as u32);
                     let at_once = client.write_now(handle, offset, &bytes, false);
                     let result = match at_once {

@@ -35,7 +35,7 @@ const LATENCY: Duration = Duration::from_millis(1);
 const OLD_NEWS: Duration = Duration::from_millis(8);
 /// Usual time of a sync.
 const SYNC: Duration = Duration::from_millis(6);
-/// A sync that takes long; one in eight takes longer than a caller waits.
+/// A sync that takes long; one in three may take longer than a caller waits.
 const SLOW_SYNC: Duration = Duration::from_millis(800);
 const STALLED_SYNC: Duration = Duration::from_secs(15);
 
@@ -265,7 +265,7 @@ impl MetaStore for SimMeta {
         };
         assert!(seq <= target, "a sync of what is not committed yet");
         if self.parts.faults.strikes(Fault::SlowSync) {
-            let most = if self.parts.dice.chance(125) { STALLED_SYNC } else { SLOW_SYNC };
+            let most = if self.parts.dice.chance(333) { STALLED_SYNC } else { SLOW_SYNC };
             let until = TimeHandle::current().elapsed() + self.parts.dice.time_below(most);
             let mut state = self.state.lock().unwrap();
             state.stalled_until = state.stalled_until.max(until);

@@ -172,7 +172,7 @@ impl SimObjects {
         if self.strikes(Fault::PutLate) {
             let (this, late) = (self.clone(), key);
             drop(self.parts.node.spawn(async move {
-                let latest = [20, 20, 20, 3000][this.parts.dice.below(4) as usize];
+                let latest = [20, 20, 3000, 3000][this.parts.dice.below(4) as usize];
                 time::sleep(Duration::from_millis(1 + this.parts.dice.below(latest))).await;
                 this.take_effect(number, false);
             }));
