@@ -39,6 +39,7 @@ mod score {
     /// What takes a dozen seeds or more: the quick form tries a few, and asks for nothing.
     const SLOW: &[Bug] = &[
         Bug::SyncFlagIgnored,
+        Bug::CleanUnsynced,
         Bug::FsyncDirSkipped,
         Bug::FailedSyncAccepted,
         Bug::SyncDeadlineAccepted,
