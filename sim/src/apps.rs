@@ -24,8 +24,8 @@ use crate::kernel::Kernel;
 use crate::observe::{Contents, Seen, Tree, observe, observe_open};
 use crate::world::{Moment, SimEnv, World};
 
-/// How long the store is asked for bytes that tell what became of an operation: an outage is shorter.
-const UNREAD_MAX: Duration = Duration::from_secs(60);
+/// Shortest pause between two operations.
+const BETWEEN: Duration = Duration::from_micros(1);
 /// Longest pause between two operations.
 const THINKING: Duration = Duration::from_millis(30);
 
@@ -137,6 +137,8 @@ impl Life {
             self.fsync_in_background(*slot);
             return Ok(());
         }
+        // Operations never share an instant: where the bytes cannot be read, times tell whether one had its effect.
+        time::sleep(BETWEEN).await;
         // What a success makes durable is what had been done before the call.
         let mut promises = self.promises(op);
         let (start, from) = (TimeHandle::current().elapsed(), World::wall());
@@ -243,26 +245,10 @@ impl Life {
     async fn look(&mut self, op: &Op) -> Result<(), String> {
         let all = self.app.dice.chance(250);
         let touched = touched(&self.app.judge().model, op);
-        let mut contents = if all { Contents::All } else { Contents::Of(touched.clone()) };
-        let give_up = TimeHandle::current().elapsed() + UNREAD_MAX;
-        let seen = loop {
-            let seen = match self.app.look(&mut self.kernel, &contents).await {
-                Ok(tree) => self.look_at_unlinked().await.map(|unlinked| (tree, unlinked)),
-                Err(errno) => Err(errno),
-            };
-            // Whether an operation in doubt had its effect may show in bytes alone.
-            let unread = match &seen {
-                Ok((tree, unlinked)) => {
-                    let named = touched.iter().filter_map(|path| tree.get(path));
-                    named.chain(unlinked.iter().map(|(_, seen)| seen)).any(Seen::is_unread)
-                }
-                Err(_) => false,
-            };
-            let late = give_up < TimeHandle::current().elapsed();
-            if !unread || late || self.over() || self.app.judge().doubt.is_none() {
-                break seen;
-            }
-            contents = Contents::Of(touched.clone());
+        let contents = if all { Contents::All } else { Contents::Of(touched.clone()) };
+        let seen = match self.app.look(&mut self.kernel, &contents).await {
+            Ok(tree) => self.look_at_unlinked().await.map(|unlinked| (tree, unlinked)),
+            Err(errno) => Err(errno),
         };
         match seen {
             Ok((tree, unlinked)) => {

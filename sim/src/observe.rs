@@ -27,13 +27,6 @@ pub struct Seen {
     pub data: Option<Vec<u8>>,
 }
 
-impl Seen {
-    /// A regular file whose contents were not read, or could not be.
-    pub fn is_unread(&self) -> bool {
-        self.attr.kind == FileType::Regular && self.data.is_none()
-    }
-}
-
 /// All that was seen, by path.
 pub type Tree = BTreeMap<String, Seen>;
 
