@@ -84,12 +84,12 @@ impl Rivals {
     /// A life begins: what is found must be what one of the writes left.
     pub async fn verify(&self, mut kernel: Kernel, world: &World) -> Result<(), String> {
         let mut found = None;
-        for attempt in 0..40 {
+        for attempt in 0..20 {
             found = whole(&mut kernel).await.map_err(|errno| format!("the rivals' file answered {errno:?}"))?;
             if found.is_some() {
                 break;
             }
-            if attempt == 20 {
+            if attempt == 5 {
                 world.faults.set_on(false);
                 world.objects.calm();
             }

@@ -493,7 +493,7 @@ async fn mount(world: &World, node: &NodeHandle, options: &Options) -> Result<Cl
 
 /// What an application sees after a mount: all contents, however often the store must be asked.
 async fn look(app: &App, world: &World, client: Client<SimEnv>) -> Check<Tree> {
-    for attempt in 0..40 {
+    for attempt in 0..20 {
         let mut kernel = app.kernel(client.clone(), world);
         let tree = app.look(&mut kernel, &Contents::All).await;
         kernel.shrink(true);
@@ -505,11 +505,11 @@ async fn look(app: &App, world: &World, client: Client<SimEnv>) -> Check<Tree> {
         };
         let unread = tree.iter().find(|(_, seen)| seen.attr.kind == FileType::Regular && seen.data.is_none());
         let Some((path, _)) = unread else { return Ok(tree) };
-        if attempt == 20 {
+        if attempt == 5 {
             world.faults.set_on(false);
             world.objects.calm();
         }
-        if attempt > 30 {
+        if attempt > 15 {
             return Err(format!("{path} cannot be read, though the store is well"));
         }
     }

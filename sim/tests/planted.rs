@@ -4,7 +4,7 @@
 //! ```text
 //! cargo test -p sim --test planted                     every bug on a few seeds; those known to show soon must
 //! cargo test -p sim --test planted -- bugs [NAME...]   every bug, or these, until noticed
-//! cargo test -p sim --test planted -- faults           that each kind of fault is what it takes to notice some bug
+//! cargo test -p sim --test planted -- faults [KIND...] that each kind of fault is what it takes to notice some bug
 //! ```
 
 /// Without `--cfg madsim` there is no simulator; `tests/sim.rs` runs this again with the flag.
@@ -64,7 +64,7 @@ mod score {
         let good = match words[..] {
             [] => quick(),
             ["bugs", ref names @ ..] => bugs(names),
-            ["faults"] => faults(),
+            ["faults", ref names @ ..] => faults(names),
             // A filter of `cargo test` that means other targets.
             _ => {
                 println!("planted: nothing here is called {words:?}");
@@ -119,13 +119,16 @@ mod score {
         caught == wanted.len()
     }
 
-    fn faults() -> bool {
+    fn faults(names: &[&str]) -> bool {
         let all: BTreeSet<Fault> = Fault::ALL.iter().copied().collect();
         let mut good = TEETH.iter().map(|(fault, _)| *fault).eq(Fault::ALL.iter().copied());
         if !good {
             println!("TEETH does not list all kinds in their order");
         }
         for &(fault, teeth) in TEETH {
+            if !names.is_empty() && !names.iter().any(|name| *name == format!("{fault:?}")) {
+                continue;
+            }
             let (text, holds) = match teeth {
                 Teeth::Needed(bug) => {
                     let with = notice(bug, SEEDS, &BTreeSet::new()).map_or(SEEDS, |(seeds, _)| seeds);
@@ -146,7 +149,7 @@ mod score {
             good &= holds;
             println!("{} {:<18} {text}", if holds { "     " } else { "WRONG" }, format!("{fault:?}"));
         }
-        println!("planted: every kind of fault matters: {good}");
+        println!("planted: faults matter: {good}");
         good
     }
 }
