@@ -1,8 +1,5 @@
 # `just` alone lists what there is.
 
-meta := env("KISEKI_META", home_directory() / ".kiseki/quickstart/meta")
-mountpoint := env("KISEKI_MOUNT", "/tmp/kiseki")
-
 [private]
 default:
     @just --list
@@ -12,17 +9,29 @@ build:
     ci/dep.sh
     cargo build --release --locked -p kiseki
 
-# Make the volume of ci/quickstart.sh if it is not there, and mount it.
+# Start MinIO on this machine (built from source the first time): `just minio stop` stops it.
+[no-exit-message]
+minio *args:
+    @ci/dep.sh minio
+    @ci/minio.sh {{ args }}
+
+# Mount a volume in that MinIO at /tmp/kiseki (or $KISEKI_MOUNT), and make it the first time.
+[no-exit-message]
 mount: build
-    KISEKI_MOUNT={{ mountpoint }} ci/quickstart.sh --no-copy
+    @ci/mount.sh
 
 # Unmount it.
+[no-exit-message]
 umount:
-    "${CARGO_TARGET_DIR:-target}/release/kiseki" umount {{ mountpoint }}
+    @ci/mount.sh umount
 
-# Run every test.
-test:
-    ci/test.sh
+# Without MinIO: a volume in a local folder, mounted at ~/.kiseki/quickstart/mnt.
+quickstart *args:
+    ci/quickstart.sh {{ args }}
+
+# Run every test: `just test --without-minio` without what needs Go.
+test *args:
+    ci/test.sh {{ args }}
 
 # Run the simulator: `just sim 1000` for that many seeds.
 sim *args:
@@ -32,6 +41,6 @@ sim *args:
 fuzz iterations="100000":
     BOLERO_RANDOM_ITERATIONS={{ iterations }} cargo test --locked -p fuzz
 
-# Compare with the local disk and with a file system that stores nothing.
+# Compare with other file systems on this machine.
 bench *args:
     ci/bench.sh {{ args }}

@@ -1,27 +1,45 @@
 #!/usr/bin/env bash
-# Measures the local disk, a null file system and Kiseki (on a local folder) in one run, interleaved, with 1 and with
-# 4 threads, and compares. Needs root: the kernel's caches are dropped between phases.
+# Measures in one run, interleaved, with 1 and with 4 threads:
 #
-#   ci/bench.sh [--rounds N] [--short] [--more] [--report]
+#   local    the disk
+#   null     a file system that stores nothing (ci/bench/nullfs): what FUSE itself costs on this machine
+#   kiseki   Kiseki on a local folder
+#   minio    Kiseki on MinIO on this machine
+#   delayed  the same with 50 ms more for each request, and 1 Gbit/s in each direction (ci/delay)
 #
-#   --rounds N   rounds per thread count (5; 3 with --short)
-#   --short      smaller files
-#   --more       also the rows of small operations (not checked)
-#   --report     only the table: succeeds whatever it says
+#   ci/bench.sh [--rounds N] [--short] [--more] [--report] [--without-minio] [--json FILE]
+#   ci/bench.sh --table FILE
 #
-# The null file system (ci/bench/nullfs) stores nothing: it is what FUSE itself costs on this machine. A ratio is the
-# median of the rounds' ratios. Fails, naming the rows, where Kiseki is under 0.4 of null in write_big, read_big,
-# write_small, read_small or stat. Last line: bench: rows=N below=N
+#   --rounds N        rounds per thread count (5; 3 with --short)
+#   --short           smaller files, and a single round of `kiseki bench`
+#   --more            also the rows of small operations (not checked)
+#   --report          only the tables: succeeds whatever they say
+#   --without-minio   only local, null and kiseki; needs no Go
+#   --json FILE       writes all figures to FILE
+#   --table FILE      measures nothing: prints such a FILE as tables in Markdown
+#
+# Two drivers: ci/bench/jbench measures the rows that are compared with null; `kiseki bench` says when what was written
+# is visible, durable and drained, and what requests that took. A ratio is the median of the rounds' ratios.
+# Needs root: the kernel's caches are dropped between phases. MinIO syncs the whole machine at every put, as it must to
+# survive a power cut (MINIO_FS_OSYNC).
+#
+# Fails, naming the rows, where kiseki is under 0.4 of null in write_big, read_big, write_small, read_small or stat.
+# Last line: bench: rows=N below=N
 
 set -euo pipefail
 # shellcheck source=ci/lib.sh
 source "$(dirname "$0")/lib.sh"
 
 least=0.4
+latency=50ms
+bandwidth=1G
 rounds=
 short=
 more=
 report=
+minio=1
+json=
+table=
 arguments=("$@")
 while [ $# -gt 0 ]; do
     case $1 in
@@ -30,18 +48,125 @@ while [ $# -gt 0 ]; do
     --short) short=1 ;;
     --more) more="more" ;;
     --report) report=1 ;;
+    --without-minio) minio= ;;
+    --json) json=${2:-}; shift ;;
+    --table) table=${2:-}; shift ;;
     *) usage_error "unknown argument $1" ;;
     esac
+    [ $# -gt 0 ] || usage_error "the last argument needs a value"
     shift
 done
 rounds=${rounds:-$([ -n "$short" ] && echo 3 || echo 5)}
 case $rounds in *[!0-9]* | 0) usage_error "--rounds needs a number above 0" ;; esac
+command -v jq >/dev/null || die "this needs jq: run ci/dep.sh test"
+
+# What the jq programs share. Figures have one digit below 10, and none from 100 on.
+read -r -d '' library <<'JQ' || true
+def median: sort | length as $n | if $n == 0 then null elif $n % 2 == 1 then .[($n - 1) / 2] else (.[$n / 2 - 1] + .[$n / 2]) / 2 end;
+def digits($n): pow(10; $n) as $p | (. * $p | round) as $i
+    | if $n == 0 then "\($i)" else "\($i / $p | floor).\("\($i % $p + $p)"[1:])" end;
+def figure: if . == null then "" elif . >= 100 then digits(0) elif . >= 10 then digits(1) else digits(2) end;
+def words: {write_big: "Write big file", read_big: "Read big file", write_small: "Write small file",
+    read_small: "Read small file", stat: "Stat file"}[.] // .;
+# The rows of one driver, one object for all systems: key, threads, unit, and the row of each system.
+def across($driver): [.rows[] | select(.driver == $driver)] | (map("\(.row) \(.account)") | to_entries
+    | map({key: .value, value: .key}) | reverse | from_entries) as $place
+    | group_by([$place["\(.row) \(.account)"], .threads])
+    | map({row: .[0].row, account: .[0].account, threads: .[0].threads, unit: .[0].unit, of: (map({key: .system, value: .}) | from_entries)});
+JQ
+
+if [ -n "$table" ]; then
+    [ -r "$table" ] || die "cannot read $table"
+    jq -r "$library"'
+        def people: {local: "local disk", null: "null FUSE", kiseki: "Kiseki, local folder", minio: "Kiseki, MinIO",
+            delayed: "Kiseki, MinIO, \(.settings.latency | sub("ms"; " ms")) away"}[.system];
+        def line: "| " + join(" | ") + " |";
+        def rule($text): [range($text)] | map("---:") | . as $right | "|---|---:|" + ($right | join("|")) + "|";
+        . as $all
+        | def heads($systems): $systems | map({system: ., settings: $all.settings} | people);
+        (.settings.systems) as $systems
+        | ($systems | map(select(. != "null"))) as $stores
+        | ([""] + ["threads"] + heads($systems) + ["Kiseki to null"] | line), rule(($systems | length) + 1),
+          (across("jbench")[] | . as $row
+            | ["\(.row | words), \(.unit)", "\(.threads)"] + ($systems | map($row.of[.].median | figure)) + [.of.kiseki.ratio_to_null | digits(2)] | line),
+          "",
+          ([""] + ["threads"] + heads($stores) + ["puts, gets (\(if $systems | index("minio") then "MinIO" else "folder" end))"] | line), rule(($stores | length) + 1),
+          (across("kiseki bench")[] | . as $row | (.of.minio // .of.kiseki).requests as $requests
+            | ["\(.row | words)\(if .account then ": \(.account)" else "" end), \(.unit)", "\(.threads)"]
+              + ($stores | map($row.of[.].median | figure)) + [$requests | if . then "\(.puts), \(.gets)" else "" end] | line),
+          "",
+          "\(.date[:10]), \(.machine.cpu), \(.machine.cores) cores, \(.machine.memory_bytes / 1073741824 | round) GiB, Linux \(.machine.kernel). "
+            + "Medians of \(.settings.rounds) rounds (`kiseki bench`: \(.settings.bench_rounds)). "
+            + "Peak memory of the mounts: " + (.peak_memory_bytes | to_entries | map("\(.key) \(.value / 1048576 | round) MiB") | join(", ")) + ". "
+            + "What was written a moment ago is read from the mount\u0027s own cache as far as that holds it."
+            + if .versions.minio then " MinIO syncs the whole machine at each put (`MINIO_FS_OSYNC=on`)." else "" end
+    ' "$table" || die "$table is not a file of --json"
+    exit 0
+fi
 
 build kiseki
 build_apart bench/jbench
 build_apart bench/nullfs
+if [ -n "$minio" ]; then
+    build delay
+    bash "$root/ci/minio.sh" build
+fi
 need_root "${arguments[@]}"
+[ -z "$json" ] || : >>"$json" || die "cannot write $json"
 make_work bench
+mkdir "$work/on"
+
+systems=(local null kiseki)
+mounted=(kiseki)
+[ -z "$minio" ] || systems+=(minio delayed) mounted+=(minio delayed)
+
+start_null() {
+    mkdir "$work/on/null"
+    "$target/release/ceil" "$work/on/null" n=4 clone >"$work/null.log" 2>&1 &
+    for _ in $(seq 100); do
+        [ -z "$(mounts_under "$work/on/null")" ] || return 0
+        sleep 0.1
+    done
+    cat "$work/null.log" >&2
+    die "the null file system does not mount"
+}
+
+# The proxy in front of MinIO: sets `far`.
+start_delay() {
+    # The control file is never there; its path tells whose process this is.
+    "$target/release/delay" --listen 127.0.0.1:0 --to "$minio_url" --latency "$latency" --bandwidth "$bandwidth" \
+        --control "$work/delay.control" >"$work/delay.out" 2>"$work/delay.log" &
+    helpers+=("$!")
+    # Its end is no news.
+    disown
+    for _ in $(seq 100); do
+        far=$(head -n 1 "$work/delay.out")
+        [ -z "$far" ] || return 0
+        alive "${helpers[-1]}" || break
+        sleep 0.1
+    done
+    cat "$work/delay.log" >&2
+    die "the proxy does not start"
+}
+
+# Makes the volume $1 on storage $2 in bucket $3, and mounts it on `$work/on/$1`.
+mount_one() {
+    mkdir "$work/on/$1"
+    "$kiseki" format "$work/$1.meta" "$1-volume" --storage "$2" --bucket "$3" >/dev/null || die "cannot format $1"
+    "$kiseki" mount "$work/$1.meta" "$work/on/$1" -d --log "$work/$1.log" >/dev/null || die "cannot mount $1"
+}
+
+log_of() { [ ! -s "$work/$1.log" ] || { say "end of the log of $1:"; tail -n 40 "$work/$1.log" >&2; }; }
+
+# Waits until a mount has nothing left to store, so that it does not disturb the next measurement.
+settle() {
+    local end=$((SECONDS + 120))
+    [ -e "$work/$1.meta" ] || return 0
+    until "$kiseki" status "$work/on/$1" --json | jq -e '.mount | .dirty_bytes == 0 and .uploads == 0' >/dev/null; do
+        [ $SECONDS -lt $end ] || { log_of "$1"; die "$1 still has something to store after two minutes"; }
+        sleep 0.1
+    done
+}
 
 # Sizes per thread: `juicefs bench` has 1024 MiB and 100 files of 128 KiB; more files steady the short rows.
 sizes() {
@@ -50,56 +175,115 @@ sizes() {
     echo "p=$1 big=$((big / $1)) count=$count small=128"
 }
 
-format_volume
-mount_volume
-mkdir "$work/local" "$work/null"
-"$target/release/ceil" "$work/null" n=4 clone >"$work/null.log" 2>&1 &
-for _ in $(seq 100); do
-    [ -z "$(mounts_under "$work/null")" ] || break
-    sleep 0.1
-done
-[ -n "$(mounts_under "$work/null")" ] || { cat "$work/null.log" >&2; die "the null file system does not mount"; }
+# Adds the rows of jbench to the results: driver, system, row, account, threads, value, unit, requests.
+run_jbench() {
+    # shellcheck disable=SC2046
+    "$target/release/jbench" "$work/on/$1" $(sizes "$2") $more >"$work/out" || { log_of "$1"; die "jbench failed on $1"; }
+    settle "$1"
+    awk -v name="$1" -v threads="$2" '{ printf "jbench\t%s\t%s\tnull\t%s\t%s\t%s\tnull\n", name, $1, threads, $2, $3 }' "$work/out" >>"$work/results"
+}
 
+# The same of `kiseki bench`, with as many files as `juicefs bench` has.
+run_bench() {
+    local big=1024 count=100
+    [ -z "$short" ] || big=256 count=50
+    "$kiseki" bench "$work/on/$1" --threads "$2" --big-file-size "$((big / $2))M" --small-file-count "$count" --json >"$work/out" ||
+        { log_of "$1"; die "kiseki bench failed on $1"; }
+    settle "$1"
+    jq -r --arg system "$1" '
+        .plan.threads as $threads | .rows[]
+        | ["kiseki bench", $system, .item, .account // "null", $threads, .value, .unit, (.requests | tojson)]
+        | map(tostring) | join("\t")' "$work/out" >>"$work/results"
+}
+
+# Each system in turn, the other way round in every second round.
+interleave() {
+    local round=$1 run=$2 threads=$3 name order=("${@:4}") at
+    for ((at = 0; at < ${#order[@]}; at++)); do
+        name=${order[at]}
+        [ $((round % 2)) = 1 ] || name=${order[${#order[@]} - 1 - at]}
+        "$run" "$name" "$threads"
+    done
+}
+
+mkdir "$work/on/local" "$work/bucket"
+start_null
+mount_one kiseki file "$work/bucket"
+if [ -n "$minio" ]; then
+    # shellcheck disable=SC2119
+    start_minio
+    start_delay
+    mount_one minio minio "$minio_url/kiseki"
+    mount_one delayed minio "$far/kiseki"
+fi
+
+bench_rounds=$([ -n "$short" ] && echo 1 || echo "$rounds")
 for threads in 1 4; do
     for round in $(seq "$rounds"); do
         say "round $round of $rounds, $threads threads"
-        order="local null mnt"
-        [ $((round % 2)) = 1 ] || order="mnt null local"
-        for name in $order; do
-            # shellcheck disable=SC2046
-            "$target/release/jbench" "$work/$name" $(sizes "$threads") $more >"$work/out" || { mount_log; die "jbench failed on $name"; }
-            awk -v t="$threads" -v r="$round" -v n="$name" '{ print t, r, n, $1, $2, $3 }' "$work/out" >>"$work/results"
-        done
+        interleave "$round" run_jbench "$threads" "${systems[@]}"
+        [ "$round" -gt "$bench_rounds" ] || interleave "$round" run_bench "$threads" local "${mounted[@]}"
     done
 done
-unmount_volume
-check_volume
 
-awk -v least="$least" '
-function median(list, count,    i, j, x) {
-    for (i = 2; i <= count; i++) for (j = i; j > 1 && list[j - 1] > list[j]; j--) { x = list[j]; list[j] = list[j - 1]; list[j - 1] = x }
-    return count % 2 ? list[(count + 1) / 2] : (list[count / 2] + list[count / 2 + 1]) / 2
-}
-# Medians over the rounds of the value of `a`, divided by that of `b` in the same round if given.
-function middle(t, row, a, b,    list, count, r) {
-    count = 0
-    for (r = 1; r <= rounds; r++) if ((t, r, a, row) in value) list[++count] = value[t, r, a, row] / (b ? value[t, r, b, row] : 1)
-    return median(list, count)
-}
-{ value[$1, $2, $3, $4] = $5; unit[$4] = $6; if ($2 > rounds) rounds = $2; if (!($4 in known)) { known[$4] = 1; order[++names] = $4 } }
-END {
-    split("write_big read_big write_small read_small stat", list, " ")
-    for (i in list) checked[list[i]] = 1
-    printf "%-15s %7s %-8s %10s %10s %10s %9s %9s\n", "row", "threads", "unit", "local", "null", "kiseki", "to null", "to local"
-    for (i = 1; i <= names; i++) for (t = 1; t <= 4; t += 3) {
-        row = order[i]
-        ratio = middle(t, row, "mnt", "null")
-        printf "%-15s %7d %-8s %10.1f %10.1f %10.1f %9.2f %9.2f\n", row, t, unit[row], middle(t, row, "local", ""), middle(t, row, "null", ""), middle(t, row, "mnt", ""), ratio, middle(t, row, "mnt", "local")
-        if (row in checked) {
-            rows++
-            if (ratio < least) { below++; missed = missed sprintf("below %s of null: %s with %d threads (%.2f)\n", least, row, t, ratio) }
-        }
-    }
-    printf "%sbench: rows=%d below=%d\n", missed, rows, below
-    exit below > 0
-}' "$work/results" || [ -n "$report" ]
+# Peak memory, then the end of each mount, and what it left.
+peaks={}
+for name in "${mounted[@]}"; do
+    pid=$("$kiseki" status "$work/on/$name" --json | jq .mount.pid)
+    peaks=$(jq --arg name "$name" --argjson kib "$(awk '/^VmHWM:/ { print $2 }' "/proc/$pid/status")" '. + {($name): ($kib * 1024)}' <<<"$peaks")
+    "$kiseki" umount "$work/on/$name" >/dev/null || { log_of "$name"; die "cannot unmount $name"; }
+    "$kiseki" fsck "$work/$name.meta" --data >"$work/fsck.out" 2>&1 || { cat "$work/fsck.out" >&2; die "fsck found damage in $name"; }
+done
+
+cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
+memory_kib=$(awk '/^MemTotal:/ { print $2 }' /proc/meminfo)
+# Raw input: the tab-separated lines. Of the requests of all rounds, those of the last.
+jq -Rn --argjson peaks "$peaks" --argjson rounds "$rounds" --argjson bench_rounds "$bench_rounds" \
+    --arg short "$short" --arg latency "$latency" --arg bandwidth "$bandwidth" --arg minio "$([ -z "$minio" ] || cat "$tools/bin/minio.version")" \
+    --arg date "$(date -u +%Y-%m-%dT%H:%M:%SZ)" --arg cpu "${cpu:-$(uname -m)}" --argjson cores "$(nproc)" \
+    --argjson memory "$((memory_kib * 1024))" --arg kernel "$(uname -r)" \
+    --arg version "$("$kiseki" --version)" --arg revision "$(git -C "$root" rev-parse --short HEAD 2>/dev/null || true)" \
+    --arg systems "${systems[*]}" "$library"'
+    [inputs | split("\t") | {driver: .[0], system: .[1], row: .[2], account: (.[3] | if . == "null" then null else . end),
+        threads: (.[4] | tonumber), value: (.[5] | tonumber), unit: .[6], requests: (.[7] | fromjson)}] as $lines
+    | ($lines | map(select(.system == "null") | {key: "\(.driver) \(.row) \(.threads)", value}) | group_by(.key)
+        | map({key: .[0].key, value: map(.value)}) | from_entries) as $null
+    | (reduce $lines[] as $line ([]; if any(.[]; . == ($line | {driver, row, account})) then . else . + [$line | {driver, row, account}] end)) as $order
+    | {
+        date: $date,
+        machine: {cpu: $cpu, cores: $cores, memory_bytes: $memory, kernel: $kernel},
+        versions: {kiseki: $version, revision: (if $revision == "" then null else $revision end), minio: (if $minio == "" then null else $minio end)},
+        settings: {systems: ($systems | split(" ")), short: ($short != ""), rounds: $rounds, bench_rounds: $bench_rounds, latency: $latency, bandwidth: $bandwidth},
+        rows: ($lines | group_by([(. as $line | $order | index($line | {driver, row, account})), .threads, .system]) | map(
+            .[0] as $first | map(.value) as $values | $null["\($first.driver) \($first.row) \($first.threads)"] as $base
+            | $first | {driver, system, row, account, threads, unit, median: ($values | median), rounds: $values,
+                ratio_to_null: (if $base then [$values, $base] | transpose | map(.[0] / .[1]) | median else null end)}
+              + {requests: $lines | map(select(.driver == $first.driver and .system == $first.system and .row == $first.row
+                    and .account == $first.account and .threads == $first.threads)) | last.requests})),
+        peak_memory_bytes: $peaks
+    }' "$work/results" >"$work/bench.json"
+[ -z "$json" ] || cat "$work/bench.json" >"$json"
+
+# Tables for the terminal: a line of headings, then tab-separated cells.
+show() { awk -F '\t' '{ for (i = 1; i <= NF; i++) printf i == 1 ? "%-24s" : "%12s", $i; printf "\n" }'; }
+jq -r "$library"'
+    .settings.systems as $systems | ($systems | map(select(. != "null"))) as $stores
+    | (["jbench", "threads", "unit"] + $systems + ["to null", "to local"] | join("\t")),
+      (across("jbench")[] | . as $row | [.row, "\(.threads)", .unit] + ($systems | map($row.of[.].median | figure))
+        + [(.of.kiseki.ratio_to_null | digits(2)), ([.of.kiseki.rounds, .of.local.rounds] | transpose | map(.[0] / .[1]) | median | digits(2))] | join("\t")),
+      "",
+      (["kiseki bench", "threads", "unit"] + $stores + ($stores | map(select(. != "local") | . + " p/g")) | join("\t")),
+      (across("kiseki bench")[] | . as $row | ["\(.row) \(.account // "")", "\(.threads)", .unit] + ($stores | map($row.of[.].median | figure))
+        + ($stores | map(select(. != "local") | $row.of[.].requests | if . then "\(.puts)/\(.gets)" else "" end)) | join("\t")),
+      "",
+      (.peak_memory_bytes | to_entries[] | "peak memory, \(.key)\t\(.value / 1048576 | round) MiB")
+' "$work/bench.json" | show
+
+jq -r --argjson least "$least" "$library"'
+    [.rows[] | select(.driver == "jbench" and .system == "kiseki") | select(.row | IN("write_big", "read_big", "write_small", "read_small", "stat"))]
+    | map(select(.ratio_to_null < $least)) as $below
+    | ($below[] | "below \($least) of null: \(.row) with \(.threads) threads (\(.ratio_to_null | digits(2)))"),
+      "bench: rows=\(length) below=\($below | length)"
+' "$work/bench.json" >"$work/verdict"
+cat "$work/verdict"
+case $(tail -n 1 "$work/verdict") in *' below=0') ;; *) [ -n "$report" ] ;; esac

@@ -2,7 +2,9 @@
 # Kills the mount process (kill -9) in the middle of writers that fsync, rename over, truncate and hold unlinked files;
 # after each kill mounts again, compares with what the crash contract allows, and runs `fsck --data`.
 #
-#   ci/crash.sh [file] [--kills N] [--seed S]     (default: 100 kills, seed 1)
+#   ci/crash.sh [file|minio] [--store file|minio] [--kills N] [--seed S]     (default: file, 100 kills, seed 1)
+#
+# With minio, the store is a MinIO of its own (built if it is not there), which goes on while mounts are killed.
 #
 # Last line: crash: kills=N acked=N lost=N invented=N. Fails unless lost and invented are 0, at least 50 promises a kill
 # were held, and puts, commits, truncates and renames over a name were each hit by kills.
@@ -11,10 +13,26 @@ set -euo pipefail
 # shellcheck source=ci/lib.sh
 source "$(dirname "$0")/lib.sh"
 
-case ${1:-} in
--h | --help) print_usage; exit 0 ;;
-file) shift ;;
-esac
+store="file"
+arguments=()
+while [ $# -gt 0 ]; do
+    case $1 in
+    -h | --help) print_usage; exit 0 ;;
+    file | minio) store=$1 ;;
+    --store) store=${2:-}; shift ;;
+    *) arguments+=("$1") ;;
+    esac
+    [ $# -gt 0 ] || usage_error "--store needs file or minio"
+    shift
+done
 build kiseki torture
+case $store in
+file) ;;
+minio)
+    bash "$root/ci/minio.sh" build
+    arguments+=(--minio "$tools/bin/minio")
+    ;;
+*) usage_error "the store is file or minio, not $store" ;;
+esac
 make_work crash
-"$target/release/torture" crash --kiseki "$kiseki" --work "$work" "$@" || { mount_log; exit 1; }
+"$target/release/torture" crash --kiseki "$kiseki" --work "$work" ${arguments[@]+"${arguments[@]}"} || { mount_log; exit 1; }

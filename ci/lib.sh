@@ -60,19 +60,42 @@ need_root() {
         TMPDIR="${TMPDIR:-/tmp}" KEEP="${KEEP:-}" bash "$0" "$@"
 }
 
-# Unmounts whatever is mounted at a folder, alive or dead.
+# Unmounts whatever is mounted at a folder, alive or dead. Storing what was written is given a minute.
 unmount_any() {
-    "$kiseki" umount "$1" >/dev/null 2>&1 || true
+    timeout 60 "$kiseki" umount "$1" >/dev/null 2>&1 || true
     [ -z "$(mounts_under "$1")" ] || umount -l "$1" 2>/dev/null || fusermount3 -uz "$1" 2>/dev/null || true
 }
 
 # Mount points at or under a folder, the innermost first.
 mounts_under() { awk -v d="$1" '$5 == d || index($5, d "/") == 1 { print $5 }' /proc/self/mountinfo | sort -r; }
 
+# Processes that `clean_work` ends. Each has a path below `$work` among its arguments.
+helpers=()
+
+# Whether a process is there and not a zombie.
+alive() {
+    local stat
+    read -r stat 2>/dev/null <"/proc/$1/stat" || return 1
+    case ${stat##*) } in Z* | X*) return 1 ;; esac
+} 2>/dev/null
+
+# kill -9, if the number still belongs to a process of this script; of its group, if it leads one.
+end_process() {
+    if alive "$1" && tr '\0' ' ' <"/proc/$1/cmdline" | grep -qF "$work"; then
+        kill -KILL -- "-$1" 2>/dev/null || kill -KILL "$1"
+    fi
+    while alive "$1"; do sleep 0.02; done
+}
+
 clean_work() {
-    local status=$? at
+    local status=$? at pid
     [ -n "$work" ] || return 0
+    # A mount that ends asks its store: one that is gone would keep it until its deadline.
+    if [ -n "$minio_url" ] && [ -n "$mount_pid" ]; then
+        [ -n "$minio_pid" ] && resume_minio 2>/dev/null || end_process "$mount_pid"
+    fi
     while read -r at; do unmount_any "$at"; done < <(mounts_under "$work")
+    for pid in $mount_pid ${helpers[@]+"${helpers[@]}"} $minio_pid; do end_process "$pid"; done
     if [ -n "${KEEP:-}" ]; then
         say "kept $work"
     elif [ -z "$(mounts_under "$work")" ]; then
@@ -93,13 +116,59 @@ make_work() {
     trap 'exit 143' TERM HUP
 }
 
-# Formats an embedded volume in `$work` and mounts it on `$work/mnt`.
-format_volume() {
-    mkdir -p "$work/mnt" "$work/bucket"
-    "$kiseki" format "$work/meta" volume --storage file --bucket "$work/bucket" >/dev/null || die "format failed"
+# MinIO on `$work/minio`, with credentials of its own: a free port the first time (`$minio_url`), the same one after that.
+minio_pid=
+minio_url=
+start_minio() {
+    local line port=${minio_url##*:}
+    if [ -z "$minio_url" ]; then
+        KISEKI_ACCESS_KEY=kiseki-ci
+        KISEKI_SECRET_KEY=$(od -An -N 16 -tx1 /dev/urandom | tr -d ' \n')
+        export KISEKI_ACCESS_KEY KISEKI_SECRET_KEY
+    fi
+    line=$(bash "$root/ci/minio.sh" start --data "$work/minio" --port "${port:-0}" "$@") || die "MinIO does not start"
+    minio_pid=${line##* pid=}
+    minio_url=${line%% *}
+    minio_url=${minio_url#url=}
 }
-mount_volume() { "$kiseki" mount "$work/meta" "$work/mnt" -d --log "$work/mount.log" >/dev/null || die "mount failed"; }
-unmount_volume() { "$kiseki" umount "$work/mnt" >/dev/null || die "umount failed"; }
+stop_minio() {
+    bash "$root/ci/minio.sh" stop --data "$work/minio" 2>/dev/null
+    minio_pid=
+}
+# As a crash of its process: nothing is shut down.
+kill_minio() {
+    end_process "$minio_pid"
+    minio_pid=
+}
+freeze_minio() { kill -STOP "$minio_pid"; }
+resume_minio() { kill -CONT "$minio_pid"; }
+
+# Formats an embedded volume in `$work`: `format_volume file`, or `format_volume minio [URL]` with the URL under which
+# the mount shall reach MinIO (its own).
+format_volume() {
+    local bucket=$work/bucket
+    case ${1:-file} in
+    file) mkdir -p "$bucket" ;;
+    minio)
+        [ -n "$minio_url" ] || start_minio
+        bucket=${2:-$minio_url}/kiseki
+        ;;
+    *) die "no store is called $1" ;;
+    esac
+    mkdir -p "$work/mnt"
+    "$kiseki" format "$work/meta" volume --storage "${1:-file}" --bucket "$bucket" >/dev/null || die "format failed"
+}
+
+# Mounts it on `$work/mnt`; more arguments go to `kiseki mount`.
+mount_pid=
+mount_volume() {
+    "$kiseki" mount "$work/meta" "$work/mnt" -d --log "$work/mount.log" "$@" >/dev/null || die "mount failed"
+    mount_pid=$("$kiseki" status "$work/mnt" --json | tr -d ' \n' | sed -n 's/.*"pid":\([0-9]*\).*/\1/p')
+}
+unmount_volume() {
+    "$kiseki" umount "$work/mnt" >/dev/null || die "umount failed"
+    mount_pid=
+}
 
 # The volume of `$work`, unmounted, is whole to the last byte.
 check_volume() { "$kiseki" fsck "$work/meta" --data >"$work/fsck.out" 2>&1 || { cat "$work/fsck.out" >&2; die "fsck found damage"; }; }

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Cuts the power of the disk that holds metadata and store (ext4 on a loop device, shut down without flushing), under
+# Cuts the power of the disks that hold metadata and store (ext4 on loop devices, shut down without flushing), under
 # the writers of ci/crash.sh; after each cut mounts again, compares with what the crash contract allows, and runs
 # `fsck --data`. Needs root.
 #
-#   ci/powercut.sh [--cuts N] [--seed S]     (default: 20 cuts, seed 1)
-#   ci/powercut.sh --no-fsync                every fsync of the mount does nothing: succeeds only if bytes were lost
+#   ci/powercut.sh [file|minio] [--store file|minio] [--cuts N] [--seed S]     (default: file, 20 cuts, seed 1)
+#   ci/powercut.sh [--store minio] --no-fsync     succeeds only if bytes were lost, when every fsync of the mount does
+#                                                 nothing; with minio: when MinIO runs without MINIO_FS_OSYNC
+#
+# With minio, the store is a MinIO of its own (built if it is not there), on a disk of its own: it ends with the power.
 #
 # Last line: powercut: cuts=N acked=N lost=N invented=N. Fails unless lost and invented are 0 (above 0 with --no-fsync).
 
@@ -12,10 +15,28 @@ set -euo pipefail
 # shellcheck source=ci/lib.sh
 source "$(dirname "$0")/lib.sh"
 
-case ${1:-} in
--h | --help) print_usage; exit 0 ;;
-esac
+store="file"
+arguments=()
+given=("$@")
+while [ $# -gt 0 ]; do
+    case $1 in
+    -h | --help) print_usage; exit 0 ;;
+    file | minio) store=$1 ;;
+    --store) store=${2:-}; shift ;;
+    *) arguments+=("$1") ;;
+    esac
+    [ $# -gt 0 ] || usage_error "--store needs file or minio"
+    shift
+done
 build kiseki torture
-need_root "$@"
+case $store in
+file) ;;
+minio)
+    bash "$root/ci/minio.sh" build
+    arguments+=(--minio "$tools/bin/minio")
+    ;;
+*) usage_error "the store is file or minio, not $store" ;;
+esac
+need_root ${given[@]+"${given[@]}"}
 make_work powercut
-"$target/release/torture" powercut --kiseki "$kiseki" --work "$work" "$@" || { mount_log; exit 1; }
+"$target/release/torture" powercut --kiseki "$kiseki" --work "$work" ${arguments[@]+"${arguments[@]}"} || { mount_log; exit 1; }

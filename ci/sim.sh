@@ -6,6 +6,7 @@
 #   ci/sim.sh sweep SECONDS         fresh seeds on all processors until the time is up; adds a line to the ledger
 #   ci/sim.sh planted [BUG...]      bugs planted in the client, all of them until noticed; then: does each fault matter
 #   ci/sim.sh replay SEED[:PARTS]   one run, with all that happened; a failure prints this command
+#   ci/sim.sh enumerate             no seed at all: every crash of every short sequence of operations (minutes)
 #
 # Sweeps end with `sim: seeds=N hours=N ops=N crashes=N faults=N failures=N` (hours of simulated time) and
 # `marks: reached=N/N`. Every failure is followed by a shorter run that fails in the same way, if one is found.
@@ -47,6 +48,10 @@ case ${1:-} in
 replay)
     [ $# = 2 ] || usage_error "which seed?"
     simulator replay "$2"
+    ;;
+enumerate)
+    [ $# = 1 ] || usage_error "enumerate takes no argument"
+    KISEKI_ENUMERATE=full cargo test --quiet --locked -p kiseki-core --test enumerate -- --nocapture every_crash
     ;;
 planted)
     shift

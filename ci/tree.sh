@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Works with real trees and real programs on a mounted volume, unmounts, mounts again, and compares every checksum.
 #
-#   ci/tree.sh file [--short]
+#   ci/tree.sh file|minio [--short]     (minio: one of its own, built if it is not there)
 #
 # A source tree of at least 5,000 files is copied in, put under git, cloned and packed (git gc), archived with tar,
 # compared with rsync -c; a small crate is built by cargo; an SQLite database is written and checked. The tree has some
@@ -17,15 +17,16 @@ for word in "$@"; do
     case $word in
     -h | --help) print_usage; exit 0 ;;
     --short) short=1 ;;
-    file) store=$word ;;
+    file | minio) store=$word ;;
     *) usage_error "unknown argument $word" ;;
     esac
 done
-[ -n "$store" ] || usage_error "the store is needed: file"
+[ -n "$store" ] || usage_error "the store is needed: file or minio"
 least=5000
 enough=$([ -n "$short" ] && echo 5000 || echo 10000)
 
 build kiseki
+[ "$store" = file ] || bash "$root/ci/minio.sh" build
 make_work tree
 
 # The sources of this workspace's dependencies, as cargo keeps them: real trees of all sorts.
@@ -50,7 +51,7 @@ sums() {
     )
 }
 
-format_volume
+format_volume "$store"
 mount_volume
 cd "$work/mnt"
 

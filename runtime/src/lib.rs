@@ -2,6 +2,7 @@
 //!
 //! Owns: everything that touches the outside world. Leaves to others: what a file system *is* (`kiseki_core`).
 
+pub mod bench;
 pub mod cli;
 pub mod control;
 pub mod env;

@@ -101,6 +101,19 @@ fn help_teaches() {
         let ran = kiseki(&[command, "--help"]).ends(0);
         assert!(ran.stdout.contains("Examples:"), "{ran:?}");
     }
+    for (command, texts) in [
+        ("format", &["--storage minio", "amazonaws.com", "KISEKI_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY"][..]),
+        ("mount", &["--max-uploads", "--bucket", "KISEKI_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY"]),
+        ("fsck", &["KISEKI_SECRET_KEY"]),
+    ] {
+        let secret = "not-for-help";
+        let mut help = Command::new(env!("CARGO_BIN_EXE_kiseki"));
+        let ran = Ran::from(help.args([command, "--help"]).env("KISEKI_SECRET_KEY", secret).output().unwrap()).ends(0);
+        for text in texts {
+            assert!(ran.stdout.contains(text), "{text}: {ran:?}");
+        }
+        assert!(!ran.stdout.contains(secret), "{ran:?}");
+    }
     kiseki(&["--version"]).ends(0);
 }
 
@@ -344,6 +357,31 @@ fn a_mount_point_must_be_an_empty_folder() {
     assert!(!world.path("absent").exists());
     assert_eq!(files_below(&world.path("full")), [(PathBuf::from("something"), 0)]);
     kiseki(&["fsck", &world.meta()]).ends(0);
+}
+
+#[test]
+fn a_mount_shows_its_store_and_may_find_it_elsewhere() {
+    let world = formatted();
+    fs::rename(world.path("bucket"), world.path("moved")).unwrap();
+    let moved = world.text("moved");
+    let mounted = Mounted::new(&world, &["--bucket", &moved, "--max-uploads", "3"]);
+    fs::write(mounted.file("file"), noise(1, 200 << 10)).unwrap();
+    fs::File::open(mounted.file("file")).and_then(|file| file.sync_all()).unwrap();
+    let status = kiseki(&["status", mounted.text(), "--json"]).ends(0).json();
+    assert_eq!(status["volume"]["objects"], world.prefix().to_str().unwrap());
+    let store = &status["mount"]["store"];
+    assert_eq!(store["place"], world.path("moved").join(NAME).to_str().unwrap());
+    assert_eq!((&store["ok"], &store["error"], &store["max_uploads"]), (&json!(true), &Json::Null, &json!(3)));
+    assert_eq!((&store["puts"], &store["failures"]), (&json!(4), &json!(0)), "{store}");
+    assert!(store["put_bytes"].as_u64().unwrap() > 200 << 10, "{store}");
+    let text = kiseki(&["status", mounted.text()]).ends(0).stdout;
+    for expected in ["Object store:", "answers", "Requests:", "4 puts"] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
+    mounted.unmount().ends(0);
+    // Where it was reached that time is not remembered.
+    kiseki(&["fsck", &world.meta()]).fails_with(&["are missing"]);
+    kiseki(&["fsck", &world.meta(), "--data", "--bucket", &moved]).ends(0);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bytes::Bytes;
 use kiseki::env::{TokioEnv, timestamp};
-use kiseki::objects::{Access, Objects, ObjectsError, Place};
+use kiseki::objects::{Access, Counts, Objects, ObjectsError, Place};
 use kiseki::rocks::{OpenError, OpenMode, RocksMeta};
 use kiseki_core::env::{Env, MetaError, MetaStore, ObjectStore, StoreError, TxnSeq};
 use kiseki_core::kv::{OpResult, Read, Txn};
@@ -407,6 +407,34 @@ fn cut_object_is_short_and_a_lost_store_is_not_an_absent_object() {
     assert!(!bench.path("bucket").exists(), "a put has made the folder of a store that is away");
     fs::rename(bench.path("elsewhere"), bench.path("bucket")).expect("a store that comes back");
     wait(objects.put("blocks/p", vec![])).expect("a put");
+}
+
+#[test]
+fn folder_is_probed_and_its_requests_are_counted() {
+    let bench = Bench::new();
+    let objects = bench.objects(Access::Create);
+    wait(objects.probe()).expect("a folder that can be written");
+    assert_eq!(wait(objects.any_key()).expect("a folder"), None);
+    wait(objects.put("blocks/o", vec![Bytes::from_static(b"body")])).expect("a put");
+    assert_eq!(wait(objects.any_key()).expect("a folder"), Some("blocks".to_owned()));
+    wait(objects.get("blocks/o", 1..4)).expect("a get");
+    assert_eq!(wait(objects.get("blocks/p", 0..1)), Err(StoreError::NotFound));
+    wait(objects.list("", None)).expect("a list");
+    assert_eq!(objects.trouble(), None);
+    let healthy = Counts { puts: 1, put_bytes: 4, gets: 2, got_bytes: 3, lists: 1, ..Counts::default() };
+    assert_eq!(objects.counts(), healthy);
+    wait(bench.objects(Access::Read).probe()).expect("a folder that can be read");
+
+    fs::rename(bench.path("bucket"), bench.path("elsewhere")).expect("a store that goes away");
+    let gone = wait(objects.probe()).expect_err("no folder").to_string();
+    assert!(gone.contains("bucket/vol") && gone.contains("No such file"), "{gone}");
+    wait(objects.any_key()).expect_err("no folder");
+    assert_eq!(wait(objects.delete("blocks/o")), Err(StoreError::Retry));
+    assert!(objects.trouble().expect("trouble").text.contains("is gone"), "{:?}", objects.trouble());
+    assert_eq!(objects.counts(), Counts { deletes: 1, failures: 1, ..healthy });
+    fs::rename(bench.path("elsewhere"), bench.path("bucket")).expect("a store that comes back");
+    wait(objects.get("blocks/o", 0..4)).expect("a get");
+    assert_eq!(objects.trouble(), None);
 }
 
 #[test]

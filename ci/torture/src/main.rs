@@ -1,19 +1,31 @@
 //! Tortures a mount and judges it by the crash contract.
 //!
-//!   torture crash    --kiseki BINARY --work DIR [--kills N] [--seed S] [--writers W] [-- MOUNT-ARGUMENT...]
-//!   torture powercut --kiseki BINARY --work DIR [--cuts N]  [--seed S] [--writers W] [--no-fsync] [-- ...]
+//!   torture crash    --kiseki BINARY --work DIR [--minio BINARY] [--kills N] [--seed S] [--writers W] [-- MOUNT-ARGUMENT...]
+//!   torture powercut --kiseki BINARY --work DIR [--minio BINARY] [--cuts N]  [--seed S] [--writers W] [--no-fsync] [-- ...]
+//!   torture probe    --dir DIR --stop FILE
 //!
 //! `crash` kills the mount process (kill -9) in the middle of the writers' work, aiming in turn at a put, a commit,
 //! a commit that holds a truncate, and a rename over an existing name. `powercut` keeps metadata and store on ext4 on
 //! a loop device, and shuts that down without flushing (root only). After each, the volume is mounted again, compared
-//! with what was promised, and checked with `fsck --data`. `--no-fsync` makes every fsync of the mount a no-op: then
-//! something must be lost, or this test sees nothing.
+//! with what was promised, and checked with `fsck --data`.
+//!
+//! The store is a local folder, or with `--minio` a MinIO of the run's own: `crash` leaves that running, `powercut`
+//! gives it a loop device of its own and ends it together with the disks.
+//!
+//! `--no-fsync` makes every fsync of the mount a no-op, or with `--minio` lets MinIO answer before an object is on disk
+//! (its default): then something must be lost, or this test sees nothing.
+//!
+//! `probe` lists DIR and asks for the attributes of its entries, again and again, until FILE is there, and says how
+//! long the slowest call took.
 
 mod content;
 mod judge;
 mod names;
+mod probe;
+mod process;
 mod run;
 mod stamp;
+mod store;
 mod sys;
 mod world;
 mod writer;
@@ -22,6 +34,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use run::{Plan, Sums, run};
+use store::{Minio, Store};
 use world::{Disk, PHASES, Setup};
 
 /// Promises that a run must hold on average per round, or it has tested too little.
@@ -33,6 +46,7 @@ struct Args {
     powercut: bool,
     kiseki: PathBuf,
     work: PathBuf,
+    minio: Option<PathBuf>,
     rounds: u64,
     seed: u64,
     writers: u64,
@@ -40,22 +54,18 @@ struct Args {
     mount_args: Vec<String>,
 }
 
-fn parse() -> Result<Args, String> {
-    let mut words = std::env::args().skip(1);
-    let powercut = match words.next().as_deref() {
-        Some("crash") => false,
-        Some("powercut") => true,
-        other => return Err(format!("crash or powercut, not {other:?}")),
-    };
+fn parse(powercut: bool, mut words: impl Iterator<Item = String>) -> Result<Args, String> {
     let (kiseki, work, mount_args) = (PathBuf::new(), PathBuf::new(), vec![]);
     let rounds = if powercut { 20 } else { 100 };
-    let mut args = Args { powercut, kiseki, work, rounds, seed: 1, writers: 6, no_fsync: false, mount_args };
+    let mut args =
+        Args { powercut, kiseki, work, minio: None, rounds, seed: 1, writers: 6, no_fsync: false, mount_args };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
         let number = |text: String| text.parse::<u64>().map_err(|_| format!("{text} is not a number"));
         match word.as_str() {
             "--kiseki" => args.kiseki = value()?.into(),
             "--work" => args.work = value()?.into(),
+            "--minio" => args.minio = Some(value()?.into()),
             "--kills" | "--cuts" => args.rounds = number(value()?)?,
             "--seed" => args.seed = number(value()?)?,
             "--writers" => args.writers = number(value()?)?,
@@ -71,7 +81,14 @@ fn parse() -> Result<Args, String> {
 }
 
 fn main() -> ExitCode {
-    match parse().and_then(torture) {
+    let mut words = std::env::args().skip(1);
+    let done = match words.next().as_deref() {
+        Some("crash") => parse(false, words).and_then(torture),
+        Some("powercut") => parse(true, words).and_then(torture),
+        Some("probe") => probe::run(words),
+        other => Err(format!("crash, powercut or probe, not {other:?}")),
+    };
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(text) => {
@@ -84,18 +101,33 @@ fn main() -> ExitCode {
 fn torture(args: Args) -> Result<bool, String> {
     let work = args.work;
     let data = if args.powercut { work.join("disk") } else { work.clone() };
-    let disk = args.powercut.then(|| Disk::create(work.join("disk.img"), data.clone(), DISK_BYTES)).transpose()?;
+    let drive = if args.powercut { work.join("drive") } else { work.join("minio") };
+    let mut disks = vec![];
+    if args.powercut {
+        disks.push(Disk::create(work.join("disk.img"), data.clone(), DISK_BYTES)?);
+        // One of MinIO's own: the journal of a common disk would make its renames durable with each sync of metadata.
+        if args.minio.is_some() {
+            disks.push(Disk::create(work.join("drive.img"), drive.clone(), DISK_BYTES)?);
+        }
+    }
+    let store = match &args.minio {
+        None => Store::Folder(data.join("bucket")),
+        Some(binary) => {
+            let minio = Minio::new(binary.clone(), drive, work.join("minio.log"), !args.no_fsync);
+            Store::Minio(minio.map_err(|error| format!("cannot prepare MinIO: {error}"))?)
+        }
+    };
     let setup = Setup {
         kiseki: args.kiseki,
         meta: data.join("meta"),
-        bucket: data.join("bucket"),
+        store,
         mnt: work.join("mnt"),
         log: work.join("mount.log"),
         phases: work.join("phases"),
         mount_args: args.mount_args,
-        no_fsync: args.no_fsync,
+        no_fsync: args.no_fsync && args.minio.is_none(),
     };
-    let plan = Plan { setup, disk, rounds: args.rounds, seed: args.seed, writers: args.writers };
+    let plan = Plan { setup, disks, rounds: args.rounds, seed: args.seed, writers: args.writers };
     let sums = run(&plan);
     if let Some(text) = &sums.failure {
         eprintln!("torture: {text}");
@@ -115,7 +147,7 @@ fn verdict(sums: &Sums, plan: &Plan) -> bool {
     if sums.acked < ACKED_PER_ROUND * plan.rounds {
         fail(format!("{} promises in {} rounds: too few to tell", sums.acked, plan.rounds));
     }
-    if plan.disk.is_none() {
+    if plan.disks.is_empty() {
         let least = (plan.rounds / 8).min(5);
         let counts: Vec<String> =
             PHASES.iter().zip(sums.phases).map(|(name, count)| format!("{name}={count}")).collect();

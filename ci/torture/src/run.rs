@@ -25,8 +25,8 @@ const SWEEP_MAX: Duration = Duration::from_secs(30);
 
 pub(crate) struct Plan {
     pub(crate) setup: Setup,
-    /// Cut its power instead of killing only the mount.
-    pub(crate) disk: Option<Disk>,
+    /// Cut their power instead of killing only the mount; none: kill.
+    pub(crate) disks: Vec<Disk>,
     pub(crate) rounds: u64,
     pub(crate) seed: u64,
     pub(crate) writers: u64,
@@ -58,9 +58,8 @@ pub(crate) fn run(plan: &Plan) -> Sums {
 
 fn rounds(plan: &Plan, shared: &Shared, writers: &mut [Writer<'_>], sums: &mut Sums) -> Result<(), String> {
     let mut rng = Rng::new(plan.seed);
-    if let Some(disk) = &plan.disk {
-        disk.mount()?;
-    }
+    plan.disks.iter().try_for_each(Disk::mount)?;
+    plan.setup.store.create()?;
     plan.setup.format()?;
     for round in 0..plan.rounds {
         let mut mount = recover(plan, shared, writers, sums, round > 0)?;
@@ -68,7 +67,7 @@ fn rounds(plan: &Plan, shared: &Shared, writers: &mut [Writer<'_>], sums: &mut S
             set_up(plan, writers).map_err(|error| format!("cannot set up the writers: {error}"))?;
         }
         shared.crashing.store(false, Ordering::SeqCst);
-        let aim = (plan.disk.is_none() && !rng.chance(10)).then_some((round % 4) as usize);
+        let aim = (plan.disks.is_empty() && !rng.chance(10)).then_some((round % 4) as usize);
         shared.bias.store(aim.map_or(u8::MAX, |phase| phase as u8), Ordering::Relaxed);
         let began = shared.acked.load(Ordering::Relaxed);
         let (crashed, stops) = thread::scope(|scope| {
@@ -92,9 +91,10 @@ fn rounds(plan: &Plan, shared: &Shared, writers: &mut [Writer<'_>], sums: &mut S
             PHASES.iter().zip(phases.0).filter(|(_, value)| *value > 0).map(|(name, _)| *name).collect();
         eprintln!("round {}: {acked} acked, {waiting} not yet, inside {inside:?}", round + 1);
         writers.iter_mut().for_each(Writer::crashed);
-        if let Some(disk) = &plan.disk {
-            disk.unmount()?;
-            disk.mount()?;
+        if !plan.disks.is_empty() {
+            plan.disks.iter().try_for_each(Disk::unmount)?;
+            plan.disks.iter().try_for_each(Disk::mount)?;
+            plan.setup.store.start()?;
         }
     }
     let mount = recover(plan, shared, writers, sums, true)?;
@@ -174,6 +174,8 @@ fn crash(
             failed = Some(text);
         } else if let Some(status) = mount.has_ended() {
             failed = Some(format!("the mount ended by itself with {status}"));
+        } else if let Some(text) = plan.setup.store.trouble() {
+            failed = Some(text);
         } else if start.elapsed() > WORK_MAX {
             failed = Some(format!("fewer than {ACKED_PER_ROUND} promises in {WORK_MAX:?}"));
         }
@@ -183,31 +185,38 @@ fn crash(
         thread::sleep(Duration::from_millis(2));
     }
     let logged = plan.setup.logged_errors();
-    if let (Some(line), None) = (logged.first(), &plan.disk) {
+    if let (Some(line), true) = (logged.first(), plan.disks.is_empty()) {
         failed.get_or_insert_with(|| format!("the mount logged an error: {line}"));
     }
     let mut phases = Phases::default();
-    match &plan.disk {
-        Some(disk) if failed.is_none() => {
-            // The machine stops with its disk: ext4 may answer 0 to an fsync that is under way when it is shut down.
-            mount.pause();
-            let quiet = mount.is_quiet();
-            shared.crashing.store(true, Ordering::SeqCst);
-            failed = disk.cut_power().err();
-            eprintln!("power cut at {:?}", shared.began.elapsed());
-            if quiet {
-                // Nothing was under way: the mount goes on for a moment on a disk that is gone, and may not lie about it.
-                mount.resume();
-                thread::sleep(Duration::from_millis(rng.below(80)));
-            }
-        }
+    match failed {
         Some(_) => {}
-        None if failed.is_none() => phases = hit(plan, mount, rng, aim),
-        None => {}
+        None if plan.disks.is_empty() => phases = hit(plan, mount, rng, aim),
+        None => failed = cut_power(plan, shared, mount, rng).err(),
     }
     shared.crashing.store(true, Ordering::SeqCst);
+    if !plan.disks.is_empty() {
+        plan.setup.store.kill();
+    }
     mount.kill();
     failed.map_or(Ok(phases), Err)
+}
+
+/// The machine stops with its disks: ext4 may answer 0 to an fsync that is under way when it is shut down, and a sync
+/// cannot fail.
+fn cut_power(plan: &Plan, shared: &Shared, mount: &Mount<'_>, rng: &mut Rng) -> Result<(), String> {
+    plan.setup.store.pause();
+    mount.pause();
+    let quiet = mount.is_quiet();
+    shared.crashing.store(true, Ordering::SeqCst);
+    plan.disks.iter().try_for_each(Disk::cut_power)?;
+    eprintln!("power cut at {:?}", shared.began.elapsed());
+    if quiet {
+        // Nothing was under way: the mount goes on for a moment on a disk that is gone, and may not lie about it.
+        mount.resume();
+        thread::sleep(Duration::from_millis(rng.below(80)));
+    }
+    Ok(())
 }
 
 /// Stops the mount in the middle of `aim`; it never goes on.
@@ -236,7 +245,7 @@ fn clean_up(plan: &Plan, writers: &mut [Writer<'_>], mount: Mount<'_>) -> Result
     writers.iter_mut().try_for_each(Writer::clear).map_err(text)?;
     let end = Instant::now() + SWEEP_MAX;
     loop {
-        let blocks = plan.setup.blocks().map_err(text)?;
+        let blocks = plan.setup.store.blocks().map_err(text)?;
         if blocks == 0 {
             break;
         }

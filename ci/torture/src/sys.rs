@@ -33,6 +33,17 @@ pub(crate) fn answers(path: &Path) -> bool {
     result == 0 && unsafe { found.assume_init() }.f_type == FUSE_SUPER_MAGIC
 }
 
+/// Asks the file system for the attributes of `path`, whatever the kernel still knows of them.
+pub(crate) fn fresh_attributes(path: &Path) -> io::Result<()> {
+    let path = path_c(path)?;
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_STATX_FORCE_SYNC;
+    let mut found = MaybeUninit::<libc::statx>::uninit();
+    // SAFETY: `path` ends with NUL, and `found` has room for a statx, which is not looked at.
+    check(unsafe {
+        libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, libc::STATX_BASIC_STATS, found.as_mut_ptr()).into()
+    })
+}
+
 /// renameat2(2) with RENAME_EXCHANGE.
 pub(crate) fn exchange(a: &Path, b: &Path) -> io::Result<()> {
     let (a, b) = (path_c(a)?, path_c(b)?);

@@ -1,28 +1,24 @@
 //! The mount under test, the disk below it, and the ways to end them.
 //!
-//! Owns: processes, mount points and the loop device. Leaves to others: when to end what (`run`).
+//! Owns: mount points and the loop device. Leaves to others: the store (`store`), when to end what (`run`).
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::process::{PATIENCE, Process};
+use crate::store::{Store, VOLUME};
 use crate::sys;
-
-/// How long a mount, an unmount, or a kill may take before something is wrong.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// The volume's name, and so the folder of its objects in the bucket.
-const VOLUME: &str = "torture";
 
 /// Where everything is; all but `mnt` and the logs may lie on `Disk`.
 pub(crate) struct Setup {
     pub(crate) kiseki: PathBuf,
     pub(crate) meta: PathBuf,
-    pub(crate) bucket: PathBuf,
+    pub(crate) store: Store,
     pub(crate) mnt: PathBuf,
     pub(crate) log: PathBuf,
     /// Counts what the mount is doing, as it does it (see `Phases`).
@@ -40,10 +36,16 @@ pub(crate) const PHASES: [&str; 4] = ["put", "commit", "truncate", "rename-over"
 impl Setup {
     pub(crate) fn format(&self) -> Result<(), String> {
         fs::create_dir_all(&self.mnt).map_err(|error| format!("{}: {error}", self.mnt.display()))?;
-        fs::create_dir_all(&self.bucket).map_err(|error| format!("{}: {error}", self.bucket.display()))?;
-        let mut command = Command::new(&self.kiseki);
-        command.arg("format").arg(&self.meta).arg(VOLUME).args(["--storage", "file", "--bucket"]).arg(&self.bucket);
+        let mut command = self.command("format");
+        command.arg(&self.meta).arg(VOLUME).args(self.store.format_args());
         run(&mut command).map(drop)
+    }
+
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(&self.kiseki);
+        command.arg(name);
+        self.store.give_credentials(&mut command);
+        command
     }
 
     /// Starts a mount and returns when it answers.
@@ -51,21 +53,20 @@ impl Setup {
         let text = |error: io::Error| format!("cannot start the mount: {error}");
         fs::write(&self.phases, [0; 4096]).map_err(text)?;
         let log = File::options().create(true).append(true).open(&self.log).map_err(text)?;
-        let mut command = Command::new(&self.kiseki);
-        command.arg("mount").arg(&self.meta).arg(&self.mnt).args(&self.mount_args);
+        let mut command = self.command("mount");
+        command.arg(&self.meta).arg(&self.mnt).args(&self.mount_args);
         command.env("KISEKI_TEST_PHASE_FILE", &self.phases).env("RUST_BACKTRACE", "1").stdin(Stdio::null());
         command.stdout(log.try_clone().map_err(text)?).stderr(log);
         if self.no_fsync {
             sys::without_fsync(&mut command);
         }
-        let mut mount = Mount { setup: self, child: command.spawn().map_err(text)? };
+        let mut mount = Mount { setup: self, process: Process::new(command.spawn().map_err(text)?) };
         let end = Instant::now() + PATIENCE;
         while !sys::answers(&self.mnt) {
-            if let Some(status) = mount.child.try_wait().map_err(text)? {
+            if let Some(status) = mount.has_ended() {
                 return Err(format!("the mount ended with {status}"));
             }
             if Instant::now() > end {
-                mount.kill();
                 return Err(format!("the mount does not answer after {PATIENCE:?}"));
             }
             sleep(Duration::from_millis(5));
@@ -75,23 +76,7 @@ impl Setup {
 
     /// `fsck --data`, beside the running mount or without one.
     pub(crate) fn fsck(&self) -> Result<(), String> {
-        run(Command::new(&self.kiseki).arg("fsck").arg(&self.meta).arg("--data")).map(drop)
-    }
-
-    /// Blocks in the store.
-    pub(crate) fn blocks(&self) -> io::Result<usize> {
-        fn count(dir: &Path) -> io::Result<usize> {
-            let mut sum = 0;
-            for entry in fs::read_dir(dir)? {
-                let entry = entry?;
-                sum += if entry.file_type()?.is_dir() { count(&entry.path())? } else { 1 };
-            }
-            Ok(sum)
-        }
-        match count(&self.bucket.join(VOLUME).join("blocks")) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-            other => other,
-        }
+        run(self.command("fsck").arg(&self.meta).arg("--data")).map(drop)
     }
 
     pub(crate) fn read_phases(&self) -> Phases {
@@ -112,83 +97,44 @@ impl Setup {
     }
 }
 
-/// A running mount. Dropping it kills it and takes the mount point away.
+/// A running mount. Dropping it kills it.
 pub(crate) struct Mount<'a> {
     setup: &'a Setup,
-    child: Child,
+    process: Process,
 }
 
 impl Mount<'_> {
     /// Ends it as `kiseki umount` does; everything must be flushed.
     pub(crate) fn unmount(mut self) -> Result<(), String> {
-        run(Command::new(&self.setup.kiseki).arg("umount").arg(&self.setup.mnt))?;
-        match self.wait()? {
+        run(self.setup.command("umount").arg(&self.setup.mnt))?;
+        match self.process.wait()? {
             status if status.success() => Ok(()),
             status => Err(format!("the mount ended with {status} after umount")),
         }
     }
 
-    fn wait(&mut self) -> Result<ExitStatus, String> {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            match self.child.try_wait() {
-                Ok(Some(status)) => return Ok(status),
-                Ok(None) if Instant::now() > end => return Err(format!("the mount is still there after {PATIENCE:?}")),
-                Ok(None) => sleep(Duration::from_millis(5)),
-                Err(error) => return Err(format!("cannot wait for the mount: {error}")),
-            }
-        }
-    }
-
     /// kill -9.
     pub(crate) fn kill(&mut self) {
-        let _ = sys::signal(self.child.id(), libc::SIGKILL);
-        let _ = self.wait();
+        self.process.kill();
     }
 
     /// Holds the process still; returns what it was in the middle of.
     pub(crate) fn pause(&self) -> Phases {
-        let _ = sys::signal(self.child.id(), libc::SIGSTOP);
-        let end = Instant::now() + Duration::from_secs(5);
-        while !self.is_still() && Instant::now() < end {
-            std::thread::yield_now();
-        }
+        self.process.pause();
         self.setup.read_phases()
     }
 
     pub(crate) fn resume(&self) {
-        let _ = sys::signal(self.child.id(), libc::SIGCONT);
+        self.process.resume();
     }
 
-    /// Whether no thread will run a line more: stopped, or in the kernel, where the stop awaits it.
-    fn is_still(&self) -> bool {
-        self.threads_are("TtDZX")
-    }
-
-    /// Whether, besides, no thread waits for a disk.
+    /// Whether, held still, it waits for no disk.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.threads_are("TtZX")
-    }
-
-    fn threads_are(&self, states: &str) -> bool {
-        let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.child.id())) else { return true };
-        tasks.flatten().all(|task| {
-            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-            let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-            state.is_none_or(|state| states.contains(state))
-        })
+        self.process.is_quiet()
     }
 
     pub(crate) fn has_ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().ok().flatten()
-    }
-}
-
-impl Drop for Mount<'_> {
-    fn drop(&mut self) {
-        if self.has_ended().is_none() {
-            self.kill();
-        }
+        self.process.has_ended()
     }
 }
 

@@ -13,7 +13,7 @@ use super::wait::lock;
 use super::{Client, Shared};
 use crate::env::{Edge, Env, Point};
 use crate::errno::Errno;
-use crate::kv::{OpError, Read};
+use crate::kv::OpError;
 use crate::marks::{Mark, reached, reached_if};
 use crate::meta::{self, DirEntry, New, Removed, RenameMode, SetAttr, XattrMode};
 use crate::planted::{self, Bug};
@@ -225,7 +225,7 @@ impl<E: Env> Client<E> {
             let renamed = shared
                 .mutate(|txn, ctx| {
                     // The files that must be settled are looked up in the same transaction that renames.
-                    let mut wanted = to_settle(txn.as_read(), names, mode)?;
+                    let mut wanted = meta::rename::to_settle(txn.as_read(), names, mode)?;
                     if planted::is(Bug::RenameWithoutWait) {
                         wanted = [None, None];
                     }
@@ -427,27 +427,4 @@ impl<E: Env> Shared<E> {
         let cell = ino.and_then(|ino| self.files.get(ino));
         cell.is_some_and(|cell| lock(&cell.state).file.dirty_since().is_some())
     }
-}
-
-/// The regular files that a rename must not show unless what was accepted for them is committed.
-fn to_settle(read: &mut dyn Read, names: [(Ino, &[u8]); 2], mode: RenameMode) -> Result<[Option<Ino>; 2], OpError> {
-    let mut found = [None, None];
-    for (slot, (dir, name)) in found.iter_mut().zip(names) {
-        match meta::lookup::child(read, dir, name) {
-            Ok(dentry) => *slot = Some(dentry),
-            // The rename itself finds the right errno.
-            Err(OpError::Errno(_)) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    let regular = |dentry: Option<crate::format::values::Dentry>| {
-        dentry.filter(|dentry| dentry.kind == FileType::Regular).map(|dentry| dentry.ino)
-    };
-    let [source, target] = found;
-    Ok(match mode {
-        RenameMode::NoReplace => [None, None],
-        RenameMode::Replace if target.is_none() => [None, None],
-        RenameMode::Replace => [regular(source), None],
-        RenameMode::Exchange => [regular(source), regular(target)],
-    })
 }

@@ -107,7 +107,7 @@ impl Source for Dirty {
 }
 
 /// Members with consecutive numbers that become visible together: slices, then a truncate, then attributes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Batch {
     /// When its first member was accepted.
     first_at: Duration,
@@ -122,7 +122,7 @@ struct Batch {
     durable: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct InFlight {
     commit: Arc<Commit>,
     running: bool,
@@ -142,7 +142,7 @@ struct Failure {
 }
 
 /// The contents of one open or dirty regular file.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct File {
     ino: Ino,
     geometry: Geometry,

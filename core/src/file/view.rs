@@ -77,7 +77,7 @@ impl Stored {
 }
 
 /// The committed slices of one file, in file offsets.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct View {
     overlay: Overlay<Stored>,
     loaded: BTreeSet<u32>,

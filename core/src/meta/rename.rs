@@ -1,19 +1,20 @@
 //! Rename: moving, replacing and exchanging names.
 //!
-//! Owns: the order of its checks, and the proof that no directory becomes its own ancestor.
-//! Leaves to others: flushing what a replacement needs first (promise 4, client).
+//! Owns: the order of its checks, the proof that no directory becomes its own ancestor,
+//! which files a rename would show (promise 4).
+//! Leaves to others: committing what was accepted for those first (client).
 //!
 //! Invariant: a directory that moves to another one has read `attr` of every ancestor of the target, and every move of
 //! a directory writes its `attr`: two moves that would make a loop together conflict.
 
-use super::lookup::DEPTH_MAX;
+use super::lookup::{DEPTH_MAX, child};
 use super::names::{forget_name, learn_name, live_dir, note_entries};
 use super::remove::detach;
 use super::{OpCtx, RenameMode, Renamed, check_name, get, put};
 use crate::errno::Errno;
 use crate::format::keys;
 use crate::format::values::Dentry;
-use crate::kv::{OpError, OpResult, Txn};
+use crate::kv::{OpError, OpResult, Read, Txn};
 use crate::types::{Attr, FileType, Ino};
 
 /// A name on one side of a rename, with the directory that it is in.
@@ -84,6 +85,29 @@ pub fn rename(
         Some(target) if mode == RenameMode::Exchange => exchange(txn, ctx, &src, &dst, moved, target),
         target => replace(txn, ctx, &src, &dst, moved, target),
     }
+}
+
+/// The regular files that a rename of the first name to the second must not show unless what was accepted for them is
+/// committed: none if it puts nothing in the place of something else.
+pub fn to_settle(read: &mut dyn Read, names: [(Ino, &[u8]); 2], mode: RenameMode) -> OpResult<[Option<Ino>; 2]> {
+    let mut found: [Option<Dentry>; 2] = [None, None];
+    for (slot, (dir, name)) in found.iter_mut().zip(names) {
+        match child(read, dir, name) {
+            Ok(dentry) => *slot = Some(dentry),
+            // The rename itself finds the right errno.
+            Err(OpError::Errno(_)) => {}
+            Err(error @ (OpError::Kv(_) | OpError::Damaged(_))) => return Err(error),
+        }
+    }
+    let regular =
+        |dentry: Option<Dentry>| dentry.filter(|dentry| dentry.kind == FileType::Regular).map(|dentry| dentry.ino);
+    let [source, target] = found;
+    Ok(match mode {
+        RenameMode::NoReplace => [None, None],
+        RenameMode::Replace if target.is_none() => [None, None],
+        RenameMode::Replace => [regular(source), None],
+        RenameMode::Exchange => [regular(source), regular(target)],
+    })
 }
 
 fn replace(

@@ -7,6 +7,7 @@ use std::time::Instant;
 use clap::Args;
 use serde::Serialize;
 
+use super::access::{Address, KEYS_HELP, Keys};
 use super::output::{Context, Done, Failure, Meter, Outcome, say, say_aside, say_json};
 use super::values::show_size;
 use super::{Show, open, place};
@@ -32,7 +33,7 @@ Keys of --json:
 
 /// Check a volume: its metadata, that every block exists, and with --data every byte
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = format!("{EXAMPLES}\n\n{KEYS_HELP} A mounted volume needs none here."))]
 pub(super) struct FsckArgs {
     /// The metadata store, or the mount point of the volume
     #[arg(value_name = "META|MOUNTPOINT")]
@@ -40,6 +41,10 @@ pub(super) struct FsckArgs {
     /// Read every block whole and verify its checksums
     #[arg(long)]
     data: bool,
+    #[command(flatten)]
+    address: Address,
+    #[command(flatten)]
+    keys: Keys,
     #[command(flatten)]
     show: Show,
 }
@@ -72,7 +77,7 @@ pub(super) fn run(args: &FsckArgs) -> Outcome {
         None => {
             place.warn_if_dead();
             let store = open::Store::open(&place.meta, OpenMode::Existing)?;
-            store.check(args.data, &progress, &found)
+            store.check(args.data, &args.keys, &args.address, &progress, &found)
         }
     };
     meter.clear();

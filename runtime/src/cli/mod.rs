@@ -1,4 +1,4 @@
-//! The command line: `kiseki format | mount | umount | status | info | fsck`.
+//! The command line: `kiseki format | mount | umount | status | info | fsck | bench`.
 //!
 //! Owns: arguments, texts, exit codes (0 done, 1 failed, 2 usage, 3 findings).
 //! Leaves to others: the work itself (one file a command), the mount (`crate::mount`), the core.
@@ -6,6 +6,8 @@
 //! A result goes to standard output, as text or (`--json`) as one JSON document; errors and progress go to standard
 //! error. A command that fails leaves everything as it was.
 
+mod access;
+mod bench;
 mod format;
 mod fsck;
 mod info;
@@ -25,12 +27,18 @@ use output::{Done, Outcome};
 
 /// What `--help` says after the commands.
 const OVERVIEW: &str = "\
-A volume is one metadata store (META) and one folder of objects. Make one, mount it, use it:
+A volume is one metadata store (META) and one folder or bucket of objects. Make one, mount it, use it:
 
   kiseki format /srv/kiseki/meta my-volume --storage file --bucket /srv/kiseki/objects
   kiseki mount -d /srv/kiseki/meta /mnt/kiseki
   cp -r some-folder /mnt/kiseki
   kiseki umount /mnt/kiseki
+
+With the objects in MinIO, or another store that speaks S3 (see `kiseki format --help`):
+
+  export KISEKI_ACCESS_KEY=minioadmin KISEKI_SECRET_KEY=minioadmin
+  kiseki format /srv/kiseki/meta my-volume --storage minio --bucket http://127.0.0.1:9000/my-bucket
+  kiseki mount -d /srv/kiseki/meta /mnt/kiseki
 
 META is the path of a RocksDB folder, /srv/kiseki/meta or rocksdb:///srv/kiseki/meta; `format` makes it.
 
@@ -58,6 +66,7 @@ enum Command {
     Status(status::StatusArgs),
     Info(info::InfoArgs),
     Fsck(fsck::FsckArgs),
+    Bench(bench::BenchArgs),
 }
 
 /// How to show the result.
@@ -78,7 +87,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if e.use_stderr() { 2 } else { 0 });
         }
     };
-    match run(cli.command) {
+    match access::hide_keys().and_then(|()| run(cli.command)) {
         Ok(Done::Clean) => ExitCode::SUCCESS,
         Ok(Done::Findings) => ExitCode::from(3),
         Err(failure) => ExitCode::from(failure.report()),
@@ -93,6 +102,7 @@ fn run(command: Command) -> Outcome {
         Command::Status(args) => status::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Fsck(args) => fsck::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }
 

@@ -5,18 +5,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
-use kiseki_core::client::Client;
+use clap::{Args, value_parser};
 use tokio::runtime::Handle;
 
-use super::open::{explain_objects, explain_open, read_volume};
+use super::access::{Address, KEYS_HELP, Keys};
+use super::open::{explain_objects, explain_open, reach, reach_marked, read_volume};
 use super::output::{Done, Failure, Outcome, say};
 use super::place;
 use super::values::{duration, size};
 use crate::control::{MountPlace, MountService, Server};
 use crate::env::TokioEnv;
-use crate::mount::MountConfig;
-use crate::objects::{Access, Objects, Place};
+use crate::mount::{MountConfig, Ready, Stores};
+use crate::objects::Access;
 use crate::rocks::{OpenMode, RocksMeta};
 
 const EXAMPLES: &str = "\
@@ -25,11 +25,20 @@ Examples:
   kiseki mount --read-only /srv/kiseki/meta /mnt/kiseki
   kiseki mount -d --buffer-size 2G --commit-interval 10s /srv/kiseki/meta /mnt/kiseki
 
+  MinIO or AWS:
+  export KISEKI_ACCESS_KEY=minioadmin KISEKI_SECRET_KEY=minioadmin
+  kiseki mount -d --max-uploads 32 --store-timeout 1m /srv/kiseki/meta /mnt/kiseki
+  kiseki mount -d --bucket http://proxy:8080/my-bucket /srv/kiseki/meta /mnt/kiseki    (another way there)
+
 Without -d the command serves the mount until it is unmounted or gets SIGINT or SIGTERM, which unmount cleanly. With
 -d it returns 0 once the mount answers; otherwise it prints why not.
 
 What is written is stored after --commit-interval at the latest, when memory runs short, and at fsync(2), which
 returns once the file survives a power cut. A mount that was killed needs no repair: mount the volume again.
+
+While the object store does not answer, what is in memory is served and what is written is kept there and tried again;
+an operation that waits for the store fails after --store-timeout. `kiseki status` shows how the store does. A mount
+whose store cannot be reached at the start is not made.
 
 Options for -o: allow_other (the default when root mounts), allow_root, nonempty, ro, rw, [no]dev, [no]suid, [no]exec,
 sync, async, dirsync. Permissions are always checked by the kernel (default_permissions).
@@ -41,7 +50,7 @@ const BUFFER_SIZE_MIN: u64 = 64 << 20;
 
 /// Mount a volume
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = format!("{EXAMPLES}\n\n{KEYS_HELP}"))]
 pub(super) struct MountArgs {
     /// The metadata store: the path of a folder, or rocksdb://PATH
     meta: OsString,
@@ -62,6 +71,13 @@ pub(super) struct MountArgs {
     /// How long to wait for the object store before an operation fails; nothing that was written is dropped then
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "5m")]
     store_timeout: Duration,
+    /// Objects that are put at once, at most
+    #[arg(long, value_name = "COUNT", value_parser = value_parser!(u16).range(1..=64), default_value = "16")]
+    max_uploads: u16,
+    #[command(flatten)]
+    address: Address,
+    #[command(flatten)]
+    keys: Keys,
     /// Log to this file [default: standard error; with -d /var/log/kiseki.log, or ~/.kiseki/META.log for a user]
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
@@ -94,11 +110,14 @@ pub(super) fn run(args: MountArgs) -> Outcome {
         buffer_size,
         commit_interval: args.commit_interval,
         store_timeout: args.store_timeout,
+        max_uploads: args.max_uploads.into(),
         log: args.log,
         options: args.options,
     };
     let mountpoint = config.mountpoint.display().to_string();
     let daemon = config.daemon;
+    let (address, keys) = (args.address, args.keys);
+    let open = async |config: &MountConfig, handle: &Handle| open(config, &address, &keys, handle).await;
     crate::mount::run(config, open, serve_control).map_err(|error| match error.downcast::<Failure>() {
         Ok(failure) => failure,
         Err(error) => Failure::new(format!("{error:#}")),
@@ -109,31 +128,41 @@ pub(super) fn run(args: MountArgs) -> Outcome {
     Ok(Done::Clean)
 }
 
-/// Opens the stores of a volume.
-fn open(config: &MountConfig, handle: &Handle) -> anyhow::Result<TokioEnv> {
+/// Opens the stores of a volume; the object store answers and takes the keys.
+async fn open(
+    config: &MountConfig,
+    address: &Address,
+    keys: &Keys,
+    handle: &Handle,
+) -> anyhow::Result<Stores<TokioEnv>> {
     let meta = RocksMeta::open(&config.meta_path, OpenMode::Existing, handle.clone()).map_err(|e| explain_open(&e))?;
-    let Some(volume) = handle.block_on(read_volume(&meta, &config.meta_path))? else {
+    let Some(volume) = read_volume(&meta, &config.meta_path).await? else {
         return Err(super::open::no_volume(&config.meta_path).into());
     };
-    let access = if config.read_only { Access::Read } else { Access::Write };
-    let objects = Place::parse(&volume.storage, &volume.bucket, &volume.name)
-        .and_then(|place| Objects::open(&place, None, access, config.store_timeout, handle.clone()));
-    let objects = objects.map_err(|e| explain_objects(&volume, e))?;
-    Ok(TokioEnv::new(Arc::new(meta), Arc::new(objects), handle.clone()))
+    let place = address.of(&volume)?;
+    let credentials = keys.of(&place)?;
+    let credentials = credentials.as_ref();
+    // To read first: nothing is written, not even to try, to a place that is not this volume's.
+    let mut objects = reach_marked(&volume, &place, credentials, config.store_timeout, handle).await?;
+    if !config.read_only {
+        let writable = reach(&place, credentials, Access::Write, config.store_timeout, handle).await;
+        objects = writable.map_err(|e| explain_objects(&volume.name, e))?;
+    }
+    let objects = Arc::new(objects);
+    Ok(Stores { env: TokioEnv::new(Arc::new(meta), Arc::clone(&objects), handle.clone()), objects })
 }
 
 /// Starts the control socket of a mount that answers; what is returned ends it.
-fn serve_control(
-    client: &Client<TokioEnv>,
-    config: &MountConfig,
-    handle: &Handle,
-) -> anyhow::Result<impl FnOnce(Result<(), String>) + use<>> {
+fn serve_control(ready: Ready<'_, TokioEnv>) -> anyhow::Result<impl FnOnce(Result<(), String>) + use<>> {
+    let Ready { client, objects, config, handle } = ready;
     let place = MountPlace {
         meta: config.meta_path.clone(),
         mountpoint: config.mountpoint.clone(),
         read_only: config.read_only,
+        max_uploads: config.max_uploads,
     };
-    let server = Server::start(&config.meta_path, MountService::new(client.clone(), handle.clone(), place));
+    let service = MountService::new(client.clone(), Arc::clone(objects), handle.clone(), place);
+    let server = Server::start(&config.meta_path, service);
     let server = server
         .map_err(|e| Failure::new(format!("cannot make the control socket in {}: {e}", config.meta_path.display())))?;
     Ok(move |outcome| server.finish(outcome))

@@ -2,6 +2,7 @@
 //!
 //! Invariant: opening changes nothing that a volume is made of.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,19 +13,20 @@ use kiseki_core::format::codec::DecodeError;
 use kiseki_core::format::keys;
 use kiseki_core::format::values::{VOLUME_VERSION, Value, Volume};
 use kiseki_core::meta;
-use tokio::runtime::Runtime;
+use kiseki_core::types::VolumeId;
+use tokio::runtime::{Handle, Runtime};
 
+use super::access::{Address, Keys};
 use super::output::{Context, Failure, Outcome};
 use super::place::{MountEntry, Place};
 use crate::control::protocol::{Checked, Finding, Progress, Reply, Status};
 use crate::control::{Connection, Stop, check, status_of, view};
 use crate::env::TokioEnv;
-use crate::objects::Place as ObjectsPlace;
-use crate::objects::{Access, Objects, ObjectsError};
+use crate::objects::{Access, Credentials, Objects, ObjectsError, Place as ObjectsPlace};
 use crate::rocks::{OpenError, OpenMode, RocksMeta};
 
 /// One call of the object store, on behalf of a person who waits.
-const STORE_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const STORE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The mount that a path belongs to.
 pub(super) fn connect(mount: &MountEntry) -> Outcome<Connection> {
@@ -68,14 +70,36 @@ pub(super) struct Store {
     meta: Arc<RocksMeta>,
     path: PathBuf,
     // Dropped last: the store's syncs run on it.
-    runtime: Runtime,
+    runtime: Arc<Runtime>,
+}
+
+/// Threads for the stores of a command.
+pub(super) fn runtime() -> Outcome<Arc<Runtime>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    Ok(Arc::new(runtime.context(|| "start threads")?))
+}
+
+/// Opens the objects at `place` and makes sure that they can be used as `access` says. Calls run on `handle`.
+pub(super) async fn reach(
+    place: &ObjectsPlace,
+    credentials: Option<&Credentials>,
+    access: Access,
+    timeout: Duration,
+    handle: &Handle,
+) -> Result<Objects, ObjectsError> {
+    let objects = Objects::open(place, credentials, access, timeout, handle.clone())?;
+    objects.probe().await?;
+    Ok(objects)
 }
 
 impl Store {
     /// Opens the store in the folder `path`.
     pub(super) fn open(path: &Path, mode: OpenMode) -> Outcome<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        let runtime = runtime.context(|| "start threads")?;
+        Self::open_on(runtime()?, path, mode)
+    }
+
+    /// Opens the store in the folder `path`, which works on `runtime`.
+    pub(super) fn open_on(runtime: Arc<Runtime>, path: &Path, mode: OpenMode) -> Outcome<Self> {
         let meta = RocksMeta::open(path, mode, runtime.handle().clone()).map_err(|e| explain_open(&e))?;
         Ok(Self { meta: Arc::new(meta), path: path.into(), runtime })
     }
@@ -113,53 +137,25 @@ impl Store {
         })
     }
 
-    /// The volume's objects, not looked at.
-    pub(super) fn objects(&self, volume: &Volume, access: Access) -> Outcome<Objects> {
-        let handle = self.runtime.handle().clone();
-        let objects = ObjectsPlace::parse(&volume.storage, &volume.bucket, &volume.name)
-            .and_then(|place| Objects::open(&place, None, access, STORE_TIMEOUT, handle));
-        objects.map_err(|e| explain_objects(volume, e))
-    }
-
-    /// The volume's objects, to read; their marker must name this volume.
-    fn marked_objects(&self, volume: &Volume) -> Outcome<Objects> {
-        let prefix = view::prefix(volume);
-        let objects = self.objects(volume, Access::Read)?;
-        let wrong = |what: String| {
-            Failure::with_hint(
-                format!("{} {what}", prefix.display()),
-                format!(
-                    "Volume '{}' keeps its objects there: is the right disk mounted? Nothing was changed.",
-                    volume.name
-                ),
-            )
-        };
-        let marker_len = encode_marker(volume.id).len() as u64;
-        let marker = self.block_on(objects.get(VOLUME_OBJECT, 0..marker_len));
-        let marker = match marker {
-            Ok(marker) => marker,
-            Err(StoreError::NotFound | StoreError::Short) => {
-                return Err(wrong(format!("does not hold the volume's marker ({VOLUME_OBJECT})")));
-            }
-            Err(e) => return Err(wrong(format!("cannot be read: {e}"))),
-        };
-        match decode_marker(&marker) {
-            Ok(id) if id == volume.id => Ok(objects),
-            Ok(id) => Err(wrong(format!("holds the objects of another volume ({})", uuid(id)))),
-            Err(DecodeError::Version(version)) => Err(future_version(&prefix, version)),
-            Err(e) => Err(wrong(format!("holds a damaged marker ({VOLUME_OBJECT}: {e})"))),
-        }
+    /// The volume's objects, to read; their marker names this volume.
+    fn marked_objects(&self, volume: &Volume, keys: &Keys, address: &Address) -> Outcome<Objects> {
+        let place = address.of(volume)?;
+        let credentials = keys.of(&place)?;
+        let handle = self.runtime.handle();
+        self.block_on(reach_marked(volume, &place, credentials.as_ref(), STORE_TIMEOUT, handle))
     }
 
     /// Checks the volume (`kiseki fsck`).
     pub(super) fn check(
         &self,
         data: bool,
+        keys: &Keys,
+        address: &Address,
         progress: &(dyn Fn(Progress) + Sync),
         found: &(dyn Fn(Finding) + Sync),
     ) -> Outcome<Checked> {
         let volume = self.existing_volume()?;
-        let objects = Arc::new(self.marked_objects(&volume)?);
+        let objects = Arc::new(self.marked_objects(&volume, keys, address)?);
         let env = TokioEnv::new(Arc::clone(&self.meta), objects, self.runtime.handle().clone());
         let checked = check::run(self.runtime.handle(), &Stop::new(), progress, found, async |progress, found| {
             kiseki_core::client::check::check(&env, &volume, data, progress, found).await
@@ -181,6 +177,49 @@ impl Drop for Store {
     }
 }
 
+/// Opens the objects of `volume` to read; the place says that it is this volume's.
+pub(super) async fn reach_marked(
+    volume: &Volume,
+    place: &ObjectsPlace,
+    credentials: Option<&Credentials>,
+    timeout: Duration,
+    handle: &Handle,
+) -> Outcome<Objects> {
+    let objects = reach(place, credentials, Access::Read, timeout, handle).await;
+    let objects = objects.map_err(|error| explain_objects(&volume.name, error))?;
+    let wrong = |what: String| {
+        let hint = match &place {
+            ObjectsPlace::Folder(_) => "is the right disk mounted?",
+            ObjectsPlace::S3(_) => "is it the right bucket?",
+        };
+        Failure::with_hint(
+            format!("{place} {what}"),
+            format!("Volume '{}' keeps its objects there: {hint} Nothing was changed.", volume.name),
+        )
+    };
+    match marker(&objects).await {
+        Ok(Ok(id)) if id == volume.id => Ok(objects),
+        Ok(Ok(id)) => Err(wrong(format!("holds the objects of another volume ({})", uuid(id)))),
+        Ok(Err(DecodeError::Version(version))) => Err(future_version(&place, version)),
+        Ok(Err(e)) => Err(wrong(format!("holds a damaged marker ({VOLUME_OBJECT}: {e})"))),
+        Err(StoreError::NotFound | StoreError::Short) => {
+            Err(wrong(format!("does not hold the volume's marker ({VOLUME_OBJECT})")))
+        }
+        Err(e) => Err(wrong(format!("cannot be read: {}", why(&objects, &e)))),
+    }
+}
+
+/// The volume that a prefix says it belongs to.
+pub(super) async fn marker(objects: &Objects) -> Result<Result<VolumeId, DecodeError>, StoreError> {
+    let len = encode_marker(VolumeId([0; 16])).len() as u64;
+    objects.get(VOLUME_OBJECT, 0..len).await.map(|marker| decode_marker(&marker))
+}
+
+/// Why a request failed: what the store said, if it said something.
+pub(super) fn why(objects: &Objects, error: &StoreError) -> String {
+    objects.trouble().map_or_else(|| error.to_string(), |trouble| trouble.text)
+}
+
 /// The settings of the volume in the store at `path`; `None` if it holds nothing at all.
 pub(super) async fn read_volume(meta: &RocksMeta, path: &Path) -> Outcome<Option<Volume>> {
     let place = path.display();
@@ -196,7 +235,7 @@ pub(super) async fn read_volume(meta: &RocksMeta, path: &Path) -> Outcome<Option
     };
     match Volume::decode(&bytes) {
         Ok(volume) => Ok(Some(volume)),
-        Err(DecodeError::Version(version)) => Err(future_version(path, version)),
+        Err(DecodeError::Version(version)) => Err(future_version(&path.display(), version)),
         Err(e) => Err(Failure::new(format!("the metadata in {place} is damaged: settings of its volume: {e}"))),
     }
 }
@@ -208,12 +247,15 @@ pub(super) fn failed(verb: &str, path: &Path, error: &MetaError) -> Failure {
 
 /// The store holds nothing.
 pub(super) fn no_volume(path: &Path) -> Failure {
-    Failure::with_hint(format!("{} holds no volume", path.display()), "Make one: kiseki format META NAME --bucket DIR")
+    Failure::with_hint(
+        format!("{} holds no volume", path.display()),
+        "Make one: kiseki format META NAME --bucket BUCKET",
+    )
 }
 
 /// What to do about objects that cannot be reached.
-pub(super) fn explain_objects(volume: &Volume, error: ObjectsError) -> Failure {
-    let name = &volume.name;
+pub(super) fn explain_objects(name: &str, error: ObjectsError) -> Failure {
+    let failed = |error: ObjectsError| format!("cannot reach the objects of volume '{name}': {error}");
     match error {
         ObjectsError::Missing(path) => Failure::with_hint(
             format!("the objects of volume '{name}' are missing: there is no folder {}", path.display()),
@@ -224,18 +266,29 @@ pub(super) fn explain_objects(volume: &Volume, error: ObjectsError) -> Failure {
             "Use a newer kiseki. Nothing was changed.",
         ),
         other @ (ObjectsError::Prefix(_)
+        | ObjectsError::Url { .. }
+        | ObjectsError::SecretInUrl { .. }
+        | ObjectsError::HalfKeys { .. }
+        | ObjectsError::NoKeys { .. }
+        | ObjectsError::Ca { .. }
+        | ObjectsError::NoBucket { .. }
+        | ObjectsError::Keys { .. }
+        | ObjectsError::Denied { .. }
+        | ObjectsError::ClockSkew { .. }
+        | ObjectsError::Full { .. }
+        | ObjectsError::Unreachable { .. }
+        | ObjectsError::Failing { .. }
         | ObjectsError::NotAFolder(_)
         | ObjectsError::Io { .. }
-        | ObjectsError::Setup(_)) => Failure::new(format!("cannot reach the objects of volume '{name}': {other}")),
+        | ObjectsError::Setup(_)) => Failure::with_hint(failed(other), "Nothing was changed."),
     }
 }
 
 /// Made by newer code.
-pub(super) fn future_version(what: &Path, version: u32) -> Failure {
+pub(super) fn future_version(place: &dyn Display, version: u32) -> Failure {
     Failure::with_hint(
         format!(
-            "the volume in {} has format version {version}; this kiseki understands versions up to {VOLUME_VERSION}",
-            what.display()
+            "the volume in {place} has format version {version}; this kiseki understands versions up to {VOLUME_VERSION}"
         ),
         "Use a newer kiseki. Nothing was changed.",
     )
@@ -244,7 +297,7 @@ pub(super) fn future_version(what: &Path, version: u32) -> Failure {
 /// What to do about a metadata folder that does not open.
 pub(super) fn explain_open(error: &OpenError) -> Failure {
     let hint = match error {
-        OpenError::Missing(_) => "Check the path; or make a volume: kiseki format META NAME --bucket DIR".into(),
+        OpenError::Missing(_) => "Check the path; or make a volume: kiseki format META NAME --bucket BUCKET".into(),
         OpenError::NotAStore(_) => "META is the folder that `kiseki format` made. Nothing was changed.".into(),
         OpenError::Exists(_) => "Choose another folder.".into(),
         OpenError::Locked(path) => in_use(path),

@@ -7,7 +7,7 @@ use clap::Args;
 use super::output::{Done, Outcome, say, say_json, table};
 use super::values::{show_secs, show_size, show_time};
 use super::{Show, open, place};
-use crate::control::protocol::Status;
+use crate::control::protocol::{Status, StoreView};
 use crate::rocks::OpenMode;
 
 const EXAMPLES: &str = "\
@@ -17,12 +17,18 @@ Examples:
 
 Keys of --json:
   meta                  path of the metadata store
-  volume                name, id, version, storage, bucket, block_size, chunk_size, created (seconds since 1970),
-                        capacity and inodes (limits; 0: none)
+  volume                name, id, version, storage, bucket, objects (where exactly), block_size, chunk_size,
+                        created (seconds since 1970), capacity and inodes (limits; 0: none)
   usage                 bytes, inodes
   mount                 null, or: mountpoint, pid, read_only, session, uptime_secs, open_files, buffer_size,
                         cached_bytes, dirty_bytes and dirty_files (written, not stored yet), waiting_bytes (writes
-                        that wait for memory), uploads, last_txn and synced_txn (metadata log positions)";
+                        that wait for memory), uploads, last_txn and synced_txn (metadata log positions), store
+  mount.store           place (where this mount reaches it), ok, error (null, or why its last request failed),
+                        failing_secs (null, or for how long), max_uploads; counted since the mount: puts, put_bytes,
+                        gets, got_bytes, deletes, lists; of these failures; of these throttled (too many at once)
+
+A mounted volume is asked through its mount. That of one that is not mounted is read from META; its object store is not
+asked, and needs no keys.";
 
 /// Show a volume: its settings, what it holds, how its mount is doing
 #[derive(Debug, Args)]
@@ -59,7 +65,7 @@ fn text(status: &Status) -> String {
     let mut rows = vec![
         ("Volume", format!("{} ({})", volume.name, volume.id)),
         ("Metadata", status.meta.clone()),
-        ("Objects", format!("{} {}/{}", volume.storage, volume.bucket.trim_end_matches('/'), volume.name)),
+        ("Objects", format!("{} {}", volume.storage, volume.objects)),
         ("Formatted", format!("{}, version {}", show_time(volume.created), volume.version)),
         ("Block size", show_size(volume.block_size.into())),
         ("Used", format!("{} {}", show_size(usage.bytes), limit(volume.capacity, show_size))),
@@ -85,7 +91,27 @@ fn text(status: &Status) -> String {
                 format!("{} of blocks cached, {} in all", show_size(mount.cached_bytes), show_size(mount.buffer_size)),
             ),
             ("Waiting writes", show_size(mount.waiting_bytes)),
+            ("Object store", store(&mount.store)),
+            ("Requests", requests(&mount.store)),
         ]),
     }
     table(&rows)
+}
+
+fn store(store: &StoreView) -> String {
+    let how = match &store.error {
+        None => "answers".into(),
+        Some(error) => format!("fails since {}: {error}", show_secs(store.failing_secs.unwrap_or(0))),
+    };
+    format!("{how} (at {})", store.place)
+}
+
+fn requests(store: &StoreView) -> String {
+    let StoreView { puts, put_bytes, gets, got_bytes, deletes, lists, failures, throttled, max_uploads, .. } = store;
+    format!(
+        "{puts} puts ({}; at most {max_uploads} at once), {gets} gets ({}), {deletes} deletes, {lists} lists; \
+         {failures} failed, {throttled} of them because there were too many",
+        show_size(*put_bytes),
+        show_size(*got_bytes)
+    )
 }

@@ -7,13 +7,13 @@ use clap::Args;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
-use rustix::process::{PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::output::{Context, Done, Failure, Meter, Outcome, say};
-use super::values::show_size;
+use super::values::{show_secs, show_size};
 use super::{open, place};
-use crate::control::Connection;
-use crate::control::protocol::{Reply, Request};
+use crate::control::protocol::{MountView, Reply, Request, StoreView};
+use crate::control::{Connection, status_of};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,7 +21,12 @@ Examples:
   kiseki umount --force /mnt/kiseki
 
 Returns 0 once everything that was written is stored and the mount process has ended. Also removes a mount whose
-process was killed.";
+process was killed.
+
+If the object store does not answer within the mount's --store-timeout, the command fails and the volume stays mounted
+and usable: make the store reachable and repeat. With --force the mount point is freed all the same; its process keeps
+what is not stored in memory and goes on trying until the store takes it. That is lost only if the process is ended
+before (by two SIGTERM), or the machine goes down; what fsync(2) acknowledged is safe in any case.";
 
 /// Unmount a volume, and wait until everything is stored
 #[derive(Debug, Args)]
@@ -29,8 +34,8 @@ process was killed.";
 pub(super) struct UmountArgs {
     /// Where the volume is mounted
     mountpoint: PathBuf,
-    /// Detach it although files on it are in use; they stay usable for those who have them open, and the volume stays
-    /// mounted in the background until they are closed
+    /// Detach it although files on it are in use, or not everything can be stored; its process goes on in the
+    /// background until they are closed and everything is stored
     #[arg(short, long)]
     force: bool,
 }
@@ -59,7 +64,7 @@ pub(super) fn run(args: &UmountArgs) -> Outcome {
     let process = pidfd_open(connection.pid(), PidfdFlags::empty()).context(|| "watch the mount process")?;
     detach(&mount.mountpoint, if args.force { UnmountFlags::DETACH } else { UnmountFlags::empty() })?;
     if args.force && still_used(&process)? {
-        say(format!("detached {}; the volume stays in use until its last file is closed", mount.mountpoint.display()));
+        say(detached(&mount, connection.pid()));
         return Ok(Done::Clean);
     }
     let outcome = await_stored(&mut connection, &meter);
@@ -80,18 +85,71 @@ fn store_first(mount: &place::MountEntry, meter: &Meter) -> Outcome<()> {
     connection.ask(&Request::Sync).context(|| "store what was written")?;
     match connection.next_reply().context(|| "store what was written")? {
         Reply::Done => Ok(()),
-        Reply::Failed { text, .. } => Err(Failure::with_hint(
-            format!("{} stays mounted: what was written cannot be stored: {text}", mount.mountpoint.display()),
-            "Make the object store reachable and try again; --force unmounts and loses what is not stored.",
-        )),
+        Reply::Failed { text, .. } => {
+            meter.clear();
+            Err(not_stored(mount, &text))
+        }
         reply => Err(open::unexpected(&reply)),
     }
+}
+
+/// Why the mount stays, and how to go on.
+fn not_stored(mount: &place::MountEntry, text: &str) -> Failure {
+    let point = mount.mountpoint.display();
+    let (left, why) = match mounted(mount) {
+        Some(mounted) => (
+            format!("{} in {} files", show_size(mounted.dirty_bytes), mounted.dirty_files),
+            match mounted.store.ok {
+                true => format!("{text} (the objects are at {})", mounted.store.place),
+                false => format!("the object store at {} {}", mounted.store.place, failing(&mounted.store)),
+            },
+        ),
+        None => ("what was written".into(), text.to_owned()),
+    };
+    Failure::with_hint(
+        format!("{point} stays mounted: {left} cannot be stored: {why}"),
+        format!(
+            "Make the object store reachable and repeat. `kiseki umount --force {point}` frees the mount point now: \
+             its process keeps in memory what is not stored and goes on trying; it is lost only if that process is \
+             ended before, or the machine goes down."
+        ),
+    )
+}
+
+/// What a forced unmount leaves behind: a process that open files or the object store keep.
+fn detached(mount: &place::MountEntry, pid: Pid) -> String {
+    let (point, pid) = (mount.mountpoint.display(), pid.as_raw_nonzero());
+    let why = match mounted(mount) {
+        Some(mounted) if mounted.dirty_bytes > 0 && !mounted.store.ok => format!(
+            "its process ({pid}) goes on until the object store takes the {} in {} files that are not stored ({}). They \
+             are lost if it is ended before: `kill {pid}` tells in its log what is left, a second one gives it up",
+            show_size(mounted.dirty_bytes),
+            mounted.dirty_files,
+            failing(&mounted.store)
+        ),
+        Some(_) | None => "the volume stays in use until its last file is closed and everything is stored".into(),
+    };
+    format!("detached {point}; {why}")
+}
+
+/// How the mount is doing, if it says so.
+fn mounted(mount: &place::MountEntry) -> Option<MountView> {
+    // Only to say more about what is being said anyway.
+    status_of(&mount.meta).ok().flatten()?.mount
+}
+
+fn failing(store: &StoreView) -> String {
+    let error = store.error.as_deref().unwrap_or("does not answer");
+    format!("fails since {}: {error}", show_secs(store.failing_secs.unwrap_or(0)))
 }
 
 fn await_stored(connection: &mut Connection, meter: &Meter) -> Outcome<()> {
     loop {
         match connection.next_reply() {
-            Ok(Reply::Storing { bytes }) => meter.spin(format!("storing {}", show_size(bytes))),
+            Ok(Reply::Storing { bytes, error: None }) => meter.spin(format!("storing {}", show_size(bytes))),
+            Ok(Reply::Storing { bytes, error: Some(error) }) => {
+                meter.spin(format!("cannot store {} yet, trying again: {error}", show_size(bytes)));
+            }
             Ok(Reply::Done) => return Ok(()),
             Ok(Reply::Failed { text, .. }) => {
                 return Err(Failure::new(format!("unmounted, but not all was stored: {text}")));

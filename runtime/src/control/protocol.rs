@@ -35,8 +35,12 @@ pub enum Reply {
     Finding(Finding),
     /// The end of a check.
     Checked(Checked),
-    /// What an unmount still has to store.
-    Storing { bytes: u64 },
+    /// What an unmount still has to store, and what the object store's last request failed with, if it did.
+    Storing {
+        bytes: u64,
+        #[serde(default)]
+        error: Option<String>,
+    },
     /// Done, with nothing to add.
     Done,
     /// The request failed; `text` is for a person.
@@ -52,10 +56,13 @@ pub struct VolumeView {
     pub id: String,
     /// Version of the volume's format.
     pub version: u32,
-    /// Kind of object store: `file`.
+    /// Kind of object store: `file`, `s3` or `minio`.
     pub storage: String,
-    /// Folder that holds the volume's own folder, which is called `name`.
+    /// The setting: a folder that holds the volume's own folder, which is called `name`; or the URL of a bucket.
     pub bucket: String,
+    /// Where exactly the objects are, for a person.
+    #[serde(default)]
+    pub objects: String,
     /// Largest object's payload.
     pub block_size: u32,
     /// Bytes of a file that share one list of slices.
@@ -121,6 +128,40 @@ pub struct MountView {
     pub last_txn: u64,
     /// Position up to which they are durable.
     pub synced_txn: u64,
+    /// The object store.
+    #[serde(default)]
+    pub store: StoreView,
+}
+
+/// The object store of a mount, as the mount finds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreView {
+    /// Where this mount reaches it.
+    pub place: String,
+    /// Its last request succeeded, or there was none.
+    pub ok: bool,
+    /// Why its last request failed; null if `ok`.
+    pub error: Option<String>,
+    /// For how long all requests have failed; null if `ok`.
+    pub failing_secs: Option<u64>,
+    /// Most puts under way at once.
+    pub max_uploads: u64,
+    /// Objects put.
+    pub puts: u64,
+    /// Bytes of them.
+    pub put_bytes: u64,
+    /// Reads of objects or of parts.
+    pub gets: u64,
+    /// Bytes of them.
+    pub got_bytes: u64,
+    /// Objects deleted.
+    pub deletes: u64,
+    /// Pages listed.
+    pub lists: u64,
+    /// Of all requests, those that failed.
+    pub failures: u64,
+    /// Of these, those that the store refused because there were too many.
+    pub throttled: u64,
 }
 
 /// `kiseki info`.

@@ -57,6 +57,8 @@ pub trait Service: Send + Sync + 'static {
     fn sync(&self, stop: &Stop) -> Result<(), ServiceError>;
     /// Bytes written and not yet stored.
     fn dirty_bytes(&self) -> u64;
+    /// What is wrong with the object store, if its last request failed.
+    fn store_error(&self) -> Option<String>;
 }
 
 /// Tells a long request that nobody waits for it any more.
@@ -284,7 +286,8 @@ fn await_unmount(shared: &Shared, stream: &UnixStream) -> io::Result<Reply> {
             None => {}
         }
         drop(state);
-        send(stream, &Reply::Storing { bytes: shared.service.dirty_bytes() })?;
+        let service = &shared.service;
+        send(stream, &Reply::Storing { bytes: service.dirty_bytes(), error: service.store_error() })?;
         state = shared.lock();
         if state.outcome.is_none() {
             state = shared.ended.wait_timeout(state, WATCH_INTERVAL).unwrap_or_else(PoisonError::into_inner).0;

@@ -41,6 +41,10 @@ impl Service for Fake {
     fn dirty_bytes(&self) -> u64 {
         42
     }
+
+    fn store_error(&self) -> Option<String> {
+        Some("it is full".into())
+    }
 }
 
 fn start(meta: &Path) -> (Server, mpsc::Receiver<()>) {
@@ -53,6 +57,10 @@ fn connect(meta: &Path) -> Connection {
     Connection::open(meta).expect("connects").expect("somebody listens")
 }
 
+fn storing() -> Reply {
+    Reply::Storing { bytes: 42, error: Some("it is full".into()) }
+}
+
 #[test]
 fn the_end_reaches_everyone() {
     let dir = tempfile::tempdir().expect("a folder");
@@ -60,7 +68,7 @@ fn the_end_reaches_everyone() {
     let mut idle = connect(dir.path());
     let mut watcher = connect(dir.path());
     watcher.ask(&Request::AwaitUnmount).expect("asks");
-    assert_eq!(watcher.next_reply().expect("a line"), Reply::Storing { bytes: 42 });
+    assert_eq!(watcher.next_reply().expect("a line"), storing());
     let mut checker = connect(dir.path());
     checker.ask(&Request::Fsck { data: true }).expect("asks");
     started.recv().expect("the check runs");
@@ -90,7 +98,7 @@ fn what_is_not_stored_is_told() {
     let (server, _started) = start(dir.path());
     let mut watcher = connect(dir.path());
     watcher.ask(&Request::AwaitUnmount).expect("asks");
-    assert_eq!(watcher.next_reply().expect("a line"), Reply::Storing { bytes: 42 });
+    assert_eq!(watcher.next_reply().expect("a line"), storing());
     server.finish(Err("7 bytes".into()));
     let last = std::iter::from_fn(|| watcher.next_reply().ok()).find(|reply| !matches!(reply, Reply::Storing { .. }));
     assert_eq!(last, Some(Reply::Failed { errno: 5, text: "7 bytes".into() }));

@@ -1,6 +1,7 @@
 //! The answers of a mounted volume.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use kiseki_core::client::Client;
 use kiseki_core::env::Env;
@@ -10,12 +11,14 @@ use tokio::runtime::Handle;
 
 use super::protocol::{Checked, Finding, Info, MountView, Progress, Status, UsageView};
 use super::{Service, ServiceError, Stop, check, view};
+use crate::objects::Objects;
 
 /// Answers for a client and the place where it is mounted.
 pub struct MountService<E: Env> {
     client: Client<E>,
     handle: Handle,
     place: MountPlace,
+    objects: Arc<Objects>,
 }
 
 /// What the client does not know of its mount.
@@ -27,12 +30,14 @@ pub struct MountPlace {
     pub mountpoint: PathBuf,
     /// Whether it takes no writes.
     pub read_only: bool,
+    /// Puts under way at once.
+    pub max_uploads: usize,
 }
 
 impl<E: Env> MountService<E> {
-    /// Answers for `client`, whose tasks run on `handle`.
-    pub fn new(client: Client<E>, handle: Handle, place: MountPlace) -> Self {
-        Self { client, handle, place }
+    /// Answers for `client`, whose tasks run on `handle` and whose object store is `objects`.
+    pub fn new(client: Client<E>, objects: Arc<Objects>, handle: Handle, place: MountPlace) -> Self {
+        Self { client, handle, place, objects }
     }
 }
 
@@ -70,6 +75,7 @@ impl<E: Env> Service for MountService<E> {
                 uploads: status.uploads,
                 last_txn: status.last_txn,
                 synced_txn: status.synced_txn,
+                store: view::store(&self.objects, self.place.max_uploads),
             }),
         })
     }
@@ -93,11 +99,26 @@ impl<E: Env> Service for MountService<E> {
     }
 
     fn sync(&self, stop: &Stop) -> Result<(), ServiceError> {
-        self.wait_for(stop, self.client.sync())
+        self.wait_for(stop, self.client.sync()).map_err(|error| {
+            let uploads = || self.handle.block_on(self.client.status()).map_or(0, |status| status.uploads);
+            let why = self.store_error().or_else(|| match uploads() {
+                0 => None,
+                // Their deadlines are over a moment after that of the whole.
+                count => Some(format!("{count} puts are not answered yet")),
+            });
+            match why {
+                Some(why) => ServiceError { text: format!("{}; the object store: {why}", error.text), ..error },
+                None => error,
+            }
+        })
     }
 
     fn dirty_bytes(&self) -> u64 {
         self.handle.block_on(self.client.status()).map_or(0, |status| status.dirty_bytes)
+    }
+
+    fn store_error(&self) -> Option<String> {
+        self.objects.trouble().map(|trouble| trouble.text)
     }
 }
 

@@ -1,7 +1,5 @@
 //! The core's values as the protocol's documents.
 
-use std::path::{Path, PathBuf};
-
 use kiseki_core::client::FileInfo;
 use kiseki_core::client::check::{CheckProgress, CheckSummary};
 use kiseki_core::format::block::{object_key, uuid};
@@ -9,11 +7,16 @@ use kiseki_core::format::values::Volume;
 use kiseki_core::meta;
 use kiseki_core::types::{BlockId, FileType, Geometry, Ino, Place, SliceRecord};
 
-use super::protocol::{Checked, Finding, Info, Progress, SliceView, UsageView, VolumeView};
+use super::protocol::{Checked, Finding, Info, Progress, SliceView, StoreView, UsageView, VolumeView};
+use crate::objects::{Counts, Objects, Place as ObjectsPlace};
 
-/// The folder of a volume's objects.
-pub(crate) fn prefix(volume: &Volume) -> PathBuf {
-    Path::new(&volume.bucket).join(&volume.name)
+/// Where a volume's objects are, as its settings say it.
+pub(crate) fn objects(volume: &Volume) -> String {
+    match ObjectsPlace::parse(&volume.storage, &volume.bucket, &volume.name) {
+        Ok(place) => place.to_string(),
+        // Of a storage that only newer code knows.
+        Err(_) => format!("{}, in {} {}", volume.name, volume.storage, volume.bucket),
+    }
 }
 
 pub(crate) fn volume(volume: &Volume) -> VolumeView {
@@ -23,11 +26,32 @@ pub(crate) fn volume(volume: &Volume) -> VolumeView {
         version: volume.version,
         storage: volume.storage.clone(),
         bucket: volume.bucket.clone(),
+        objects: objects(volume),
         block_size: volume.geometry.block_size,
         chunk_size: volume.geometry.chunk_size,
         capacity: volume.capacity,
         inodes: volume.inodes,
         created: volume.created.secs,
+    }
+}
+
+pub(crate) fn store(objects: &Objects, max_uploads: usize) -> StoreView {
+    let Counts { puts, put_bytes, gets, got_bytes, deletes, lists, failures, throttled } = objects.counts();
+    let trouble = objects.trouble();
+    StoreView {
+        place: objects.place().to_string(),
+        ok: trouble.is_none(),
+        failing_secs: trouble.as_ref().map(|trouble| trouble.since.as_secs()),
+        error: trouble.map(|trouble| trouble.text),
+        max_uploads: max_uploads as u64,
+        puts,
+        put_bytes,
+        gets,
+        got_bytes,
+        deletes,
+        lists,
+        failures,
+        throttled,
     }
 }
 

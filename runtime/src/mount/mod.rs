@@ -15,7 +15,7 @@ mod session;
 pub mod table;
 
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
@@ -27,6 +27,7 @@ use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 use tracing::{debug, error, info, warn};
 use tracing_subscriber::EnvFilter;
 
+use crate::objects::{Objects, Place};
 use options::Options;
 use session::Serving;
 
@@ -34,6 +35,8 @@ use session::Serving;
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(10);
 /// Between two attempts to store what is dirty at the end.
 const STORE_RETRY: Duration = Duration::from_secs(1);
+/// Between two lines of the log about an end that takes long. An attempt alone may take `store_timeout`.
+const TELL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What to mount, where and how.
 #[derive(Clone, Debug)]
@@ -52,22 +55,44 @@ pub struct MountConfig {
     pub commit_interval: Duration,
     /// Deadline of every wait for a store.
     pub store_timeout: Duration,
+    /// Puts under way at once.
+    pub max_uploads: usize,
     /// Where to log to; `None`: standard error, or for a daemon a file of its own.
     pub log: Option<PathBuf>,
     /// The values of `-o`.
     pub options: Vec<String>,
 }
 
+/// The stores of a volume, open.
+pub struct Stores<E> {
+    /// The world that the client works in.
+    pub env: E,
+    /// The object store of that world: how it does is told to the person who waits for it.
+    pub objects: Arc<Objects>,
+}
+
+/// What is there once a mount answers.
+pub struct Ready<'a, E: Env> {
+    /// The mounted volume.
+    pub client: &'a Client<E>,
+    /// Its object store.
+    pub objects: &'a Arc<Objects>,
+    /// With absolute paths.
+    pub config: &'a MountConfig,
+    /// The executor.
+    pub handle: &'a Handle,
+}
+
 /// Mounts and serves a volume until it is unmounted or a signal comes; then stores everything. A daemon's caller returns
 /// as soon as the mount answers.
 ///
-/// `open` opens the stores. `on_ready` is called when the mount answers, and returns what to call at the end, when all
-/// is stored (`Ok`); it must then let go of the client. Both get the configuration with absolute paths. A process
-/// calls this before it has made any thread.
+/// `open` opens the stores; a signal gives it up. `on_ready` is called when the mount answers, and returns what to call
+/// at the end, when all is stored (`Ok`); it must then let go of the client. Both get the configuration with absolute
+/// paths. A process calls this before it has made any thread.
 pub fn run<E, F>(
     config: MountConfig,
-    open: impl FnOnce(&MountConfig, &Handle) -> anyhow::Result<E>,
-    on_ready: impl FnOnce(&Client<E>, &MountConfig, &Handle) -> anyhow::Result<F>,
+    open: impl AsyncFnOnce(&MountConfig, &Handle) -> anyhow::Result<Stores<E>>,
+    on_ready: impl FnOnce(Ready<'_, E>) -> anyhow::Result<F>,
 ) -> anyhow::Result<()>
 where
     E: Env,
@@ -106,8 +131,8 @@ fn settle(mut config: MountConfig, options: &Options) -> anyhow::Result<MountCon
 fn mount<E, F>(
     config: &MountConfig,
     options: &Options,
-    open: impl FnOnce(&MountConfig, &Handle) -> anyhow::Result<E>,
-    on_ready: impl FnOnce(&Client<E>, &MountConfig, &Handle) -> anyhow::Result<F>,
+    open: impl AsyncFnOnce(&MountConfig, &Handle) -> anyhow::Result<Stores<E>>,
+    on_ready: impl FnOnce(Ready<'_, E>) -> anyhow::Result<F>,
     answers: impl FnOnce(),
 ) -> anyhow::Result<()>
 where
@@ -119,17 +144,25 @@ where
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("kiseki").build()?;
     // From here on a signal does not end the process by itself.
     let mut interrupts = runtime.block_on(async { Interrupts::new() })?;
-    let env = open(config, runtime.handle())?;
+    // The object store may take its time to answer, or not to.
+    let Stores { env, objects } = runtime.block_on(async {
+        tokio::select! {
+            opened = open(config, runtime.handle()) => opened,
+            name = interrupts.next() => Err(anyhow!("ended by {name} before anything was mounted")),
+        }
+    })?;
     end_process_on_panic();
     let client_options = kiseki_core::client::Options {
         buffer_size: config.buffer_size,
         commit_interval: config.commit_interval,
         store_timeout: config.store_timeout,
         read_only: config.read_only,
-        ..kiseki_core::client::Options::default()
+        max_uploads: config.max_uploads,
     };
-    let client = runtime.block_on(Client::mount(env, client_options)).map_err(|error| explain(&error, config))?;
-    let result = serve(config, options, &runtime, &mut interrupts, &client, on_ready, answers);
+    let client = runtime.block_on(Client::mount(env, client_options));
+    let client = client.map_err(|error| explain(&error, config, &objects))?;
+    let ready = Ready { client: &client, objects: &objects, config, handle: runtime.handle() };
+    let result = serve(ready, options, &runtime, &mut interrupts, on_ready, answers);
     // In this order: see the invariants above.
     drop(client);
     runtime.shutdown_timeout(SHUTDOWN_WAIT);
@@ -138,18 +171,19 @@ where
 
 /// From the mounted client to the flushed one.
 fn serve<E, F>(
-    config: &MountConfig,
+    ready: Ready<'_, E>,
     options: &Options,
     runtime: &Runtime,
     interrupts: &mut Interrupts,
-    client: &Client<E>,
-    on_ready: impl FnOnce(&Client<E>, &MountConfig, &Handle) -> anyhow::Result<F>,
+    on_ready: impl FnOnce(Ready<'_, E>) -> anyhow::Result<F>,
     answers: impl FnOnce(),
 ) -> anyhow::Result<()>
 where
     E: Env,
     F: FnOnce(Result<(), String>),
 {
+    let Ready { client, objects, config, handle: _ } = ready;
+    let mut waiting = Waiting { interrupts, client, objects };
     let path = &config.mountpoint;
     let started = Serving::start(client.clone(), runtime.handle().clone(), options, &config.meta_path, path);
     let mut serving = match started {
@@ -159,12 +193,11 @@ where
             return Err(error);
         }
     };
-    let ready = point::wait_until_it_answers(path).and_then(|()| on_ready(client, config, runtime.handle()));
-    let finish = match ready {
+    let finish = match point::wait_until_it_answers(path).and_then(|()| on_ready(ready)) {
         Ok(finish) => finish,
         Err(error) => {
-            end_connection(config, runtime, interrupts, &mut serving, client);
-            store(runtime, interrupts, client);
+            end_connection(config, runtime, &mut waiting, &mut serving);
+            store(runtime, &mut waiting);
             return Err(error);
         }
     };
@@ -178,20 +211,20 @@ where
     let interrupted = runtime.block_on(async {
         tokio::select! {
             () = serving.ended() => None,
-            name = interrupts.next() => Some(name),
+            name = waiting.interrupts.next() => Some(name),
         }
     });
     match interrupted {
         Some(name) => {
             info!(signal = name, point = %path.display(), "unmounting");
-            end_connection(config, runtime, interrupts, &mut serving, client);
+            end_connection(config, runtime, &mut waiting, &mut serving);
         }
         None => {
             info!(point = %path.display(), "unmounted by request");
             serving.clear(path);
         }
     }
-    store(runtime, interrupts, client);
+    store(runtime, &mut waiting);
     finish(Ok(()));
     Ok(())
 }
@@ -200,14 +233,13 @@ where
 fn end_connection<E: Env>(
     config: &MountConfig,
     runtime: &Runtime,
-    interrupts: &mut Interrupts,
+    waiting: &mut Waiting<'_, E>,
     serving: &mut Serving,
-    client: &Client<E>,
 ) {
     // It waits for the kernel, which waits for us.
     let path = config.mountpoint.clone();
     let leaving = runtime.spawn_blocking(move || point::leave(&path));
-    runtime.block_on(patiently(interrupts, client, async {
+    runtime.block_on(waiting.patiently(async {
         serving.ended().await;
         if leaving.await.is_err() {
             warn!("unmounting panicked");
@@ -217,15 +249,39 @@ fn end_connection<E: Env>(
 
 /// Stores everything that was accepted, and ends the session. Tries until that succeeds: nothing is dropped because it
 /// is hard to store; who wants that sends signals.
-fn store<E: Env>(runtime: &Runtime, interrupts: &mut Interrupts, client: &Client<E>) {
+fn store<E: Env>(runtime: &Runtime, waiting: &mut Waiting<'_, E>) {
+    let (client, objects) = (waiting.client, waiting.objects);
     let storing = async {
         while let Err(left) = client.unmount().await {
-            warn!(%left, "cannot store everything yet; trying again");
+            let store_error = trouble(objects);
+            warn!(%left, store_error, "cannot store everything yet; trying again until that succeeds");
             tokio::time::sleep(STORE_RETRY).await;
         }
     };
-    runtime.block_on(patiently(interrupts, client, storing));
+    let telling = async {
+        loop {
+            tokio::time::sleep(TELL_INTERVAL).await;
+            let dirty_bytes = dirty_bytes(client).await;
+            warn!(dirty_bytes, store_error = trouble(objects), "still storing what was written");
+        }
+    };
+    runtime.block_on(waiting.patiently(async {
+        tokio::select! {
+            () = storing => {}
+            () = telling => {}
+        }
+    }));
     info!(volume = %client.volume().name, "everything is stored");
+}
+
+/// What is not stored yet.
+async fn dirty_bytes<E: Env>(client: &Client<E>) -> u64 {
+    client.status().await.map_or(0, |status| status.dirty_bytes)
+}
+
+/// What is wrong with the object store, if anything is known to be.
+fn trouble(objects: &Objects) -> Option<String> {
+    objects.trouble().map(|trouble| trouble.text)
 }
 
 /// Ends the session of a mount that nobody has used.
@@ -235,36 +291,66 @@ fn abandon<E: Env>(runtime: &Runtime, client: &Client<E>) {
     }
 }
 
-/// Waits for `work`. The first signal in the meantime says what is not stored yet, the next one gives it up.
-async fn patiently<E: Env, T>(interrupts: &mut Interrupts, client: &Client<E>, work: impl Future<Output = T>) -> T {
-    let mut work = std::pin::pin!(work);
-    let mut told = false;
-    loop {
-        let name = tokio::select! {
-            biased;
-            done = &mut work => return done,
-            name = interrupts.next() => name,
-        };
-        let dirty_bytes = client.status().await.map_or(0, |status| status.dirty_bytes);
-        if told {
-            error!(dirty_bytes, signal = name, "ended by a signal: bytes that were not fsynced are lost");
-            // As after a crash: the stores are made for it, and a regular exit would race with their threads.
-            let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
+/// The end of a mount, which may take as long as its object store does.
+struct Waiting<'a, E: Env> {
+    interrupts: &'a mut Interrupts,
+    client: &'a Client<E>,
+    objects: &'a Objects,
+}
+
+impl<E: Env> Waiting<'_, E> {
+    /// Waits for `work`. The first signal in the meantime says what is not stored yet, the next one gives it up.
+    async fn patiently<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        let mut told = false;
+        loop {
+            let name = tokio::select! {
+                biased;
+                done = &mut work => return done,
+                name = self.interrupts.next() => name,
+            };
+            let dirty_bytes = dirty_bytes(self.client).await;
+            let store_error = trouble(self.objects);
+            if told {
+                error!(
+                    dirty_bytes,
+                    store_error,
+                    signal = name,
+                    "ended by a signal: bytes that were not fsynced are lost"
+                );
+                // As after a crash: the stores are made for it, and a regular exit would race with their threads.
+                let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
+            }
+            warn!(
+                dirty_bytes,
+                store_error,
+                signal = name,
+                "still storing, and trying until that succeeds; another signal gives up what is not stored"
+            );
+            told = true;
         }
-        warn!(dirty_bytes, signal = name, "still storing; another signal gives up what is not stored");
-        told = true;
     }
 }
 
-fn explain(error: &MountError, config: &MountConfig) -> anyhow::Error {
+fn explain(error: &MountError, config: &MountConfig, objects: &Objects) -> anyhow::Error {
     let meta = config.meta_path.display();
+    let place = objects.place();
     match error {
         MountError::NoVolume => {
-            anyhow!("{meta} holds no volume; make one first: kiseki format {meta} NAME --bucket DIR")
+            anyhow!("{meta} holds no volume; make one first: kiseki format {meta} NAME --bucket BUCKET")
         }
-        MountError::WrongBucket { .. } => anyhow!("{error}; is the right disk mounted where the bucket of {meta} is?"),
+        MountError::WrongBucket { .. } => match place {
+            Place::Folder(_) => {
+                anyhow!("{error}; is the right disk mounted where the bucket of {meta} is? It should be in {place}")
+            }
+            Place::S3(_) => anyhow!("{error}; the objects of {meta} should be at {place}"),
+        },
         MountError::Version(_) => anyhow!("{error}; use a newer kiseki"),
-        MountError::Meta(_) | MountError::Store(_) => anyhow!("cannot mount the volume of {meta}: {error}"),
+        MountError::Store(_) => {
+            let why = trouble(objects).map(|text| format!(": {text}")).unwrap_or_default();
+            anyhow!("cannot mount the volume of {meta}: {error}, at {place}{why}")
+        }
+        MountError::Meta(_) => anyhow!("cannot mount the volume of {meta}: {error}"),
     }
 }
 

@@ -1,0 +1,307 @@
+//! The stores in memory and a client without an executor: each step is done when its function returns.
+//!
+//! Owns: what is durable; mounting; a note of every moment at which a crash finds something else than before.
+//! Leaves to others: the order in which `client` composes all this (`files`), system calls (`kernel`), the life after a
+//! crash (`recovery`), what a crash may leave (`judge`).
+//!
+//! Invariants
+//! - Each transaction, put, barrier, sync and delete leaves a `Moment`.
+//! - A crash at a moment leaves a prefix of the metadata log that holds all that was synced, every object that is past
+//!   a barrier, and any of the others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kiseki_core::env::TxnSeq;
+use kiseki_core::errno::Errno;
+use kiseki_core::file::machine::File;
+use kiseki_core::format::block::encode_head;
+use kiseki_core::format::values::{VOLUME_VERSION, Volume};
+use kiseki_core::kv::mem::MemKv;
+use kiseki_core::kv::{OpError, OpResult, Read, Txn};
+use kiseki_core::meta::{self, Commit, OpCtx};
+use kiseki_core::testkit::ops::SLOTS;
+use kiseki_core::types::{BlockId, Geometry, Ino, SessionId, SliceId, Timestamp, VolumeId};
+
+use crate::mistakes::Mistake;
+
+mod files;
+
+/// Small enough that a few bytes make several chunks, blocks and frames, or travel inline.
+pub(crate) const GEOMETRY: Geometry = Geometry { chunk_size: 64, block_size: 16, frame_size: 8, inline_max: 4 };
+/// The volume of all worlds.
+pub(crate) const VOLUME: VolumeId = VolumeId([7; 16]);
+/// Inode numbers leased at once: more than any sequence makes.
+const INODE_LEASE: u64 = 64;
+
+/// An object, and whether a barrier that began after its put has returned.
+#[derive(Clone, Debug)]
+pub(crate) struct Object {
+    pub(crate) bytes: Bytes,
+    pub(crate) durable: bool,
+}
+
+/// The object store.
+pub(crate) type Objects = BTreeMap<(SliceId, u32), Object>;
+
+/// What happened last before a crash.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Event {
+    /// This transaction returned.
+    Txn(&'static str),
+    /// A commit of the file returned.
+    Commit(Ino),
+    /// A block was put.
+    Put(BlockId),
+    /// A barrier returned.
+    Barrier,
+    /// The metadata log was synced.
+    Sync,
+    /// A block was deleted.
+    Delete(BlockId),
+    /// The system call returned.
+    Return,
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Txn(what) => write!(f, "the transaction \"{what}\""),
+            Self::Commit(ino) => write!(f, "a commit of inode {}", ino.0),
+            Self::Put(id) => write!(f, "the put of block {}-{}", id.slice.0, id.index),
+            Self::Barrier => f.write_str("a barrier"),
+            Self::Sync => f.write_str("a sync of the metadata log"),
+            Self::Delete(id) => write!(f, "the delete of block {}-{}", id.slice.0, id.index),
+            Self::Return => f.write_str("the call had returned"),
+        }
+    }
+}
+
+/// The stores at a moment: `kv` up to `last`, of which the log above `synced` may be lost.
+#[derive(Clone, Debug)]
+pub(crate) struct Moment {
+    pub(crate) event: Event,
+    pub(crate) last: TxnSeq,
+    pub(crate) synced: TxnSeq,
+    pub(crate) objects: Arc<Objects>,
+}
+
+/// The machine of an inode.
+#[derive(Clone, Debug)]
+struct Cell {
+    file: File,
+    /// How often it is open.
+    pins: u32,
+    /// Under way, and not applied yet.
+    commit: Option<Arc<Commit>>,
+}
+
+/// An open file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OpenFile {
+    pub(crate) ino: Ino,
+    pub(crate) append: bool,
+    pub(crate) sync: bool,
+}
+
+/// The stores, and the mount that works on them.
+#[derive(Clone, Debug)]
+pub(crate) struct World {
+    pub(crate) kv: MemKv,
+    pub(crate) synced: TxnSeq,
+    pub(crate) objects: Arc<Objects>,
+    pub(crate) session: SessionId,
+    inos: Range<u64>,
+    slices: Range<u64>,
+    cells: BTreeMap<Ino, Cell>,
+    pub(crate) open: [Option<OpenFile>; SLOTS],
+    /// Unlinked and open.
+    pub(crate) orphans: BTreeSet<Ino>,
+    /// The wall clock in seconds.
+    pub(crate) clock: i64,
+    pub(crate) mistake: Option<Mistake>,
+    /// Puts that `CommitBeforePut` holds back.
+    late: Vec<(BlockId, Bytes)>,
+    moments: Vec<Moment>,
+}
+
+impl World {
+    /// An empty volume, mounted.
+    pub(crate) fn new(mistake: Option<Mistake>) -> Self {
+        let mut world = Self::unmounted(MemKv::new(), Arc::default(), 1000, mistake);
+        let volume = Volume {
+            version: VOLUME_VERSION,
+            id: VOLUME,
+            name: "tiny".into(),
+            storage: "file".into(),
+            bucket: "/bucket".into(),
+            geometry: GEOMETRY,
+            capacity: 0,
+            inodes: 0,
+            created: world.wall(),
+        };
+        world.txn(Event::Txn("format"), |txn, ctx| meta::volume::format(txn, ctx, &volume, 0, 0)).expect("it is new");
+        world.mount();
+        world
+    }
+
+    /// Stores that survived a crash, all of what they hold durable.
+    pub(crate) fn unmounted(kv: MemKv, objects: Arc<Objects>, clock: i64, mistake: Option<Mistake>) -> Self {
+        Self {
+            synced: kv.last(),
+            kv,
+            objects,
+            session: SessionId(0),
+            inos: 0..0,
+            slices: 0..0,
+            cells: BTreeMap::new(),
+            open: [None; SLOTS],
+            orphans: BTreeSet::new(),
+            clock,
+            mistake,
+            late: Vec::new(),
+            moments: Vec::new(),
+        }
+    }
+
+    /// `Shared::new` and `begin`: ends old sessions, begins its own, leases, reaps orphans.
+    pub(crate) fn mount(&mut self) {
+        let begun = self.txn(Event::Txn("begin a session"), |txn, ctx| {
+            for session in meta::session::list(txn.as_read())? {
+                meta::session::fence(txn, session)?;
+            }
+            meta::session::begin(txn, ctx)
+        });
+        self.session = begun.expect("a session can begin");
+        self.sync();
+        self.refill_inodes();
+        self.refill_slices();
+        if self.mistake != Some(Mistake::KeepOrphans) {
+            for ino in self.read(|read| meta::sweep::orphans(read, None, usize::MAX)) {
+                self.txn(Event::Txn("reap"), |txn, ctx| meta::remove::reap(txn, ctx, ino, &[])).expect("orphans go");
+            }
+        }
+    }
+
+    /// Unmounts, and mounts again with nothing of the past kept: what sequences start from.
+    pub(crate) fn mounted_again(mut self, mistake: Option<Mistake>) -> Self {
+        self.background();
+        assert!(self.cells.is_empty() && self.objects.values().all(|object| object.durable));
+        let session = self.session;
+        self.txn(Event::Txn("end the session"), |txn, _| meta::session::end(txn, session)).expect("it ends");
+        let mut next = Self::unmounted(self.kv, self.objects, self.clock, mistake);
+        next.mount();
+        next.sync();
+        next.kv.forget_before(next.kv.last());
+        next.moments.clear();
+        next
+    }
+
+    /// What happened since the last call.
+    pub(crate) fn take_moments(&mut self) -> Vec<Moment> {
+        std::mem::take(&mut self.moments)
+    }
+
+    /// Takes note of what a crash would find from here on.
+    pub(crate) fn note(&mut self, event: Event) {
+        let (last, synced, objects) = (self.kv.last(), self.synced, self.objects.clone());
+        self.moments.push(Moment { event, last, synced, objects });
+    }
+
+    pub(crate) fn wall(&self) -> Timestamp {
+        Timestamp { secs: self.clock, nanos: 0 }
+    }
+
+    // --- metadata
+
+    /// One transaction.
+    pub(crate) fn txn<T>(
+        &mut self,
+        event: Event,
+        op: impl Fn(&mut dyn Txn, &OpCtx) -> OpResult<T>,
+    ) -> Result<T, Errno> {
+        let ctx = OpCtx { now: self.wall(), stripe: (self.clock % 4) as u8, geometry: GEOMETRY };
+        let mut txn = self.kv.begin();
+        let value = op(&mut txn, &ctx).map_err(errno)?;
+        let writes = txn.finish();
+        if !writes.is_empty() {
+            self.kv.commit(writes).expect("there is one client");
+            self.note(event);
+        }
+        Ok(value)
+    }
+
+    /// A read that cannot be declined.
+    pub(crate) fn read<T>(&self, op: impl FnOnce(&mut dyn Read) -> OpResult<T>) -> T {
+        self.try_read(op).expect("it can be read")
+    }
+
+    pub(crate) fn try_read<T>(&self, op: impl FnOnce(&mut dyn Read) -> OpResult<T>) -> Result<T, Errno> {
+        op(self.kv.begin().as_read()).map_err(errno)
+    }
+
+    /// `sync_meta`: every transaction that has returned is durable.
+    pub(crate) fn sync(&mut self) {
+        if self.synced < self.kv.last() {
+            self.synced = self.kv.last();
+            self.note(Event::Sync);
+        }
+    }
+
+    fn refill_inodes(&mut self) {
+        let lease = self.txn(Event::Txn("lease inodes"), |txn, _| meta::volume::lease_inodes(txn, INODE_LEASE));
+        self.sync();
+        self.inos = lease.expect("ids do not run out");
+    }
+
+    fn refill_slices(&mut self) {
+        let session = self.session;
+        let lease = self.txn(Event::Txn("lease slices"), |txn, _| meta::volume::lease_slices(txn, session));
+        self.sync();
+        self.slices = lease.expect("the session lives");
+    }
+
+    /// `next_ino`.
+    pub(crate) fn next_ino(&mut self) -> Ino {
+        if self.inos.is_empty() {
+            self.refill_inodes();
+        }
+        Ino(self.inos.next().expect("it was refilled"))
+    }
+
+    // --- objects
+
+    fn put(&mut self, id: BlockId, payload: &[u8]) {
+        let mut bytes = encode_head(VOLUME, id, GEOMETRY.frame_size, payload).to_vec();
+        bytes.extend_from_slice(payload);
+        let object = Object { bytes: bytes.into(), durable: false };
+        let old = Arc::make_mut(&mut self.objects).insert((id.slice, id.index), object);
+        assert!(old.is_none(), "{id:?} was put twice");
+        self.note(Event::Put(id));
+    }
+
+    fn barrier(&mut self) {
+        if self.mistake != Some(Mistake::SkipBarrier) {
+            Arc::make_mut(&mut self.objects).values_mut().for_each(|object| object.durable = true);
+        }
+        self.note(Event::Barrier);
+    }
+
+    /// Deletes a block, which may be gone.
+    pub(crate) fn delete(&mut self, id: BlockId) {
+        if Arc::make_mut(&mut self.objects).remove(&(id.slice, id.index)).is_some() {
+            self.note(Event::Delete(id));
+        }
+    }
+}
+
+/// What a caller is told. Damage is nothing that a caller is told here.
+fn errno(error: OpError) -> Errno {
+    match error {
+        OpError::Errno(errno) => errno,
+        OpError::Kv(_) | OpError::Damaged(_) => panic!("{error}"),
+    }
+}

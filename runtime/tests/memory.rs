@@ -1,0 +1,138 @@
+//! Promise 7, memory: 64 writers on a store that does not answer, and then reading it all back, stay under
+//! `--buffer-size` and a stated constant.
+
+mod s3server;
+mod volume;
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use s3server::{ACCESS_KEY, S3Server, SECRET_KEY};
+use serde_json::Value as Json;
+use volume::{NAME, Ran, World, noise};
+
+const MIB: u64 = 1 << 20;
+const WRITERS: u64 = 64;
+/// What each writer writes: together sixteen times the buffer.
+const EACH: u64 = 16 * MIB;
+const BUFFER: u64 = 64 * MIB;
+/// Beside the buffer: RocksDB, requests that wait (one of up to 1 MiB for each writer), fetches and puts under way, what
+/// the allocator does not give back. README states it.
+const BESIDE: u64 = 300 * MIB;
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn kiseki(args: &[&str]) -> Ran {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kiseki"));
+    command.env("KISEKI_ACCESS_KEY", ACCESS_KEY).env("KISEKI_SECRET_KEY", SECRET_KEY);
+    command.args(args).stdin(Stdio::null()).output().expect("kiseki runs").into()
+}
+
+/// A mount of a volume behind `S3Server`. Dropping it unmounts, whatever is lost.
+struct Mount {
+    point: String,
+    log: PathBuf,
+}
+
+impl Mount {
+    fn new(world: &World, bucket: &str) -> Self {
+        let (meta, point, log) = (world.meta(), world.text("mnt"), world.text("log"));
+        fs::create_dir(&point).expect("a mount point");
+        kiseki(&["format", &meta, NAME, "--storage", "minio", "--bucket", bucket]).ends(0);
+        kiseki(&["mount", "-d", "--log", &log, "--buffer-size", "64M", &meta, &point]).ends(0);
+        Self { point, log: log.into() }
+    }
+
+    fn status(&self) -> Json {
+        kiseki(&["status", &self.point, "--json"]).ends(0).json()["mount"].take()
+    }
+
+    /// The most memory that the process ever had resident, in bytes.
+    fn peak(&self) -> u64 {
+        let pid = self.status()["pid"].as_u64().expect("a process");
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+        1024 * line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+    }
+
+    #[track_caller]
+    fn check_peak(&self, when: &str) {
+        let peak = self.peak();
+        eprintln!("{when}: {} MiB beside the buffer", (peak - BUFFER) / MIB);
+        assert!(peak <= BUFFER + BESIDE, "{when}: {} MiB with a buffer of {} MiB", peak / MIB, BUFFER / MIB);
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let ran = kiseki(&["umount", "--force", &self.point]);
+        if thread::panicking() {
+            eprintln!("{ran:?}\n{}", fs::read_to_string(&self.log).unwrap_or_default());
+        }
+    }
+}
+
+fn write(path: &Path, contents: &[u8]) {
+    let mut file = File::create(path).expect("a file");
+    for piece in contents.chunks(MIB as usize) {
+        file.write_all(piece).expect("a write");
+    }
+}
+
+fn same(path: &Path, contents: &[u8]) -> bool {
+    let mut file = File::open(path).expect("the file");
+    let mut piece = vec![0; MIB as usize];
+    contents.chunks(MIB as usize).all(|expected| {
+        file.read_exact(&mut piece).expect("a read");
+        piece == expected
+    })
+}
+
+#[test]
+fn memory_is_bounded_however_slow_the_store_is() {
+    let server = S3Server::start();
+    let world = World::new();
+    let mount = Mount::new(&world, &server.bucket_url());
+    let contents = noise(7, EACH as usize);
+    let path = |writer: u64| Path::new(&mount.point).join(format!("file {writer}"));
+    server.fault(|faults| faults.hang = true);
+    thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let (path, contents) = (path(writer), &contents);
+                scope.spawn(move || write(&path, contents))
+            })
+            .collect();
+        // Each ends up with one write that waits, but for the few that were done before the buffer was full.
+        let began = Instant::now();
+        loop {
+            let done = writers.iter().filter(|writer| writer.is_finished()).count() as u64;
+            let status = mount.status();
+            if status["waiting_bytes"].as_u64() == Some((WRITERS - done) * MIB) {
+                break;
+            }
+            if done * EACH > BUFFER || began.elapsed() > PATIENCE {
+                server.heal();
+                panic!("{done} writers are done, and the others do not wait: {status}");
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        mount.check_peak("with a store that does not answer");
+        server.heal();
+    });
+    mount.check_peak("after all was written");
+    kiseki(&["umount", &mount.point]).ends(0);
+    let meta = world.meta();
+    kiseki(&["mount", "-d", "--log", &world.text("log"), "--buffer-size", "64M", &meta, &mount.point]).ends(0);
+    thread::scope(|scope| {
+        for writer in 0..WRITERS {
+            let (path, contents) = (path(writer), &contents);
+            scope.spawn(move || assert!(same(&path, contents), "{} differs", path.display()));
+        }
+    });
+    mount.check_peak("after 64 readers");
+    kiseki(&["umount", &mount.point]).ends(0);
+}
