@@ -16,7 +16,9 @@ pub mod errno;
 pub mod file;
 pub mod format;
 pub mod kv;
+pub mod marks;
 pub mod meta;
+pub mod planted;
 pub mod store;
 #[cfg(any(test, feature = "testkit"))]
 pub mod testkit;

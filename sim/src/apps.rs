@@ -24,6 +24,8 @@ use crate::kernel::Kernel;
 use crate::observe::{Contents, Seen, Tree, observe, observe_open};
 use crate::world::{Moment, SimEnv, World};
 
+/// Shortest pause between two operations.
+const BETWEEN: Duration = Duration::from_micros(1);
 /// Longest pause between two operations.
 const THINKING: Duration = Duration::from_millis(30);
 
@@ -33,16 +35,18 @@ pub struct App {
     judge: Mutex<Judge>,
     generator: Mutex<Generator<Dice>>,
     dice: Dice,
+    /// After how many of 1000 operations it looks at everything.
+    looks: u64,
     /// Operations that returned, over all lives.
     pub steps: AtomicU64,
 }
 
 impl App {
     /// An application that finds the tree as its judge says.
-    pub fn new(name: &'static str, judge: Judge, dice: Dice, first_write: u64) -> Arc<Self> {
+    pub fn new(name: &'static str, judge: Judge, dice: Dice, first_write: u64, looks: u64) -> Arc<Self> {
         let generator = Generator::new(judge.habits.clone(), dice.clone(), first_write);
         let (judge, generator) = (Mutex::new(judge), Mutex::new(generator));
-        Arc::new(Self { name, judge, generator, dice, steps: AtomicU64::new(0) })
+        Arc::new(Self { name, judge, generator, dice, looks, steps: AtomicU64::new(0) })
     }
 
     /// Its name.
@@ -62,8 +66,8 @@ impl App {
     }
 
     /// A kernel for a life on `client`.
-    pub fn kernel(&self, client: Client<SimEnv>) -> Kernel {
-        Kernel::new(client, self.dice.clone())
+    pub fn kernel(&self, client: Client<SimEnv>, world: &World) -> Kernel {
+        Kernel::new(client, self.dice.clone(), world.clone())
     }
 }
 
@@ -89,19 +93,23 @@ impl Life {
         node: NodeId,
         stop: Arc<AtomicBool>,
     ) -> Self {
-        let kernel = app.kernel(client);
+        let kernel = app.kernel(client, &world);
         Self { app, others, world, kernel, node, stop, background: Vec::new() }
     }
 
     /// Works until it is told to stop or something is wrong.
     pub async fn run(mut self) {
         while !self.stop.load(Ordering::Relaxed) && !self.over() {
-            let op = {
+            let (op, hasty) = {
                 let judge = self.app.judge();
-                self.app.generator.lock().unwrap().draw(&judge.model)
+                let mut generator = self.app.generator.lock().unwrap();
+                (generator.draw(&judge.model), generator.is_hasty())
             };
-            if let Err(what) = self.step(&op).await {
+            if let Err(what) = self.step(&op, hasty).await {
                 self.world.alarm.raise(format!("application {}: after {op:?}: {what}", self.app.name));
+            }
+            if hasty {
+                continue;
             }
             self.app.steps.fetch_add(1, Ordering::Relaxed);
             let pause = self.app.dice.time_below(THINKING);
@@ -118,7 +126,8 @@ impl Life {
         self.world.meta.failed() || self.world.alarm.raised().is_some()
     }
 
-    async fn step(&mut self, op: &Op) -> Result<(), String> {
+    /// Does `op` and judges it. One that is hasty does not look around.
+    async fn step(&mut self, op: &Op, hasty: bool) -> Result<(), String> {
         if let Op::Close { slot } = op {
             self.join(Some(*slot)).await;
         }
@@ -128,8 +137,10 @@ impl Life {
             self.fsync_in_background(*slot);
             return Ok(());
         }
+        // Operations never share an instant: where the bytes cannot be read, times tell whether one had its effect.
+        time::sleep(BETWEEN).await;
         // What a success makes durable is what had been done before the call.
-        let promises = self.promises(op);
+        let mut promises = self.promises(op);
         let (start, from) = (TimeHandle::current().elapsed(), World::wall());
         self.world.trace.add(format!("{} {op:?}", self.app.name));
         self.app.judge().begin(op, start, from);
@@ -137,10 +148,18 @@ impl Life {
         let answer = result.as_ref().map(Vec::len);
         self.world.trace.add(format!("{} -> {answer:?}", self.app.name));
         if self.world.meta.failed() {
+            // The life is over; what was answered holds.
+            if result.is_ok() {
+                promises.into_iter().for_each(|(app, durable)| app.judge().durable.push(durable));
+            }
             return Ok(());
+        }
+        if matches!(result, Err(Errno::EIO | Errno::ENOSPC)) && !self.world.faults.struck() {
+            return Err(format!("answered {answer:?} though nothing ever failed"));
         }
         self.app.judge().finish(&result, TimeHandle::current().elapsed(), World::wall())?;
         if result.is_ok() {
+            promises.extend(self.promise_of_write(op));
             let promised = !promises.is_empty();
             for (app, durable) in promises {
                 app.judge().durable.push(durable);
@@ -149,7 +168,11 @@ impl Life {
                 std::future::pending::<()>().await;
             }
         }
-        self.look(op).await?;
+        // What is in doubt is settled by the next look, and must be before the next operation.
+        let doubtful = self.app.judge().doubt.is_some();
+        if doubtful || !hasty && self.app.dice.chance(self.app.looks) {
+            self.look(op).await?;
+        }
         if self.app.dice.chance(150) {
             self.kernel.shrink(false);
         }
@@ -173,6 +196,14 @@ impl Life {
         durable.map(|durable| (self.app.clone(), durable)).into_iter().collect()
     }
 
+    /// A write through an O_SYNC handle makes itself durable.
+    fn promise_of_write(&self, op: &Op) -> Option<(Arc<App>, Durable)> {
+        let Op::Write { slot, .. } = op else { return None };
+        let judge = self.app.judge();
+        let node = judge.model.open_at(*slot).filter(|_| self.kernel.is_sync(*slot))?;
+        Some((self.app.clone(), Durable::File(node, judge.now())))
+    }
+
     /// An fsync that other operations overtake.
     fn fsync_in_background(&mut self, slot: usize) {
         let (node, now) = {
@@ -182,13 +213,16 @@ impl Life {
         let handle = self.kernel.handle(slot).expect("the slot is open");
         let (app, client, world, home) =
             (self.app.clone(), self.kernel.client().clone(), self.world.clone(), self.node);
+        let told = self.kernel.told(slot).expect("the slot is open");
         world.trace.add(format!("{} fsync of slot {slot} in the background, as of step {now}", app.name));
         let task = madsim::task::spawn(async move {
             let result = client.fsync(handle).await;
             world.trace.add(format!("{} fsync of slot {slot} as of step {now} -> {result:?}", app.name));
             let mut judge = app.judge();
             judge.completed.0 += 1;
-            if result.is_ok() {
+            if result.is_err() {
+                told.failed();
+            } else {
                 judge.completed.1 += 1;
                 judge.durable.push(Durable::File(node, now));
                 world.pass(Moment::Promise, home);
@@ -248,7 +282,7 @@ impl Life {
         for slot in 0..SLOTS {
             if !self.over()
                 && self.kernel.handle(slot).is_some()
-                && let Err(what) = self.step(&Op::Close { slot }).await
+                && let Err(what) = self.step(&Op::Close { slot }, false).await
             {
                 self.world.alarm.raise(format!("application {}: closing: {what}", self.app.name));
             }

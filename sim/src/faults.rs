@@ -2,12 +2,16 @@
 //!
 //! Owns: the kinds, their rates, the counts. Leaves to others: doing it (`world`, `run`).
 //!
+//! Each kind has teeth: a bug of the client that it takes to notice, or that it alone is enough to notice (`TEETH`).
+//!
 //! Invariants
 //! - Each seed draws its own mixture (some kinds off, some frequent), so that rare combinations come up.
 //! - Nothing strikes while faults are off.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+
+use kiseki_core::planted::Bug;
 
 use crate::dice::Dice;
 
@@ -44,6 +48,8 @@ faults! {
     PutFull, 5, "the store has no space for a moment";
     GetFailed, 30, "a get fails";
     GetTorn, 10, "a get answers with a damaged byte";
+    GetForeign, 8, "a get answers with another object's bytes";
+    GetSlow, 25, "a get takes seconds to find its object";
     GetHangs, 2, "a get hangs";
     DeleteFailed, 40, "a delete fails before it has any effect";
     DeleteAnswerLost, 20, "a delete takes effect and its answer is lost";
@@ -56,10 +62,52 @@ faults! {
     CommitUnknown, 20, "a data commit is not applied and no answer says so";
     Conflict, 30, "a transaction meets a conflict and is run again";
     Miss, 30, "the reads of a transaction are fetched one batch at a time";
-    SlowSync, 30, "a sync of metadata takes long";
+    SlowSync, 30, "a sync of metadata takes long, and all others wait for it";
     SyncFailed, 1, "a sync of metadata fails: the store takes no more writes";
 }
 
+/// How a kind shows that it matters.
+#[derive(Clone, Copy, Debug)]
+pub enum Teeth {
+    /// Where this kind alone is off, this bug goes unnoticed.
+    Needed(Bug),
+    /// Where no other kind strikes, this bug is noticed; where none does, it is not.
+    Enough(Bug),
+    /// What it does is done by others as well.
+    Shared(&'static str),
+}
+
+/// The teeth of each kind; `tests/planted.rs` tries them.
+pub const TEETH: &[(Fault, Teeth)] = &[
+    (Fault::PutFailed, Teeth::Enough(Bug::FailedPutDropped)),
+    (Fault::PutAnswerLost, Teeth::Enough(Bug::FailedPutDropped)),
+    (Fault::PutLate, Teeth::Needed(Bug::UnsureForgotten)),
+    (Fault::PutHangs, Teeth::Enough(Bug::FlushDeadlineAccepted)),
+    (Fault::PutFull, Teeth::Needed(Bug::FullIsDone)),
+    (Fault::GetFailed, Teeth::Enough(Bug::FailedGetIsHole)),
+    (Fault::GetTorn, Teeth::Enough(Bug::ChecksumSkipped)),
+    (Fault::GetForeign, Teeth::Needed(Bug::ChecksumUnbound)),
+    (Fault::GetSlow, Teeth::Enough(Bug::DeleteWithoutGrace)),
+    (Fault::GetHangs, Teeth::Enough(Bug::GetWithoutDeadline)),
+    (Fault::DeleteFailed, Teeth::Enough(Bug::FailedDeleteDropped)),
+    (Fault::DeleteAnswerLost, Teeth::Enough(Bug::QueueDroppedFirst)),
+    (Fault::BarrierFailed, Teeth::Enough(Bug::FailedBarrierAccepted)),
+    (Fault::BarrierAnswerLost, Teeth::Enough(Bug::BarrierNotRetried)),
+    (Fault::ListFailed, Teeth::Enough(Bug::ListCutShort)),
+    (Fault::StoreOutage, Teeth::Enough(Bug::FlushDeadlineAccepted)),
+    (Fault::CommitRefused, Teeth::Needed(Bug::RefusedIsApplied)),
+    (Fault::CommitAnswerLost, Teeth::Needed(Bug::PresenceForNumber)),
+    (Fault::CommitUnknown, Teeth::Needed(Bug::UnknownIsApplied)),
+    (Fault::Conflict, Teeth::Shared("every transaction is run twice, and some do conflict")),
+    (Fault::Miss, Teeth::Needed(Bug::MissSwallowed)),
+    (Fault::SlowSync, Teeth::Needed(Bug::SyncDeadlineAccepted)),
+    (Fault::SyncFailed, Teeth::Needed(Bug::FailedSyncAccepted)),
+];
+
+/// Multiples of the usual rate: what a seed makes of a kind.
+const OFF: u64 = 0;
+const MILD: u64 = 1;
+const FIERCE: u64 = 4;
 /// What does not strike by itself: how a life of the client ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ending {
@@ -126,13 +174,28 @@ impl Counts {
 impl Faults {
     /// A mixture drawn from `dice`; faults are on.
     pub fn new(dice: Dice) -> Self {
+        // How many kinds of ten are off: a few faults among many, or a few alone, or none at all.
+        let off = [1, 3, 3, 7, 7, 1, 3, 10][dice.below(8) as usize];
         let rates = Fault::ALL.iter().map(|&fault| {
-            let factor = [0, 1, 1, 1, 1, 2, 4][dice.below(7) as usize];
+            let drawn = dice.below(10);
+            let factor = match drawn < off {
+                true => OFF,
+                false if drawn.is_multiple_of(3) => FIERCE,
+                false => MILD,
+            };
             (fault, fault.rate() * factor)
         });
         let rates = rates.collect();
         let state = State { on: true, rates, counts: Counts::default() };
         Self { dice, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Makes sure that these never strike; what they would have done is drawn all the same.
+    pub fn exclude<'a>(&self, kinds: impl IntoIterator<Item = &'a Fault>) {
+        let mut state = self.state.lock().unwrap();
+        for kind in kinds {
+            state.rates.insert(*kind, 0);
+        }
     }
 
     /// Turns all faults on or off.
@@ -163,6 +226,11 @@ impl Faults {
     /// Counts the end of a life.
     pub fn ended(&self, ending: Ending) {
         *self.state.lock().unwrap().counts.endings.entry(ending).or_default() += 1;
+    }
+
+    /// Whether anything has struck so far.
+    pub fn struck(&self) -> bool {
+        !self.state.lock().unwrap().counts.faults.is_empty()
     }
 
     /// What was counted so far.

@@ -4,23 +4,35 @@
 //! Leaves to others: everything that the client answers; waiting and judging (`apps`).
 //!
 //! Invariants
+//! - An error that was raised for a file is told to each handle that was open, at its next write or fsync.
+//! - A read ends, one way or the other, soon after its deadline.
 //! - No request names an inode whose lookup count is zero, but for the root.
 //! - What the client is asked to check itself (an existing target, a directory in the way) is asked of it half the
 //!   time, and checked here before the call otherwise: both must come to the same answer.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
-use kiseki_core::client::{Caller, Client, Entry, Handle, OpenFlags};
+use kiseki_core::client::{Caller, Client, Entry, Handle, OpenFlags, ReadData};
 use kiseki_core::errno::Errno;
 use kiseki_core::meta::{RenameMode, SetAttr, XattrMode};
 use kiseki_core::testkit::ops::{Op, RenameFlag, SLOTS, split, written_bytes};
 use kiseki_core::types::{FileType, Ino, Timestamp};
 
+use madsim::time::{self, TimeHandle};
+
 use crate::dice::Dice;
-use crate::world::SimEnv;
+use crate::trace::Trace;
+use crate::world::{SimEnv, World};
 
 const CALLER: Caller = Caller { uid: 0, gid: 0 };
+/// No read takes longer: the longest deadline of a mount, and time for its metadata.
+const READ_MAX: Duration = Duration::from_secs(16);
+/// How long a name may be gone before what it led to is looked at.
+const UNLINKED: Duration = Duration::from_millis(20);
 
 /// An open file description.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +40,32 @@ struct OpenFile {
     handle: Handle,
     ino: Ino,
     append: bool,
+    sync: bool,
+}
+
+/// The errors of a file that a handle was told or that are older than it (errseq of Linux).
+#[derive(Clone)]
+pub struct Told {
+    ino: Ino,
+    seen: Arc<AtomicU64>,
+    trace: Trace,
+}
+
+impl Told {
+    /// A handle that was just opened.
+    fn new(ino: Ino, trace: &Trace) -> Self {
+        Self { ino, seen: Arc::new(AtomicU64::new(trace.raised(ino))), trace: trace.clone() }
+    }
+
+    /// Errors that the handle is to be told: by a write or fsync that begins from here on.
+    fn due(&self) -> bool {
+        self.seen.load(Ordering::Relaxed) < self.trace.raised(self.ino)
+    }
+
+    /// A write or fsync has failed.
+    pub fn failed(&self) {
+        self.seen.store(self.trace.raised(self.ino), Ordering::Relaxed);
+    }
 }
 
 /// One application's view of a mount.
@@ -40,13 +78,16 @@ pub struct Kernel {
     /// Names that are known without asking.
     names: BTreeMap<String, Ino>,
     open: [Option<OpenFile>; SLOTS],
+    told: [Option<Told>; SLOTS],
+    world: World,
 }
 
 impl Kernel {
     /// A kernel that has just mounted.
-    pub fn new(client: Client<SimEnv>, dice: Dice) -> Self {
+    pub fn new(client: Client<SimEnv>, dice: Dice, world: World) -> Self {
         let kinds = BTreeMap::from([(Ino::ROOT, FileType::Directory)]);
-        Self { client, dice, counts: BTreeMap::new(), kinds, names: BTreeMap::new(), open: [None; SLOTS] }
+        let (open, told) = ([None; SLOTS], [const { None }; SLOTS]);
+        Self { client, dice, counts: BTreeMap::new(), kinds, names: BTreeMap::new(), open, told, world }
     }
 
     /// The mount.
@@ -59,6 +100,16 @@ impl Kernel {
         self.open[slot].map(|file| file.handle)
     }
 
+    /// What the handle of an open file was told.
+    pub fn told(&self, slot: usize) -> Option<Told> {
+        self.told[slot].clone()
+    }
+
+    /// Whether writes through an open file are durable when they return.
+    pub fn is_sync(&self, slot: usize) -> bool {
+        self.open[slot].is_some_and(|file| file.sync)
+    }
+
     /// The inode of an open file.
     pub fn open_ino(&self, slot: usize) -> Option<Ino> {
         self.open[slot].map(|file| file.ino)
@@ -66,6 +117,21 @@ impl Kernel {
 
     /// Does `op`; the bytes are those that a read returns.
     pub async fn run(&mut self, op: &Op) -> Result<Vec<u8>, Errno> {
+        let told = if let Op::Write { slot, .. } | Op::Fsync { slot } = op { self.told(*slot) } else { None };
+        let due = told.as_ref().is_some_and(Told::due);
+        let result = self.attempt(op).await;
+        match (&told, &result) {
+            (Some(told), Err(_)) => told.failed(),
+            // An fsync in the background may have been told meanwhile.
+            (Some(told), Ok(_)) if due && told.due() => {
+                self.world.alarm.raise(format!("{:?} has an error that {op:?} was not told", told.ino));
+            }
+            (Some(_) | None, _) => {}
+        }
+        result
+    }
+
+    async fn attempt(&mut self, op: &Op) -> Result<Vec<u8>, Errno> {
         match op {
             Op::Mkdir { path, mode } => self.make(path, FileType::Directory, *mode, 0).await?,
             Op::Mknod { path, kind, mode, rdev } => self.make(path, *kind, *mode, *rdev).await?,
@@ -93,16 +159,20 @@ impl Kernel {
                 if self.dice.chance(500) && self.kind_at(path).await? == FileType::Directory {
                     return Err(Errno::EISDIR);
                 }
+                let held = if self.dice.chance(200) { self.walk(path).await.ok() } else { None };
                 self.client.unlink(dir, name.as_bytes()).await?;
                 self.names.clear();
+                self.still_there(held).await?;
             }
             Op::Rmdir { path } => {
                 let (dir, name) = self.parent(path).await?;
                 if self.dice.chance(500) && self.kind_at(path).await? != FileType::Directory {
                     return Err(Errno::ENOTDIR);
                 }
+                let held = if self.dice.chance(200) { self.walk(path).await.ok() } else { None };
                 self.client.rmdir(dir, name.as_bytes()).await?;
                 self.names.clear();
+                self.still_there(held).await?;
             }
             Op::Rename { from, to, flag } => self.rename(from, to, *flag).await?,
             Op::Open { path, slot, create, append, sync, truncate } => {
@@ -115,7 +185,8 @@ impl Kernel {
                     ..OpenFlags::default()
                 };
                 let (handle, ino) = self.open(path, *create, flags).await?;
-                self.open[*slot] = Some(OpenFile { handle, ino, append: *append });
+                self.open[*slot] = Some(OpenFile { handle, ino, append: *append, sync: *sync });
+                self.told[*slot] = Some(Told::new(ino, &self.world.trace));
             }
             Op::Close { slot } => {
                 let file = self.open[*slot].take().ok_or(Errno::EBADF)?;
@@ -185,13 +256,31 @@ impl Kernel {
         while (bytes.len() as u32) < len {
             let rest = len - bytes.len() as u32;
             let piece = if self.dice.chance(500) { rest } else { 1 + self.dice.below(u64::from(rest)) as u32 };
-            let data = self.client.read(handle, offset + bytes.len() as u64, piece).await?.into_contiguous();
+            let data = self.read_once(handle, offset + bytes.len() as u64, piece).await?;
             bytes.extend_from_slice(&data);
             if (data.len() as u32) < piece {
                 break;
             }
         }
         Ok(bytes)
+    }
+
+    /// One request of the page cache.
+    pub async fn read_once(&self, handle: Handle, offset: u64, len: u32) -> Result<Bytes, Errno> {
+        let began = TimeHandle::current().elapsed();
+        let data = self.client.read(handle, offset, len).await;
+        let took = TimeHandle::current().elapsed() - began;
+        if took > READ_MAX {
+            self.world.alarm.raise(format!("a read took {took:?}"));
+        }
+        data.map(ReadData::into_contiguous)
+    }
+
+    /// What was looked up and not forgotten can be asked about (fstat of an O_PATH descriptor), name or no name.
+    async fn still_there(&self, held: Option<Ino>) -> Result<(), Errno> {
+        let Some(ino) = held else { return Ok(()) };
+        time::sleep(self.dice.time_below(UNLINKED)).await;
+        self.client.getattr(ino).await.map(drop)
     }
 
     /// The inode that `path` leads to.

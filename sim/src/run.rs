@@ -30,19 +30,24 @@ use crate::apps::{App, Life};
 use crate::dice::Dice;
 use crate::faults::{Counts, Ending};
 use crate::judge::Judge;
+use crate::kernel::Kernel;
 use crate::observe::{Contents, Tree};
+use crate::plan::{Knobs, Plan};
 use crate::recovery;
+use crate::rivals::{self, Rivals};
 use crate::spy::Spy;
 use crate::trace::Trace;
 use crate::world::meta::blocks_of;
 use crate::world::{Moment, SimEnv, Switches, World};
 
-/// Sizes so small that every border is met often.
-pub const GEOMETRY: Geometry = Geometry { chunk_size: 4096, block_size: 512, frame_size: 128, inline_max: 64 };
-/// Files end below this: five chunks.
+/// Files end below this: twenty chunks on some volumes, two on others.
 const LENGTH_MAX: u64 = 5 * 4096;
 /// Operations of both applications in one life, at most.
-const STEPS_MAX: u64 = 160;
+const STEPS_MAX: u64 = 240;
+/// The same in a life that ends before anything has settled.
+const STEPS_FEW: u64 = 16;
+/// In how many of 1000 seeds two writers share a file.
+const RIVALRY: u64 = 400;
 /// No wait of a client is longer than its deadlines allow: nothing happening for so long is a hang.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How long the store may take to be rid of what nothing refers to.
@@ -58,6 +63,8 @@ pub struct Outcome {
     pub completed: u64,
     /// Operations that succeeded.
     pub succeeded: u64,
+    /// Simulated time.
+    pub elapsed: Duration,
     /// Crashes survived.
     pub crashes: u64,
     /// Steps lost in crashes, of all that were not durable.
@@ -66,6 +73,8 @@ pub struct Outcome {
     pub tried: u64,
     /// How often what happened.
     pub counts: Counts,
+    /// How often each mark was reached, in the order of `Mark::ALL`.
+    pub marks: Vec<u64>,
     /// What was wrong.
     pub violation: Option<String>,
 }
@@ -75,9 +84,12 @@ type Check<T> = Result<T, String>;
 /// One volume and what happens to it.
 struct Run {
     world: World,
+    plan: Plan,
     dice: Dice,
     options: Options,
     apps: [Arc<App>; 2],
+    /// In some seeds.
+    rivals: Option<Rivals>,
     outcome: Outcome,
     lives: u64,
 }
@@ -100,10 +112,11 @@ impl Work {
     }
 }
 
-/// Runs `seed`.
-pub async fn run(seed: u64, switches: Switches, trace: Trace) -> Outcome {
-    let world = World::new(Dice::new(seed, 1), trace, switches);
-    let mut run = Run::new(world, seed).await;
+/// Carries out `plan`.
+pub async fn run(plan: Plan, switches: Switches, trace: Trace) -> Outcome {
+    let world = World::new(Dice::new(plan.seed, 1), trace, switches);
+    world.faults.exclude(&plan.off);
+    let mut run = Run::new(world, plan).await;
     if let Err(what) = run.course().await {
         run.world.alarm.raise(what);
     }
@@ -114,6 +127,7 @@ pub async fn run(seed: u64, switches: Switches, trace: Trace) -> Outcome {
         outcome.violation.get_or_insert_with(|| format!("a broken promise was logged: {error}"));
     }
     outcome.counts = run.world.faults.counts();
+    outcome.elapsed = TimeHandle::current().elapsed();
     for app in &run.apps {
         let (completed, succeeded) = app.judge().completed;
         outcome.completed += completed;
@@ -124,17 +138,13 @@ pub async fn run(seed: u64, switches: Switches, trace: Trace) -> Outcome {
 }
 
 impl Run {
-    async fn new(world: World, seed: u64) -> Self {
+    async fn new(world: World, plan: Plan) -> Self {
+        let seed = plan.seed;
         let dice = Dice::new(seed, 2);
-        let options = Options {
-            buffer_size: 1024 * ([24, 64, 200][dice.below(3) as usize] + dice.below(40)),
-            commit_interval: Duration::from_millis([50, 200, 500, 3000][dice.below(4) as usize] + dice.below(100)),
-            store_timeout: Duration::from_secs(3 + dice.below(10)),
-            max_uploads: 1 + dice.below(6) as usize,
-            ..Options::default()
-        };
+        let Knobs { geometry, options, looks } = Knobs::draw(&Dice::new(seed, 3));
+        world.trace.add(format!("{geometry:?} {options:?}"));
         world.faults.set_on(false);
-        format(&world).await;
+        format(&world, geometry).await;
         let client = mount(&world, &Handle::current().create_node().name("first").build(), &options).await;
         let client = client.expect("nothing fails yet");
         for name in ["a", "b", "s"] {
@@ -142,6 +152,9 @@ impl Run {
             let made = client.mknod(caller, Ino::ROOT, name.as_bytes(), FileType::Directory, 0o755, 0).await;
             made.expect("nothing fails yet");
         }
+        let caller = Caller { uid: 0, gid: 0 };
+        let made = client.mknod(caller, Ino::ROOT, rivals::NAME.as_bytes(), FileType::Regular, 0o644, 0).await;
+        made.expect("nothing fails yet");
         client.unmount().await.expect("nothing fails yet");
         world.end(Ending::Unmount);
         let app = |name, home: &str, letter, number: u64| {
@@ -152,21 +165,27 @@ impl Run {
                 let made = model.apply(&Op::Mkdir { path: path.clone(), mode: 0o755 }, stamp);
                 made.expect("the model is empty");
             }
-            let borders = [128, 512, 4096].into_iter().collect();
+            let borders = vec![geometry.frame_size.into(), geometry.block_size.into(), geometry.chunk_size];
             let habits = Habits { letter, homes, length_max: LENGTH_MAX, borders };
-            App::new(name, Judge::new(habits, model), Dice::new(seed, 10 + number), number << 24)
+            App::new(name, Judge::new(habits, model), Dice::new(seed, 10 + number), number << 24, looks)
         };
         let apps = [app("A", "/a", 'a', 0), app("B", "/b", 'b', 1)];
-        Self { world, dice, options, apps, outcome: Outcome::default(), lives: 0 }
+        let rivals = (plan.alone.is_none() && Dice::new(seed, 4).chance(RIVALRY)).then(Rivals::default);
+        Self { world, plan, dice, options, apps, rivals, outcome: Outcome::default(), lives: 0 }
     }
 
     async fn course(&mut self) -> Check<()> {
-        let lives = 2 + self.dice.below(3);
+        let lives = (2 + self.dice.below(3)).min(self.plan.lives.unwrap_or(u64::MAX));
         for _ in 0..lives {
             self.world.faults.set_on(true);
             self.life().await?;
         }
         self.last_life().await
+    }
+
+    /// So many steps, or as many as the plan allows.
+    fn most(&self, steps: u64) -> u64 {
+        steps.min(self.plan.steps.unwrap_or(u64::MAX))
     }
 
     fn node(&mut self) -> NodeHandle {
@@ -211,7 +230,15 @@ impl Run {
             let (app, world) = (self.apps[index].clone(), self.world.clone());
             node.spawn(Life::new(app, others, world, client.clone(), node.id(), stop.clone()).run())
         };
-        let tasks = vec![life(0), life(1)];
+        let mut tasks: Vec<JoinHandle<()>> =
+            [0, 1].into_iter().filter(|index| self.plan.alone.is_none_or(|alone| alone == *index)).map(life).collect();
+        for appends in [false, true] {
+            if let Some(rivals) = self.rivals.clone() {
+                let (world, dice) =
+                    (self.world.clone(), Dice::new(self.plan.seed, 2 * self.lives + u64::from(appends) + 100));
+                tasks.push(node.spawn(rivals.run(client.clone(), world, dice, appends, stop.clone())));
+            }
+        }
         let spy = Spy::new(self.apps.clone(), self.world.clone(), client.clone(), self.dice.clone());
         let spy = node.spawn(spy.run(stop.clone()));
         Work { stop, tasks: tasks.into_iter().chain([spy]).collect() }
@@ -222,7 +249,8 @@ impl Run {
         let (node, client) = self.mount().await?;
         self.verify(&node, &client).await?;
         let work = self.start(&node, &client);
-        let wanted = self.steps() + 1 + self.dice.below(STEPS_MAX);
+        let most = if self.dice.chance(200) { STEPS_FEW } else { STEPS_MAX };
+        let wanted = self.steps() + self.most(1 + self.dice.below(most));
         if self.dice.chance(600) {
             self.set_trap();
         }
@@ -260,7 +288,8 @@ impl Run {
             if self.steps() > steps {
                 (steps, since) = (self.steps(), now);
             }
-            if now > since + PATIENCE {
+            // One step may be a look at many files, each of which takes as long as a wait may.
+            if now > since + 5 * PATIENCE {
                 return Err("nothing happens any more".into());
             }
         }
@@ -309,6 +338,7 @@ impl Run {
                         let now = judge.now();
                         judge.durable.push(crate::judge::Durable::All(now));
                     }
+                    self.rivals.iter().for_each(Rivals::all_durable);
                     return self.kill(node, Ending::Unmount).await;
                 }
                 Ok(Ok(Err(_))) if self.world.meta.failed() => return self.crash(node).await,
@@ -327,6 +357,13 @@ impl Run {
             let look = node.spawn(async move { look(&app, &world, client).await });
             let tree = time::timeout(PATIENCE * 5, look).await.map_err(|_| "looking around hangs")?;
             trees.push(tree.map_err(|error| error.to_string())??);
+        }
+        if let Some(rivals) = self.rivals.clone() {
+            let kernel = Kernel::new(client.clone(), self.dice.clone(), self.world.clone());
+            let world = self.world.clone();
+            let look = node.spawn(async move { rivals.verify(kernel, &world).await });
+            let looked = time::timeout(PATIENCE * 5, look).await.map_err(|_| "looking around hangs")?;
+            looked.map_err(|error| error.to_string())??;
         }
         let mut verdicts = Vec::new();
         let now = (TimeHandle::current().elapsed(), Stamp::exactly(World::wall()));
@@ -357,7 +394,7 @@ impl Run {
         let (mut node, mut client) = self.mount().await?;
         self.verify(&node, &client).await?;
         let work = self.start(&node, &client);
-        self.wait(self.steps() + 20 + self.dice.below(40)).await?;
+        self.wait(self.steps() + self.most(20 + self.dice.below(40))).await?;
         self.world.faults.set_on(false);
         self.world.objects.calm();
         if self.world.meta.failed() {
@@ -369,12 +406,14 @@ impl Run {
             work.end().await?;
         }
         self.at_rest(&node, &client).await?;
-        self.drained().await?;
+        // What a put left that took effect after its object was deleted, the next mount collects.
+        self.drained(&self.world.objects.late()).await?;
         self.unmount(&node, &client).await?;
         let (node, client) = self.mount().await?;
         self.verify(&node, &client).await?;
+        self.drained(&BTreeSet::new()).await?;
         self.unmount(&node, &client).await?;
-        match leftovers(&self.world).first() {
+        match leftovers(&self.world, &BTreeSet::new()).first() {
             Some(left) => Err(format!("after the last unmount: {left}")),
             None => Ok(()),
         }
@@ -413,11 +452,11 @@ impl Run {
         }
     }
 
-    /// Waits until the store holds exactly what is referred to.
-    async fn drained(&self) -> Check<()> {
+    /// Waits until the store holds exactly what is referred to, but for the objects of `excused`.
+    async fn drained(&self, excused: &BTreeSet<String>) -> Check<()> {
         let until = TimeHandle::current().elapsed() + DRAIN;
         loop {
-            let left = leftovers(&self.world);
+            let left = leftovers(&self.world, excused);
             let Some(first) = left.first() else { return Ok(()) };
             if TimeHandle::current().elapsed() > until {
                 return Err(format!("{} things are left, such as: {first}", left.len()));
@@ -427,7 +466,7 @@ impl Run {
     }
 }
 
-async fn format(world: &World) {
+async fn format(world: &World, geometry: Geometry) {
     let id = VolumeId(*b"simulated volume");
     let volume = Volume {
         version: VOLUME_VERSION,
@@ -435,12 +474,12 @@ async fn format(world: &World) {
         name: "sim".into(),
         storage: "sim".into(),
         bucket: "sim".into(),
-        geometry: GEOMETRY,
+        geometry,
         capacity: 0,
         inodes: 0,
         created: World::wall(),
     };
-    let ctx = OpCtx { now: World::wall(), stripe: 0, geometry: GEOMETRY };
+    let ctx = OpCtx { now: World::wall(), stripe: 0, geometry };
     let formatted = world.meta.write(|txn| meta::volume::format(txn, &ctx, &volume, 0, 0)).await;
     world.meta.sync(formatted.expect("nothing fails yet").seq).await.expect("nothing fails yet");
     let marker: Bytes = block::encode_marker(id);
@@ -454,8 +493,8 @@ async fn mount(world: &World, node: &NodeHandle, options: &Options) -> Result<Cl
 
 /// What an application sees after a mount: all contents, however often the store must be asked.
 async fn look(app: &App, world: &World, client: Client<SimEnv>) -> Check<Tree> {
-    for attempt in 0..40 {
-        let mut kernel = app.kernel(client.clone());
+    for attempt in 0..20 {
+        let mut kernel = app.kernel(client.clone(), world);
         let tree = app.look(&mut kernel, &Contents::All).await;
         kernel.shrink(true);
         let tree = match tree {
@@ -466,11 +505,11 @@ async fn look(app: &App, world: &World, client: Client<SimEnv>) -> Check<Tree> {
         };
         let unread = tree.iter().find(|(_, seen)| seen.attr.kind == FileType::Regular && seen.data.is_none());
         let Some((path, _)) = unread else { return Ok(tree) };
-        if attempt == 20 {
+        if attempt == 5 {
             world.faults.set_on(false);
             world.objects.calm();
         }
-        if attempt > 30 {
+        if attempt > 15 {
             return Err(format!("{path} cannot be read, though the store is well"));
         }
     }
@@ -490,7 +529,7 @@ fn sound(world: &World) -> Check<()> {
 }
 
 /// What is in the store or in a queue though nothing refers to it, and what is referred to and not there.
-fn leftovers(world: &World) -> Vec<String> {
+fn leftovers(world: &World, excused: &BTreeSet<String>) -> Vec<String> {
     let read = |range: (Vec<u8>, Vec<u8>)| {
         let pairs = world.meta.peek(|read| Ok(read.scan(&range.0, &range.1, usize::MAX)?));
         pairs.expect("memory can be read")
@@ -505,7 +544,8 @@ fn leftovers(world: &World) -> Vec<String> {
     }
     let found: BTreeSet<String> = world.objects.keys().into_iter().collect();
     let mut left: Vec<String> = wanted.difference(&found).map(|key| format!("object {key} is missing")).collect();
-    left.extend(found.difference(&wanted).map(|key| format!("nothing refers to object {key}")));
+    let surplus = found.difference(&wanted).filter(|key| !excused.contains(*key));
+    left.extend(surplus.map(|key| format!("nothing refers to object {key}")));
     let queues = [keys::orphan_range(), keys::delfile_range(), keys::cutfile_range(), keys::delslice_range()];
     for queue in queues {
         left.extend(read(queue).iter().map(|(key, _)| format!("{:?} is still queued", keys::decode(key))));

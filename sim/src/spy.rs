@@ -36,7 +36,7 @@ pub struct Spy {
 impl Spy {
     /// A bystander on `client`.
     pub fn new(apps: [Arc<App>; 2], world: World, client: Client<SimEnv>, dice: Dice) -> Self {
-        let kernel = Kernel::new(client, dice.clone());
+        let kernel = Kernel::new(client, dice.clone(), world.clone());
         Self { apps, world, kernel, dice }
     }
 
@@ -93,8 +93,8 @@ impl Spy {
             }
             let from = app.judge().now();
             let (offset, len) = (self.dice.below(8192), 1 + self.dice.below(8192) as u32);
-            let data = match self.kernel.client().read(handle, offset, len).await {
-                Ok(data) => data.into_contiguous(),
+            let data = match self.kernel.read_once(handle, offset, len).await {
+                Ok(data) => data,
                 Err(errno) => {
                     wrong = Err(errno);
                     break;

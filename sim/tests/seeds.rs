@@ -1,98 +1,57 @@
-//! The sweep over seeds, the same seed twice, and the judges tried on worlds that break a promise.
+//! The same seed twice, and the judges and the shrinking tried on worlds that break a promise.
 #![cfg(madsim)]
 
-use std::time::Instant;
-
-use sim::faults::{Ending, Fault};
-use sim::sweep::{Summary, replay, simulate, sweep};
+use sim::plan::Plan;
+use sim::report::judge_of;
+use sim::shrink::shrink;
+use sim::sweep::{simulate, sweep};
+use sim::trace::Trace;
 use sim::world::Switches;
 
-/// Seeds of a plain `cargo test`; `KISEKI_SIM_SEEDS` asks for more.
-const SEEDS: u64 = 100;
-/// Seeds at a time.
-const THREADS: usize = 2;
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
+/// Runs `plan` with its whole trace, and returns what it came to with the trace's hash.
+fn run(plan: &Plan, switches: Switches) -> (Option<String>, (u64, u64)) {
+    let trace = Trace::default();
+    let outcome = simulate(plan, switches, trace.clone());
+    (outcome.violation, trace.hash())
 }
 
-fn report(summary: &Summary) {
-    for (fault, count) in &summary.counts.faults {
-        println!("  {count:>7} {fault:?}: {}", fault.text());
-    }
-    for (call, count) in &summary.counts.calls {
-        println!("  {count:>7} {call}");
-    }
-    for (seed, violation) in &summary.failures {
-        println!("seed {seed}: {violation}\n  {}", replay(*seed));
-    }
-    let (operations, succeeded, crashes) = summary.median();
-    let of = |ending| summary.counts.endings.get(&ending).copied().unwrap_or(0);
-    println!(
-        "sim: seeds={} failed={} operations={operations} succeeded={succeeded} crashes={crashes} kills={} power_cuts={} \
-         lost_steps={} promises_tried={}",
-        summary.seeds.len(),
-        summary.failures.len(),
-        of(Ending::Kill),
-        of(Ending::PowerCut) + of(Ending::MetaPowerCut),
-        summary.lost,
-        summary.tried,
-    );
-}
-
+/// Nothing but the seed decides: one in a hundred of those that every sweep has.
 #[test]
-fn every_seed_keeps_the_promises() {
-    let first = number("KISEKI_SIM_FIRST").unwrap_or(0);
-    let count = number("KISEKI_SIM_SEEDS").unwrap_or(SEEDS);
-    let started = Instant::now();
-    let summary = sweep(first, count, THREADS, Switches::default());
-    println!("{count} seeds in {:.1} s", started.elapsed().as_secs_f64());
-    report(&summary);
-    assert!(summary.failures.is_empty(), "{} of {count} seeds failed", summary.failures.len());
-    if count < SEEDS {
-        return;
-    }
-    let (operations, succeeded, crashes) = summary.median();
-    assert!(operations >= 100);
-    assert!(succeeded * 2 >= operations);
-    assert!(crashes >= 1);
-    // A sweep in which something declared never happened tried less than it claims.
-    for fault in Fault::ALL {
-        assert!(summary.counts.of(*fault) > 0, "{fault:?} never struck");
-    }
-    let share = |faults: &[Fault], calls: u64| {
-        let struck: u64 = faults.iter().map(|fault| summary.counts.of(*fault)).sum();
-        struck * 100 / calls
-    };
-    let puts = [Fault::PutFailed, Fault::PutAnswerLost, Fault::PutLate, Fault::PutHangs, Fault::PutFull];
-    let commits = [Fault::CommitRefused, Fault::CommitAnswerLost, Fault::CommitUnknown];
-    assert!(share(&puts, summary.counts.called("put")) >= 5);
-    assert!(share(&commits, summary.counts.called("data commit")) >= 5);
-    for ending in [Ending::Kill, Ending::PowerCut, Ending::MetaPowerCut, Ending::Unmount] {
-        assert!(summary.counts.endings.contains_key(&ending), "no life ended with {ending:?}");
+fn a_seed_is_the_same_run_each_time() {
+    for seed in (7..1000).step_by(100) {
+        let plan = Plan::of(seed);
+        let (first, second) = (run(&plan, Switches::default()), run(&plan, Switches::default()));
+        assert_eq!(first, second, "seed {seed}");
+        assert_eq!(first.0, None, "seed {seed}");
     }
 }
 
-/// Shows one seed: `KISEKI_SIM_SEED=N cargo test -p sim --test seeds -- --nocapture replay`.
+/// A trace that is kept in full is the trace of the same run.
 #[test]
-fn replay_is_the_same_run() {
-    let seed = number("KISEKI_SIM_SEED").unwrap_or(7);
-    let (outcome, trace) = simulate(seed, Switches::default());
-    let (again, second) = simulate(seed, Switches::default());
-    if std::env::var_os("KISEKI_SIM_SEED").is_some() {
-        let lines = number("KISEKI_SIM_LINES").unwrap_or(200) as usize;
-        trace.tail(lines).iter().for_each(|line| println!("{line}"));
-        println!("sim: seed={seed} {:?} hash={:?}", outcome.violation, trace.hash());
-    }
-    assert_eq!(trace.hash(), second.hash());
-    assert_eq!(outcome.violation, again.violation);
-    assert_eq!(outcome.violation, None, "{}", replay(seed));
+fn looking_closely_changes_nothing() {
+    let plan = Plan::of(11);
+    let full = Trace::new(true);
+    simulate(&plan, Switches::default(), full.clone());
+    assert_eq!(full.hash(), run(&plan, Switches::default()).1);
+    assert!(full.tail(usize::MAX).iter().any(|line| line.contains(" mark ")));
 }
 
+/// Some of 40 seeds fail in the broken world, and the first of them is made shorter.
 fn is_noticed(switches: Switches) {
-    let summary = sweep(0, 40, THREADS, switches);
-    assert!(!summary.failures.is_empty(), "{switches:?} went unnoticed");
-    println!("sim: {switches:?}: {} of 40 seeds failed", summary.failures.len());
+    let summary = sweep(0..40, switches);
+    let (seed, violation) = summary.failures.first().unwrap_or_else(|| panic!("{switches:?} went unnoticed"));
+    println!("{switches:?}: {} of 40 seeds failed, such as {seed}: {violation}", summary.failures.len());
+    let plan = Plan::of(*seed);
+    let shrunk = shrink(&plan, switches, 40).expect("it fails again");
+    println!("shrunk to {} by {:?}", shrunk.plan, shrunk);
+    assert!(shrunk.runs <= 40);
+    let (shorter, lines) = shrunk.lines;
+    assert!(shrunk.plan != plan && shorter < lines, "nothing of seed {seed} could be left out");
+    // The text by which it is replayed says it all.
+    let replayed = run(&shrunk.plan.to_string().parse().expect("it is a plan"), switches);
+    assert_eq!(replayed.0.as_ref(), Some(&shrunk.violation));
+    assert_eq!(replayed.1.1, shorter);
+    assert_eq!(judge_of(&shrunk.violation), judge_of(violation));
 }
 
 #[test]
@@ -108,4 +67,10 @@ fn a_barrier_that_does_nothing_is_noticed_at_the_commit() {
 #[test]
 fn a_sync_that_does_nothing_is_noticed() {
     is_noticed(Switches { sync: false, oracles: false, ..Switches::default() });
+}
+
+/// Who made a shorter failure out of one must not have lost the one it was asked about.
+#[test]
+fn what_does_not_fail_cannot_be_shrunk() {
+    assert!(shrink(&Plan::of(3), Switches::default(), 5).is_none());
 }

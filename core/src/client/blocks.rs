@@ -22,12 +22,14 @@ use super::wait::{Flight, flight, join_all, lock, timeout};
 use crate::env::{Env, ObjectStore, StoreError};
 use crate::format::block::{BlockError, decode_head, head_len, object_key, object_len, verify_object};
 use crate::format::values::Volume;
+use crate::marks::{Mark, reached};
+use crate::planted::{self, Bug};
 use crate::store::cache::{CacheShard, shard_of};
 use crate::types::{BlockId, SliceId, VolumeId};
 
 const SHARDS: usize = 16;
-/// Blocks up to this length are fetched whole whatever is asked of them: a round trip costs more.
-const WHOLE_MAX: u32 = 256 << 10;
+/// Blocks of up to so many frames (128 KiB) are fetched whole whatever is asked of them: a second request costs more.
+const WHOLE_FRAMES: u32 = 2;
 /// Bytes fetched ahead and not in the cache yet, at most: four blocks of 4 MiB for each of four readers.
 const AHEAD_MAX: u64 = 64 << 20;
 /// A damaged or short answer is asked for again so many times before it counts as damage of the object.
@@ -61,6 +63,8 @@ struct Inner<E: Env> {
     env: E,
     volume: VolumeId,
     frame_size: u32,
+    /// See `WHOLE_PART`.
+    whole_max: u32,
     timeout: Duration,
     shards: Vec<Mutex<Shard>>,
     /// Permits for bytes fetched ahead that are not in the cache yet.
@@ -88,8 +92,9 @@ impl<E: Env> Blocks<E> {
         let shard = |_| Mutex::new(Shard { cache: CacheShard::new(cache / count), flights: BTreeMap::new() });
         let shards = (0..count).map(shard).collect();
         let frame_size = volume.geometry.frame_size;
+        let whole_max = WHOLE_FRAMES * frame_size;
         let ahead = Budget::new(ahead);
-        Self(Arc::new(Inner { env, volume: volume.id, frame_size, timeout, shards, ahead }))
+        Self(Arc::new(Inner { env, volume: volume.id, frame_size, whole_max, timeout, shards, ahead }))
     }
 
     /// Keeps a block that was just stored.
@@ -109,10 +114,11 @@ impl<E: Env> Blocks<E> {
 
     /// `[off, off + len)` of a block's payload.
     pub(super) async fn read(&self, id: BlockId, off: u32, len: u32, fetch: Fetch) -> Result<Bytes, Unreadable> {
-        if fetch == Fetch::Part && id.len > WHOLE_MAX && len < id.len / 4 {
+        if fetch == Fetch::Part && id.len > self.0.whole_max && len < id.len / 4 {
             if let Some(bytes) = self.cached(id, off, len) {
                 return Ok(bytes);
             }
+            reached(Mark::FetchedPart);
             return self.0.fetch_part(id, off, len).await;
         }
         self.0.whole(id).await.map(|payload| part(&payload, off, len))
@@ -126,6 +132,7 @@ impl<E: Env> Blocks<E> {
             !shard.flights.contains_key(&(id.slice, id.index)) && shard.cache.get(id.slice, id.index).is_none()
         };
         if wanted && self.0.ahead.try_take(u64::from(id.len)) {
+            reached(Mark::FetchedAhead);
             let inner = self.0.clone();
             self.0.env.spawn(async move {
                 // Whoever reads the block asks again and gets the error.
@@ -152,7 +159,10 @@ impl<E: Env> Inner<E> {
                     return Ok(payload);
                 }
                 match shard.flights.get(&key) {
-                    Some(flight) => (Some(flight.wait()), None),
+                    Some(flight) => {
+                        reached(Mark::ReadJoinedFetch);
+                        (Some(flight.wait()), None)
+                    }
                     None => {
                         let (publisher, flight) = flight();
                         shard.flights.insert(key, flight);
@@ -180,6 +190,10 @@ impl<E: Env> Inner<E> {
         let len = object_len(self.frame_size, id.len);
         self.patiently(id, async || {
             let object = self.env.objects().get(&object_key(id), 0..len).await.map_err(Fault::Store)?;
+            if planted::is(Bug::CacheUnverified) {
+                let payload = object.slice(head_len(self.frame_size, id.len) as usize..);
+                lock(self.shard(id)).cache.insert(id.slice, id.index, payload);
+            }
             verify_object(self.volume, id, self.frame_size, &object).map_err(Fault::Damaged)
         })
         .await
@@ -210,17 +224,27 @@ impl<E: Env> Inner<E> {
     where
         F: Future<Output = Result<Bytes, Fault>>,
     {
-        let deadline = self.env.now() + self.timeout;
+        let patience = if planted::is(Bug::GetWithoutDeadline) { 60 * self.timeout } else { self.timeout };
+        let deadline = self.env.now() + patience;
         let mut tries = 0;
         let mut damaged = 0;
         loop {
             let fault = match timeout(&self.env, deadline, attempt()).await {
                 Some(Ok(bytes)) => return Ok(bytes),
                 Some(Err(fault)) => fault,
-                None => Fault::Store(StoreError::Retry),
+                None => {
+                    reached(Mark::GetOutOfTime);
+                    Fault::Store(StoreError::Retry)
+                }
             };
+            if planted::is(Bug::FailedGetIsHole) && matches!(fault, Fault::Store(StoreError::Retry)) {
+                return Ok(Bytes::from(alloc::vec![0; id.len as usize]));
+            }
             match fault {
-                Fault::Damaged(_) | Fault::Store(StoreError::Short) if damaged + 1 < DAMAGED_TRIES => damaged += 1,
+                Fault::Damaged(_) | Fault::Store(StoreError::Short) if damaged + 1 < DAMAGED_TRIES => {
+                    reached(Mark::TornGetRetried);
+                    damaged += 1;
+                }
                 Fault::Store(StoreError::Retry | StoreError::Full) if self.env.now() < deadline => {}
                 Fault::Damaged(_) | Fault::Store(_) => return Err(Unreadable { id, fault }),
             }

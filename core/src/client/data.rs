@@ -19,11 +19,13 @@ use super::blocks::{Fault, Fetch, Unreadable};
 use super::files::{Cell, Handle, OpenFile, OpenFlags};
 use super::wait::{join_all, lock, timeout};
 use super::{Client, Shared};
-use crate::env::{Env, StoreError};
+use crate::env::{Env, MetaStore, StoreError};
 use crate::errno::Errno;
 use crate::file::{File, Segment};
 use crate::format::block::object_key;
+use crate::marks::{Mark, reached, reached_if};
 use crate::meta::{self, SetAttr};
+use crate::planted::{self, Bug};
 use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino};
 
 /// Zeros for holes; longer ones are made of several.
@@ -120,7 +122,8 @@ impl<E: Env> Client<E> {
         }
         shared.take_memory(len).await?;
         shared.accept(&file, offset, &data, drop_privileges)?;
-        if file.flags.sync { self.fsync(handle).await } else { Ok(()) }
+        let durable = file.flags.sync && !planted::is(Bug::SyncFlagIgnored);
+        if durable { self.fsync(handle).await } else { Ok(()) }
     }
 
     /// Reads up to `len` bytes; fewer only at the end of the file.
@@ -159,17 +162,30 @@ impl<E: Env> Client<E> {
         let file = shared.files.handle(handle)?;
         report(&file, &lock(&file.cell.state).file)?;
         let seen = file.seen.load(Ordering::Acquire);
+        reached_if(Mark::FsyncOfNothing, || {
+            lock(&file.cell.state).file.is_clean() && shared.env.meta().synced() >= shared.env.meta().last()
+        });
+        if planted::is(Bug::CleanUnsynced) && lock(&file.cell.state).file.is_clean() {
+            return Ok(());
+        }
         let flushed = shared.flush(&file.cell, seen, shared.deadline()).await;
-        if flushed.is_err() {
+        if let Err(errno) = flushed {
+            told(errno);
             // Told here; not again at the next call.
             file.seen.store(lock(&file.cell.state).file.error_count(), Ordering::Release);
         }
         flushed?;
+        if planted::is(Bug::AckBeforeSync) {
+            return Ok(());
+        }
         shared.sync_meta().await
     }
 
     /// fsync(2) of a directory: every namespace operation that has returned is durable.
     pub async fn fsyncdir(&self, _ino: Ino) -> Result<(), Errno> {
+        if planted::is(Bug::FsyncDirSkipped) {
+            return Ok(());
+        }
         self.0.sync_meta().await
     }
 
@@ -271,6 +287,7 @@ impl<E: Env> Shared<E> {
         self.press();
         let taken = timeout(&self.env, self.deadline(), take).await;
         self.waiting.fetch_sub(len, Ordering::AcqRel);
+        reached(if taken.is_some() { Mark::WriteWaitedForMemory } else { Mark::WriteGotNoMemory });
         taken.ok_or(Errno::EIO)
     }
 
@@ -280,7 +297,8 @@ impl<E: Env> Shared<E> {
         let accepted = {
             let mut state = lock(&open.cell.state);
             let file = &mut state.file;
-            let offset = if open.flags.append { file.length() } else { offset };
+            let append = open.flags.append && !planted::is(Bug::AppendAtOldEnd);
+            let offset = if append { file.length() } else { offset };
             report(open, file).map(|()| file.write(now, self.env.wall(), offset, data, drop_privileges))
         };
         let written = match accepted {
@@ -309,6 +327,7 @@ impl<E: Env> Shared<E> {
         if self.pressed.swap(true, Ordering::AcqRel) {
             return;
         }
+        reached(Mark::MemoryPressed);
         let shared = self.clone();
         self.env.spawn(async move {
             let cells = shared.files.dirty();
@@ -320,7 +339,8 @@ impl<E: Env> Shared<E> {
                 let _ = shared.flush(cell, seen, shared.deadline()).await;
             }
             shared.pressed.store(false, Ordering::Release);
-            if shared.memory.waiting() > 0 {
+            // Where nothing is dirty there is nothing to wait for here: memory comes back with what is given up.
+            if shared.memory.waiting() > 0 && !shared.files.dirty().is_empty() {
                 shared.press();
             }
         });
@@ -333,13 +353,13 @@ impl<E: Env> Shared<E> {
         }
     }
 
-    /// Flushes the file if it has members accepted at or before `before`. To be called with what `Files::aged` took.
+    /// Flushes the file if it has members accepted at or before `before`.
     pub(super) fn flush_if_aged(self: &Arc<Self>, cell: &Arc<Cell>, before: Duration) {
         let aged = lock(&cell.state).file.flush_aged(before).is_some();
         if aged {
+            reached(Mark::FlushedByAge);
             self.drive(cell);
         }
-        self.files.age(cell);
     }
 
     /// Waits until everything accepted so far is committed, or an error newer than `seen` is raised.
@@ -358,6 +378,10 @@ impl<E: Env> Shared<E> {
                 }
             }
             if timeout(&self.env, deadline, changed).await.is_none() {
+                reached(Mark::FlushOutOfTime);
+                if planted::is(Bug::FlushDeadlineAccepted) {
+                    return Ok(());
+                }
                 tracing::warn!(ino = cell.ino.0, "a flush was not done in time; its bytes stay dirty");
                 return Err(Errno::EIO);
             }
@@ -404,6 +428,7 @@ impl<E: Env> Shared<E> {
 
     /// Logs which file a reader could not read, and why; returns what the reader is told.
     async fn unreadable(&self, ino: Ino, unreadable: Unreadable) -> Errno {
+        reached(Mark::UnreadableTold);
         let object = object_key(unreadable.id);
         let path = self.read(|read| meta::lookup::path_of(read, ino)).await;
         // A file that was unlinked has none.
@@ -456,16 +481,23 @@ impl<E: Env> Shared<E> {
                     if !state.file.is_busy() && state.pins == 0 {
                         let (slices, freed) = state.file.take_given_up();
                         self.memory.give(freed);
-                        given_up = slices;
+                        if !planted::is(Bug::GivenUpForgotten) {
+                            given_up = slices;
+                        }
                         break;
                     }
                 }
                 changed.await;
             }
+            // Those who wait for its bytes wait in vain.
+            cell.changed.notify_all();
             self.files.retire(&cell);
         }
         match self.mutate(|txn, ctx| meta::remove::reap(txn, ctx, ino, &given_up)).await {
-            Ok(()) => self.collector.kick(),
+            Ok(()) => {
+                reached(Mark::OrphanReaped);
+                self.collector.kick();
+            }
             Err(errno) => {
                 // The next mount finds the orphan, and the objects under the leases of this session.
                 self.unsure.store(true, Ordering::Release);
@@ -490,10 +522,19 @@ fn report(open: &OpenFile, file: &File) -> Result<(), Errno> {
     match file.error_since(open.seen.load(Ordering::Acquire)) {
         Some((count, errno)) => {
             open.seen.store(count, Ordering::Release);
+            told(errno);
             Err(errno)
         }
-        None => Ok(()),
+        None => {
+            reached_if(Mark::ErrorOldForHandle, || file.error_count() > 0);
+            Ok(())
+        }
     }
+}
+
+fn told(errno: Errno) {
+    reached(Mark::ErrorTold);
+    reached_if(Mark::NoSpaceTold, || errno == Errno::ENOSPC);
 }
 
 fn segment_len(segment: &Segment) -> u64 {

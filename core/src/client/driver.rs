@@ -20,9 +20,11 @@ use super::wait::lock;
 use crate::env::{Edge, Env, MetaError, MetaStore, ObjectStore, Point, StoreError};
 use crate::errno::Errno;
 use crate::file::machine::{Action, CommitOutcome, PutOutcome};
-use crate::format::block::{LEASE_SLICES, encode_head, object_key};
+use crate::format::block::{encode_head, object_key};
 use crate::kv::OpError;
+use crate::marks::{Mark, reached, reached_if};
 use crate::meta::{self, Change, Commit};
+use crate::planted::{self, Bug};
 use crate::types::{BlockId, SliceId};
 
 impl<E: Env> Shared<E> {
@@ -33,11 +35,14 @@ impl<E: Env> Shared<E> {
         let timer = {
             let mut state = lock(&cell.state);
             while let Some(action) = state.file.poll_action(now, &mut || self.slices.take().map(SliceId)) {
-                let blocked = matches!(action, Action::NeedId);
-                actions.push(action);
-                if blocked {
+                if let Action::NeedId = action {
+                    // One task at a time: each goes on until there are ids.
+                    if !core::mem::replace(&mut state.leasing, true) {
+                        actions.push(action);
+                    }
                     break;
                 }
+                actions.push(action);
             }
             let due = state.file.poll_timeout(now).filter(|due| state.timer.is_none_or(|timer| *due < timer));
             if due.is_some() {
@@ -59,17 +64,19 @@ impl<E: Env> Shared<E> {
         match action {
             Action::Put { key, id, payload } => {
                 self.env.spawn(async move { shared.put(cell, key, id, payload).await });
-                if self.slices.is_low(LEASE_SLICES / 2) {
+                if self.slices.is_low(self.options.slice_lease / 2) {
                     let shared = self.clone();
                     // A failure shows when the pool is empty, as `NeedId`.
                     self.env.spawn(async move { _ = shared.refill_slices().await });
                 }
             }
             Action::NeedId => self.env.spawn(async move {
+                reached(Mark::LeaseExhausted);
                 if let Err(errno) = shared.refill_slices().await {
                     tracing::warn!(?errno, "no lease of slice ids");
                     shared.env.sleep_until(shared.env.now() + Duration::from_millis(100)).await;
                 }
+                lock(&cell.state).leasing = false;
                 shared.drive(&cell);
             }),
             Action::Barrier { number } => self.env.spawn(async move { shared.barrier(cell, number).await }),
@@ -101,7 +108,9 @@ impl<E: Env> Shared<E> {
         self.env.at(Point::Put, Edge::Begin);
         let result = self.env.objects().put(&object_key(id), vec![head, payload]).await;
         self.env.at(Point::Put, Edge::End);
-        self.uploads.give(1);
+        if result.is_ok() || !planted::is(Bug::PermitKept) {
+            self.uploads.give(1);
+        }
         if let Err(error) = result {
             self.unsure.store(true, Ordering::Release);
             tracing::debug!(ino = cell.ino.0, object = object_key(id), %error, "put failed");
@@ -115,6 +124,7 @@ impl<E: Env> Shared<E> {
     async fn barrier(self: Arc<Self>, cell: Arc<Cell>, number: u64) {
         let outcome = self.env.objects().barrier().await.map_or_else(put_failed, |()| PutOutcome::Done);
         self.env.pause().await;
+        let outcome = if planted::is(Bug::FailedBarrierAccepted) { PutOutcome::Done } else { outcome };
         lock(&cell.state).file.handle_barrier(self.env.now(), number, outcome);
         self.progress(&cell);
     }
@@ -124,11 +134,17 @@ impl<E: Env> Shared<E> {
         let point = if truncates { Point::Truncate } else { Point::Commit };
         let ctx = self.ctx();
         self.env.at(point, Edge::Begin);
+        if planted::is(Bug::LengthBeforeSlice) {
+            _ = self.env.meta().write(|txn| planted::length_alone(txn, self.geometry(), &commit)).await;
+        }
         let result = self.env.meta().write(|txn| meta::data::commit(txn, &ctx, &commit)).await;
         self.env.at(point, Edge::End);
         self.env.pause().await;
+        reached_if(Mark::CommitUnknown, || matches!(result, Err(MetaError::Unknown)));
         let outcome = match result {
             Ok(committed) => CommitOutcome::Applied { fresh: committed.value.applied },
+            Err(MetaError::Unknown) if planted::is(Bug::UnknownIsApplied) => CommitOutcome::Applied { fresh: false },
+            Err(MetaError::Retry) if planted::is(Bug::RefusedIsApplied) => CommitOutcome::Applied { fresh: false },
             Err(MetaError::Op(OpError::Errno(Errno::ESTALE))) => CommitOutcome::Gone,
             Err(MetaError::Retry | MetaError::Unknown | MetaError::Op(OpError::Kv(_))) => {
                 CommitOutcome::Failed { errno: Errno::EIO, lasting: false }
@@ -159,6 +175,7 @@ impl<E: Env> Shared<E> {
 
 fn put_failed(error: StoreError) -> PutOutcome {
     match error {
+        StoreError::Full if planted::is(Bug::FullIsDone) => PutOutcome::Done,
         StoreError::Full => PutOutcome::Failed { errno: Errno::ENOSPC, lasting: true },
         StoreError::Denied => PutOutcome::Failed { errno: Errno::EIO, lasting: true },
         StoreError::NotFound | StoreError::Short | StoreError::Retry => {

@@ -20,6 +20,8 @@ use super::wait::{Notify, lock};
 use crate::errno::Errno;
 use crate::file::File;
 use crate::file::readahead::Readahead;
+use crate::marks::{Mark, reached};
+use crate::planted::{self, Bug};
 use crate::types::Ino;
 
 const SHARDS: usize = 64;
@@ -60,6 +62,8 @@ pub(super) struct CellState {
     pub(super) pins: u32,
     /// A timer will drive this file at that time.
     pub(super) timer: Option<Duration>,
+    /// A task gets slice ids for this file, and will drive it.
+    pub(super) leasing: bool,
     /// The file is in the aging queue of its shard.
     aging: bool,
 }
@@ -146,9 +150,10 @@ impl Files {
             return Some(cell.clone());
         }
         if shard.retired != ticket {
+            reached(Mark::StaleMachineRefused);
             return None;
         }
-        let state = Mutex::new(CellState { file: make(), pins: 1, timer: None, aging: false });
+        let state = Mutex::new(CellState { file: make(), pins: 1, timer: None, leasing: false, aging: false });
         let cell = Arc::new(Cell { ino, state, changed: Notify::default() });
         shard.cells.insert(ino, cell.clone());
         Some(cell)
@@ -173,7 +178,7 @@ impl Files {
         }
     }
 
-    /// The file has become dirty, or was looked at and still is: puts it into the aging queue.
+    /// The file has become dirty: puts it into the aging queue.
     pub(super) fn age(&self, cell: &Cell) {
         let mut shard = lock(self.shard(cell.ino));
         let mut state = lock(&cell.state);
@@ -184,35 +189,43 @@ impl Files {
         }
     }
 
-    /// Takes the files that entered the aging queue at or before `before`.
+    /// The files that have been dirty since `before` or longer. They stay in the aging queue: whoever asks for all dirty
+    /// files meanwhile must find them.
     pub(super) fn aged(&self, before: Duration) -> Vec<Arc<Cell>> {
         let mut cells = Vec::new();
         for shard in &self.shards {
-            let mut shard = lock(shard);
-            while let Some(&(_, ino)) = shard.aging.front().filter(|(since, _)| *since <= before) {
-                shard.aging.pop_front();
-                if let Some(cell) = shard.cells.get(&ino) {
-                    lock(&cell.state).aging = false;
+            let shard = &mut *lock(shard);
+            let mut again = Vec::new();
+            while let Some((_, ino)) = shard.aging.pop_front_if(|(since, _)| *since <= before) {
+                let Some(cell) = shard.cells.get(&ino) else { continue };
+                let mut state = lock(&cell.state);
+                let since = state.file.dirty_since();
+                state.aging = since.is_some();
+                again.extend(since.map(|since| (since, ino)));
+                if since.is_some_and(|since| since <= before) {
                     cells.push(cell.clone());
                 }
             }
+            shard.aging.extend(again);
         }
         cells
     }
 
-    /// All files that may be dirty.
+    /// All files that are dirty.
     pub(super) fn dirty(&self) -> Vec<Arc<Cell>> {
         let mut cells = Vec::new();
         for shard in &self.shards {
             let shard = lock(shard);
-            cells.extend(shard.aging.iter().filter_map(|(_, ino)| shard.cells.get(ino).cloned()));
+            let listed = shard.aging.iter().filter_map(|(_, ino)| shard.cells.get(ino));
+            cells.extend(listed.filter(|cell| lock(&cell.state).file.dirty_since().is_some()).cloned());
         }
         cells
     }
 
     pub(super) fn open(&self, cell: Arc<Cell>, flags: OpenFlags) -> Handle {
         let seen = AtomicU64::new(lock(&cell.state).file.error_count());
-        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        let wrap = if planted::is(Bug::HandleReuse) { 16 } else { u64::MAX };
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed) % wrap;
         let file = Arc::new(OpenFile { cell, flags, seen, readahead: Mutex::default() });
         lock(&self.handles[handle as usize % SHARDS]).insert(handle, file);
         Handle(handle)
@@ -265,5 +278,56 @@ impl Files {
     /// Drops all handles: the kernel is gone.
     pub(super) fn close_all(&self) -> Vec<Arc<OpenFile>> {
         self.handles.iter().flat_map(|shard| core::mem::take(&mut *lock(shard)).into_values()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Attr, FileType, Geometry, Timestamp};
+
+    fn machine(ino: Ino) -> File {
+        let zero = Timestamp::default();
+        let attr = Attr {
+            kind: FileType::Regular,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            nlink: 1,
+            length: 0,
+            stored: 0,
+            atime: zero,
+            mtime: zero,
+            ctime: zero,
+            btime: zero,
+            commit: 0,
+            next_seq: 0,
+            parent: Ino::ROOT,
+        };
+        File::new(ino, &attr, Geometry::DEFAULT, Duration::from_secs(1))
+    }
+
+    /// A sync that asks for all dirty files between the ager's look at a file and its flush must wait for that file.
+    #[test]
+    fn what_is_flushed_by_age_is_still_among_the_dirty() {
+        let files = Files::new();
+        let cell = files.insert(Ino(2), 0, || machine(Ino(2))).expect("there is none");
+        let clean = files.insert(Ino(3), 0, || machine(Ino(3))).expect("there is none");
+        let at = Duration::from_secs(10);
+        for cell in [&cell, &clean] {
+            lock(&cell.state).file.write(at, Timestamp::default(), 0, b"bytes", false);
+            files.age(cell);
+        }
+        // One is removed: it is clean then, and stays in the table while somebody has it.
+        lock(&clean.state).file.discard();
+        lock(&clean.state).file.take_given_up();
+        let inos = |cells: Vec<Arc<Cell>>| cells.iter().map(|cell| cell.ino).collect::<Vec<Ino>>();
+        assert_eq!(inos(files.dirty()), [Ino(2)]);
+        assert_eq!(inos(files.aged(Duration::from_secs(9))), []);
+        for _ in 0..3 {
+            assert_eq!(inos(files.aged(at)), [Ino(2)]);
+            assert_eq!(inos(files.dirty()), [Ino(2)]);
+        }
     }
 }

@@ -17,10 +17,12 @@ use core::time::Duration;
 
 use crate::env::{Committed, Env, MetaError, MetaStore, ObjectStore, StoreError, TxnSeq};
 use crate::errno::Errno;
-use crate::format::block::{VOLUME_OBJECT, decode_marker};
+use crate::format::block::{LEASE_SLICES, VOLUME_OBJECT, decode_marker};
 use crate::format::values::Volume;
 use crate::kv::{OpError, OpResult, Read, Txn};
+use crate::marks::{Mark, reached_if};
 use crate::meta::{self, OpCtx};
+use crate::planted::{self, Bug};
 use crate::types::{Geometry, SessionId};
 
 mod admin;
@@ -47,8 +49,6 @@ use ids::IdPool;
 use upkeep::{Collector, Grace};
 use wait::{Notify, race, timeout};
 
-/// Inode numbers leased at a time. (a few seconds of creates)
-const INODE_LEASE: u64 = 1 << 16;
 /// The marker of the volume is asked for again so many times. (1.3 s in all)
 const MARKER_TRIES: u32 = 7;
 /// How often aged files are looked for, as a part of `commit_interval`.
@@ -67,6 +67,10 @@ pub struct Options {
     pub read_only: bool,
     /// Puts under way at once.
     pub max_uploads: usize,
+    /// Inode numbers leased at a time; the next lease is fetched when a quarter is left.
+    pub inode_lease: u64,
+    /// Slice ids of each lease that are used; the others never are. (1..=LEASE_SLICES)
+    pub slice_lease: u64,
 }
 
 impl Default for Options {
@@ -77,6 +81,9 @@ impl Default for Options {
             store_timeout: Duration::from_secs(300),
             read_only: false,
             max_uploads: 16,
+            // A few seconds of creates.
+            inode_lease: 1 << 16,
+            slice_lease: LEASE_SLICES,
         }
     }
 }
@@ -179,11 +186,12 @@ impl<E: Env> Client<E> {
         shared.stop.notify_all();
         shared.collector.stop().await;
         let session = shared.session.expect("a writable mount has a session");
-        let unsure = shared.unsure.load(Ordering::Acquire);
+        let unsure = shared.unsure.load(Ordering::Acquire) && !planted::is(Bug::UnsureForgotten);
         let ended = shared
             .mutate(|txn, _| if unsure { meta::session::fence(txn, session) } else { meta::session::end(txn, session) })
             .await;
         ended.map_err(left)?;
+        reached_if(Mark::UnmountUnsure, || unsure);
         shared.sync_meta().await.map_err(left)
     }
 
@@ -278,9 +286,15 @@ impl<E: Env> Shared<E> {
         self.refill_inodes().await.map_err(failed)?;
         self.refill_slices().await.map_err(failed)?;
         self.refresh_usage().await.map_err(failed)?;
-        self.collector.reap_orphans().await?;
+        if !planted::is(Bug::OrphansKept) {
+            let reaped = self.collector.reap_orphans().await?;
+            reached_if(Mark::OrphanReapedAtMount, || reaped > 0);
+        }
         let leases = self.env.meta().read(|read| meta::session::leases(read)).await?;
-        let ended = leases.into_iter().filter(|(_, owner)| *owner != session).map(|(ids, _)| ids);
+        let ended = leases
+            .into_iter()
+            .filter(|(_, owner)| *owner != session || planted::is(Bug::OwnLeaseCollected))
+            .map(|(ids, _)| ids);
         self.collector.adopt(ended.collect());
         Ok(())
     }
@@ -358,7 +372,9 @@ impl<E: Env> Shared<E> {
         }
         match timeout(&self.env, self.deadline(), self.env.meta().sync(seq)).await {
             Some(Ok(())) => Ok(()),
+            Some(Err(_)) if planted::is(Bug::FailedSyncAccepted) => Ok(()),
             Some(Err(error)) => Err(errno(error)),
+            None if planted::is(Bug::SyncDeadlineAccepted) => Ok(()),
             None => Err(Errno::EIO),
         }
     }
@@ -367,7 +383,11 @@ impl<E: Env> Shared<E> {
     async fn refill_inodes(&self) -> Result<(), Errno> {
         self.inodes
             .refill(async || {
-                let lease = self.mutate_at(|txn, _| meta::volume::lease_inodes(txn, INODE_LEASE)).await?;
+                let count = self.options.inode_lease;
+                let lease = self.mutate_at(|txn, _| meta::volume::lease_inodes(txn, count)).await?;
+                if planted::is(Bug::InodeLeaseUnsynced) {
+                    return Ok(lease.value);
+                }
                 self.sync_to(lease.seq).await.map(|()| lease.value)
             })
             .await
@@ -379,7 +399,11 @@ impl<E: Env> Shared<E> {
         self.slices
             .refill(async || {
                 let lease = self.mutate_at(|txn, _| meta::volume::lease_slices(txn, session)).await?;
-                self.sync_to(lease.seq).await.map(|()| lease.value)
+                let ids = lease.value.start..lease.value.start + self.options.slice_lease;
+                if planted::is(Bug::SliceLeaseUnsynced) {
+                    return Ok(ids);
+                }
+                self.sync_to(lease.seq).await.map(|()| ids)
             })
             .await
     }

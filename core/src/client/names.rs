@@ -14,11 +14,10 @@ use super::{Client, Shared};
 use crate::env::{Edge, Env, Point};
 use crate::errno::Errno;
 use crate::kv::OpError;
+use crate::marks::{Mark, reached, reached_if};
 use crate::meta::{self, DirEntry, New, Removed, RenameMode, SetAttr, XattrMode};
+use crate::planted::{self, Bug};
 use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino, SYMLINK_MAX};
-
-/// Inode numbers below which the next lease is fetched in the background.
-const INODES_LOW: u64 = 1 << 14;
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +104,7 @@ impl<E: Env> Client<E> {
         if let Ok(cell) = shared.files.pin(ino) {
             let dirty = lock(&cell.state).file.dirty_since().is_some();
             if dirty {
+                reached(Mark::AttributesInOrder);
                 shared.set_attr(&cell, &set);
             }
             let attr = if dirty { Some(shared.getattr(ino).await) } else { None };
@@ -225,7 +225,10 @@ impl<E: Env> Client<E> {
             let renamed = shared
                 .mutate(|txn, ctx| {
                     // The files that must be settled are looked up in the same transaction that renames.
-                    let wanted = meta::rename::to_settle(txn.as_read(), names, mode)?;
+                    let mut wanted = meta::rename::to_settle(txn.as_read(), names, mode)?;
+                    if planted::is(Bug::RenameWithoutWait) {
+                        wanted = [None, None];
+                    }
                     if wanted.iter().any(|ino| ino.is_some() && !settled.contains(ino) && shared.is_dirty(*ino)) {
                         return Ok(Err(wanted));
                     }
@@ -243,12 +246,20 @@ impl<E: Env> Client<E> {
                     return Ok(());
                 }
                 Err(wanted) => {
+                    reached_if(Mark::ExchangeOfDirty, || {
+                        wanted.iter().all(|ino| ino.is_some() && shared.is_dirty(*ino)) && wanted[0] != wanted[1]
+                    });
                     shared.env.at(Point::RenameOver, Edge::Begin);
                     if let Err(errno) = shared.settle(wanted).await {
+                        reached(Mark::RenameOverOutOfTime);
                         shared.env.at(Point::RenameOver, Edge::End);
                         return Err(errno);
                     }
+                    reached(Mark::RenameOverWaited);
                     settled = wanted;
+                    if planted::is(Bug::RenameInTwo) && mode == RenameMode::Replace && names[0] != names[1] {
+                        _ = self.unlink(new_dir, new_name).await;
+                    }
                 }
             }
         }
@@ -340,12 +351,13 @@ impl<E: Env> Shared<E> {
                 (Some(cell), now_retired) if now_retired == retired => {
                     let state = lock(&cell.state);
                     // A machine that came since and has committed nothing adds to what was read.
-                    if state.file.version() == version.unwrap_or(0) {
+                    if state.file.version() == version.unwrap_or(0) || planted::is(Bug::StaleAttr) {
                         return Ok(state.file.overlay_attr(attr));
                     }
+                    reached(Mark::StaleAttributesRefused);
                 }
                 (None, now_retired) if now_retired == retired => return Ok(attr),
-                (Some(_) | None, _) => {}
+                (Some(_) | None, _) => reached(Mark::StaleAttributesRefused),
             }
         }
     }
@@ -371,12 +383,15 @@ impl<E: Env> Shared<E> {
         let ino = Ino(self.next_ino().await?);
         let new = New { ino, kind, mode, uid: caller.uid, gid: caller.gid, rdev, target };
         let attr = self.mutate(|txn, ctx| meta::create::create(txn, ctx, dir, name, &new)).await?;
+        if planted::is(Bug::CountApart) {
+            self.mutate(planted::count_inode).await?;
+        }
         self.files.remember(ino);
         Ok(Entry { ino, attr })
     }
 
     async fn next_ino(self: &Arc<Self>) -> Result<u64, Errno> {
-        if self.inodes.is_low(INODES_LOW) {
+        if self.inodes.is_low(self.options.inode_lease / 4) {
             let shared = self.clone();
             // A failure shows when the pool is empty.
             self.env.spawn(async move { _ = shared.refill_inodes().await });
@@ -391,7 +406,7 @@ impl<E: Env> Shared<E> {
 
     /// A name went away; the last one makes the inode an orphan, which is reaped when the kernel forgets it.
     fn removed(self: &Arc<Self>, removed: Removed) {
-        if removed.nlink == 0 && self.files.orphan(removed.ino) {
+        if removed.nlink == 0 && (self.files.orphan(removed.ino) || planted::is(Bug::ReapWhileOpen)) {
             self.env.spawn(self.clone().reap(removed.ino));
         }
     }

@@ -27,7 +27,9 @@ use super::wait::{Either, Notify, lock, race, run_bounded, timeout};
 use crate::env::{Env, MetaError, MetaStore, ObjectStore, StoreError};
 use crate::format::block::object_key;
 use crate::kv::OpError;
+use crate::marks::{Mark, reached_if};
 use crate::meta::{OpCtx, remove, sweep};
+use crate::planted::{self, Bug};
 use crate::types::{BlockId, Geometry, Ino, SliceId};
 
 mod grace;
@@ -305,6 +307,7 @@ impl<E: Env> Collector<E> {
                 Sweep::Cuts => sweep::sweep_cuts(txn, &ctx, ino, SWEEP),
             });
             if done.await?.value {
+                reached_if(Mark::CutSwept, || kind == Sweep::Cuts);
                 return Ok(());
             }
         }
@@ -319,9 +322,17 @@ impl<E: Env> Collector<E> {
             let batch = meta.read(|read| sweep::delslices(read, after, BATCH)).await?;
             let Some((last, _)) = batch.last().copied() else { return Ok(()) };
             // 2. The proof is durable: no power cut brings the reference back.
-            meta.sync(meta.last()).await?;
+            if !planted::is(Bug::DeleteBeforeSync) {
+                meta.sync(meta.last()).await?;
+            }
             // 3. Whoever reads by a reference seen before has left.
-            self.grace.quiesce().await;
+            if !planted::is(Bug::DeleteWithoutGrace) {
+                self.grace.quiesce().await;
+            }
+            if planted::is(Bug::QueueDroppedFirst) {
+                let all: Vec<SliceId> = batch.iter().map(|(slice, _)| *slice).collect();
+                meta.write(|txn| sweep::drop_delslices(txn, &all)).await?;
+            }
             // 4. The objects.
             let (gone, failed) = self.delete_slices(&batch, &mut done.objects).await;
             // 5. The entries of slices without objects, and only those.
@@ -365,6 +376,7 @@ impl<E: Env> Collector<E> {
         let deadline = self.env.now() + REQUEST_DEADLINE;
         match timeout(&self.env, deadline, self.env.objects().delete(&key)).await {
             Some(Ok(()) | Err(StoreError::NotFound)) => Ok(()),
+            Some(Err(_)) if planted::is(Bug::FailedDeleteDropped) => Ok(()),
             Some(Err(error)) => Err(error.into()),
             None => Err(UpkeepError::Deadline),
         }

@@ -16,6 +16,7 @@
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +25,7 @@ use super::overlay::{Overlay, Source};
 use super::slice::DirtySlice;
 use super::view::{Segment, View, chunks};
 use crate::errno::Errno;
+use crate::marks::{Mark, reached, reached_if};
 use crate::meta::{Change, Commit, SetAttr};
 use crate::types::{Attr, BlockId, Geometry, Ino, SliceId, SliceRecord, Timestamp};
 
@@ -284,6 +286,7 @@ impl File {
         // One slice too many freezes all; each member stays whole, so it is asked before the member and after it.
         let mut work = self.open_slices() >= SLICES_MAX;
         if work {
+            reached(Mark::BatchFullOfSlices);
             self.flush();
         }
         self.number += 1;
@@ -296,6 +299,7 @@ impl File {
             let count = (data.len() - done).min((self.geometry.chunk_size - u64::from(pos)) as usize);
             work |= self.write_chunk(now, at, chunk, pos, &data[done..done + count]);
             done += count;
+            reached_if(Mark::WriteOverChunkBorder, || done < data.len());
             chunk_complete |= u64::from(pos) + count as u64 == self.geometry.chunk_size;
         }
         self.length = self.length.max(offset + data.len() as u64);
@@ -320,6 +324,10 @@ impl File {
         self.number += 1;
         let number = self.number;
         if length < self.length {
+            reached_if(Mark::TruncateOverDirty, || {
+                let cut_off = self.dirty.plan(length..self.length);
+                cut_off.iter().any(|piece| matches!(piece.source, Some(Dirty::Slice { .. })))
+            });
             self.dirty.paint(length..u64::MAX, Dirty::Hole { number });
         }
         self.length = length;
@@ -362,6 +370,8 @@ impl File {
     /// of memory are free again.
     pub fn take_given_up(&mut self) -> (Vec<(SliceId, u32)>, u64) {
         assert!(self.discarded && !self.is_busy());
+        reached_if(Mark::DirtyDiscarded, || self.dirty_bytes > 0);
+        reached_if(Mark::PutsGivenUp, || self.slices.values().any(DirtySlice::any_put));
         let given_up = self.slices.values().filter_map(|slice| slice.id.map(|id| (id, slice.len))).collect();
         self.batches.clear();
         self.slices.clear();
@@ -389,10 +399,19 @@ impl File {
             missing.dedup();
             return Err((missing, self.view.version()));
         }
+        reached_if(Mark::ReadOverDirtyAndCommitted, || {
+            let committed =
+                |range: Range<u64>| self.view.overlay().plan(range).iter().any(|piece| piece.source.is_some());
+            pieces.iter().any(|piece| matches!(piece.source, Some(Dirty::Slice { .. })))
+                && pieces.iter().any(|piece| piece.source.is_none() && committed(piece.range.clone()))
+        });
         for piece in pieces {
             let len = piece.range.end - piece.range.start;
             match piece.source {
-                Some(Dirty::Hole { .. }) => segments.push(Segment::Zeros(len)),
+                Some(Dirty::Hole { .. }) => {
+                    reached(Mark::ReadThroughHole);
+                    segments.push(Segment::Zeros(len));
+                }
                 Some(Dirty::Slice { key, off }) => {
                     self.slices[&key].read(&self.geometry, off, len as u32, |bytes| {
                         segments.push(Segment::Bytes(bytes));
@@ -428,10 +447,12 @@ impl File {
         // Newest first: a slice may grow only if no slice opened after it lies where the growth goes.
         for (&key, slice) in self.slices.range(open_from..).rev() {
             if slice.accepts(&geometry, chunk, pos) {
+                reached(Mark::WriteInPlace);
                 found = Some(key);
                 break;
             }
             if slice.chunk == chunk && slice.pos < end && pos < slice.end() {
+                reached(Mark::WriteAroundNewerSlice);
                 break;
             }
         }

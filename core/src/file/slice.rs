@@ -13,6 +13,7 @@ use core::time::Duration;
 
 use bytes::Bytes;
 
+use crate::marks::{Mark, reached, reached_if};
 use crate::types::{BlockId, Geometry, Place, SliceId, SliceRecord};
 
 /// How far a block is on its way into the store.
@@ -147,6 +148,7 @@ impl DirtySlice {
         let block = &mut self.blocks[index as usize];
         let Put::Idle { attempts, .. } = block.put else { panic!("put of a block that is not idle") };
         let Buffer::Sealed(bytes) = &block.buffer else { panic!("put of an open block") };
+        reached_if(Mark::PutRetried, || attempts > 0);
         block.put = Put::Running { attempts };
         (BlockId { slice: id, index, len: bytes.len() as u32 }, bytes.clone())
     }
@@ -173,6 +175,16 @@ impl DirtySlice {
 
     pub(super) fn all_put(&self, geometry: &Geometry) -> bool {
         self.is_inline(geometry) || (self.frozen && self.blocks.iter().all(|block| block.put == Put::Done))
+    }
+
+    /// Something of it is in the store.
+    pub(super) fn any_put(&self) -> bool {
+        self.blocks.iter().any(|block| block.put == Put::Done)
+    }
+
+    /// Every block is put or on its way.
+    pub(super) fn all_started(&self) -> bool {
+        self.frozen && self.blocks.iter().all(|block| !matches!(block.put, Put::Idle { .. }))
     }
 
     pub(super) fn any_running(&self) -> bool {
@@ -207,8 +219,10 @@ impl DirtySlice {
         assert!(self.all_put(geometry), "record of a slice that is not in the store");
         let place = if self.is_inline(geometry) {
             let Buffer::Sealed(bytes) = &self.blocks[0].buffer else { panic!("a frozen block is open") };
+            reached(Mark::SliceInline);
             Place::Inline(bytes.clone())
         } else {
+            reached_if(Mark::SliceOverBlocks, || self.blocks.len() > 1);
             Place::Blocks
         };
         let slice = self.id.unwrap_or(SliceId(0));

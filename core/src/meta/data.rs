@@ -23,6 +23,8 @@ use crate::errno::Errno;
 use crate::format::keys::{self, Counter, Key};
 use crate::format::values::{Cut, Value};
 use crate::kv::{OpError, OpResult, Read, Txn};
+use crate::marks::{Mark, reached, reached_if};
+use crate::planted::{self, Bug};
 use crate::types::{Attr, FILE_SIZE_MAX, FileType, Geometry, Ino, SliceRecord};
 
 /// A record with where it is stored.
@@ -62,7 +64,12 @@ pub fn commit(txn: &mut dyn Txn, ctx: &OpCtx, commit: &Commit) -> OpResult<Commi
     if attr.kind != FileType::Regular {
         return Err(Errno::EINVAL.into());
     }
-    if commit.number <= attr.commit {
+    reached_if(Mark::CommitSkipped, || commit.number <= attr.commit);
+    let mut applied = commit.number <= attr.commit;
+    if planted::is(Bug::PresenceForNumber) {
+        applied = planted::is_there(txn, commit)?;
+    }
+    if applied {
         return Ok(CommitReply { applied: false, attr, seqs: Vec::new() });
     }
     let before = attr.stored;
@@ -132,7 +139,7 @@ fn truncate(txn: &mut dyn Txn, geometry: &Geometry, ino: Ino, attr: &mut Attr, l
     }
     let shrinks = length < attr.length;
     attr.length = length;
-    if !shrinks || attr.stored == 0 {
+    if !shrinks || attr.stored == 0 || planted::is(Bug::TruncateWithoutCut) {
         return Ok(());
     }
     let first = u32::try_from(length / geometry.chunk_size).map_err(|_| Errno::EFBIG)?;
@@ -162,6 +169,7 @@ fn truncate(txn: &mut dyn Txn, geometry: &Geometry, ino: Ino, attr: &mut Attr, l
     }
     put(txn, keys::cut(ino, attr.next_seq), &Cut { offset: length });
     put(txn, keys::cutfile(ino), &());
+    reached(Mark::CutMade);
     attr.next_seq += 1;
     Ok(())
 }
@@ -187,6 +195,7 @@ fn remove_hidden(txn: &mut dyn Txn, geometry: &Geometry, ino: Ino, attr: &mut At
         let pos = stored.record.pos;
         let end = pos + cuts.left(stored.seq, chunk_start, &stored.record);
         if cover.covers(pos, end) {
+            reached(Mark::HiddenSliceFreed);
             stored.shorten(txn, attr, 0)?;
         } else {
             cover.add(pos, end);
@@ -214,6 +223,9 @@ pub fn chunk(read: &mut dyn Read, ino: Ino, chunk: u32) -> OpResult<Vec<(u64, Sl
         if record.len > 0 {
             slices.push((seq, record));
         }
+    }
+    if planted::is(Bug::OverlayReversed) {
+        slices.reverse();
     }
     Ok(slices)
 }

@@ -14,6 +14,7 @@ use crate::errno::Errno;
 use crate::format::keys::{self, Counter};
 use crate::format::values::DirStat;
 use crate::kv::{OpResult, Read, Txn};
+use crate::planted::{self, Bug};
 use crate::types::{Attr, FileType, Ino, STRIPES, Timestamp};
 
 /// Earlier than every time: a stripe that says nothing about times.
@@ -87,7 +88,11 @@ pub(super) fn merge(attr: &mut Attr, sum: &DirStat) {
 pub(super) fn count(txn: &mut dyn Txn, ctx: &OpCtx, counter: Counter, delta: i64) -> OpResult<()> {
     if delta != 0 {
         let key = keys::counter(counter, ctx.stripe);
-        let old: i64 = get(txn, &key)?.unwrap_or(0);
+        let mut old = get(txn, &key);
+        if planted::is(Bug::MissSwallowed) {
+            old = old.or(Ok(None));
+        }
+        let old: i64 = old?.unwrap_or(0);
         put(txn, &key, &old.saturating_add(delta));
     }
     Ok(())

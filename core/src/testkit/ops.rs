@@ -20,6 +20,8 @@ pub const SLOTS: usize = 4;
 
 /// Bytes of a file that a burst of writes touches.
 const BURST_WIDTH: u64 = 1024;
+/// One in so many draws begins to scatter.
+const SCATTER_RARE: u64 = 500;
 
 /// Where choices come from: a seeded generator, or the bytes of a fuzzer.
 pub trait Source {
@@ -109,17 +111,25 @@ pub struct Generator<S> {
     burst: u64,
     burst_slot: usize,
     burst_at: u64,
+    /// Draws left in which it scatters short writes over one open file: more slices than one commit or one truncate
+    /// likes to deal with.
+    scatter: u64,
 }
 
 impl<S: Source> Generator<S> {
     /// A generator whose writes are numbered from `first_write`.
     pub fn new(habits: Habits, source: S, first_write: u64) -> Self {
-        Self { habits, source, writes: first_write, recent: [0; 6], burst: 0, burst_slot: 0, burst_at: 0 }
+        Self { habits, source, writes: first_write, recent: [0; 6], burst: 0, burst_slot: 0, burst_at: 0, scatter: 0 }
     }
 
     /// The source of chance, for what surrounds the operations.
     pub fn source(&mut self) -> &mut S {
         &mut self.source
+    }
+
+    /// It scatters: what it draws next follows at once.
+    pub fn is_hasty(&self) -> bool {
+        self.scatter > 0
     }
 
     /// The next operation of an application that knows that the tree is as in `model`.
@@ -128,6 +138,17 @@ impl<S: Source> Generator<S> {
             self.burst = 5 + self.source.below(20);
             self.burst_slot = self.source.below(SLOTS as u64) as usize;
             self.burst_at = self.source.below(self.habits.length_max - BURST_WIDTH);
+        }
+        if self.burst == 0 && self.scatter == 0 && self.source.below(SCATTER_RARE) == 0 {
+            self.scatter = 70 + self.source.below(40);
+            self.burst_slot = self.source.below(SLOTS as u64) as usize;
+        }
+        if self.scatter > 0 {
+            self.scatter -= 1;
+            if model.is_open(self.burst_slot) {
+                return self.scatter();
+            }
+            self.scatter = 0;
         }
         self.burst = self.burst.saturating_sub(1);
         if self.burst > 0 && model.is_open(self.burst_slot) && self.source.chance(85) {
@@ -157,6 +178,19 @@ impl<S: Source> Generator<S> {
         let offset = self.burst_at + self.source.below(BURST_WIDTH / 2);
         let len = 1 + self.source.below(BURST_WIDTH / 4) as u32;
         Op::Write { slot: self.burst_slot, offset, len, number: self.writes, drop_privileges: false }
+    }
+
+    /// One of many short writes that do not touch; then often a truncate of all of them.
+    fn scatter(&mut self) -> Op {
+        let slot = self.burst_slot;
+        if self.scatter == 0 && self.source.chance(70) {
+            return Op::Ftruncate { slot, length: self.source.below(self.habits.borders[0]) };
+        }
+        self.writes += 1;
+        let step = self.habits.length_max / 128;
+        let offset = (self.scatter * step).min(self.habits.length_max - step);
+        let len = 1 + self.source.below(step / 2) as u32;
+        Op::Write { slot, offset, len, number: self.writes, drop_privileges: false }
     }
 
     fn write(&mut self, model: &Model) -> Op {

@@ -19,9 +19,10 @@ use kiseki_core::format::keys::{self, Key};
 use kiseki_core::format::values::{Value, Volume};
 use kiseki_core::kv::mem::{MemKv, TxnWrites};
 use kiseki_core::kv::{OpError, OpResult, Read, Txn};
+use kiseki_core::marks::{Mark, reached};
 use kiseki_core::testkit::{self, Reads};
 use kiseki_core::types::{Attr, BlockId, Place, SliceId, SliceRecord};
-use madsim::time;
+use madsim::time::{self, TimeHandle};
 
 use super::Parts;
 use super::objects::SimObjects;
@@ -34,8 +35,9 @@ const LATENCY: Duration = Duration::from_millis(1);
 const OLD_NEWS: Duration = Duration::from_millis(8);
 /// Usual time of a sync.
 const SYNC: Duration = Duration::from_millis(6);
-/// A sync that takes long.
+/// A sync that takes long; one in three may take longer than a caller waits.
 const SLOW_SYNC: Duration = Duration::from_millis(800);
+const STALLED_SYNC: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Default)]
 struct State {
@@ -46,6 +48,8 @@ struct State {
     synced: TxnSeq,
     failed: bool,
     epoch: u64,
+    /// Until then no sync ends.
+    stalled_until: Duration,
 }
 
 /// The metadata store; clones are the same.
@@ -75,6 +79,7 @@ impl SimMeta {
     pub(super) fn end(&self, ending: Ending) {
         let mut state = self.state.lock().unwrap();
         state.epoch += 1;
+        state.stalled_until = Duration::ZERO;
         let last = state.kv.last();
         let torn = match ending {
             Ending::PowerCut | Ending::MetaPowerCut => true,
@@ -214,7 +219,10 @@ impl MetaStore for SimMeta {
                         return Err(MetaError::Unknown);
                     }
                 }
-                let Some(seq) = self.commit(&mut state, writes) else { continue };
+                let Some(seq) = self.commit(&mut state, writes) else {
+                    reached(Mark::ConflictRetried);
+                    continue;
+                };
                 (seq, data && faults.strikes(Fault::CommitAnswerLost))
             };
             self.parts.delay(LATENCY).await;
@@ -257,9 +265,14 @@ impl MetaStore for SimMeta {
         };
         assert!(seq <= target, "a sync of what is not committed yet");
         if self.parts.faults.strikes(Fault::SlowSync) {
-            time::sleep(self.parts.dice.time_below(SLOW_SYNC)).await;
+            let most = if self.parts.dice.chance(333) { STALLED_SYNC } else { SLOW_SYNC };
+            let until = TimeHandle::current().elapsed() + self.parts.dice.time_below(most);
+            let mut state = self.state.lock().unwrap();
+            state.stalled_until = state.stalled_until.max(until);
         }
         self.parts.delay(SYNC).await;
+        let stalled_until = self.state.lock().unwrap().stalled_until;
+        time::sleep(stalled_until.saturating_sub(TimeHandle::current().elapsed())).await;
         let failed = {
             let mut state = self.state.lock().unwrap();
             if state.failed || state.epoch != epoch {

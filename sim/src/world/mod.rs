@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kiseki_core::env::{Edge, Env, Point};
+use kiseki_core::planted::Bug;
 use kiseki_core::types::{STRIPES, Timestamp};
 use madsim::runtime::{Handle, NodeHandle};
 use madsim::task::NodeId;
@@ -29,6 +30,9 @@ use meta::SimMeta;
 use objects::SimObjects;
 use references::References;
 
+/// Tasks that a client may start in a second. The applications here are slow: it needs some hundred.
+const TASKS_MAX: u64 = 20_000;
+
 /// Wall-clock time of simulated time zero: 2033-05-18.
 const EPOCH_SECS: i64 = 2_000_000_000;
 
@@ -41,11 +45,13 @@ pub struct Switches {
     pub sync: bool,
     /// The world itself objects to a commit of bytes that are not durable, and to a deletion of what is referred to.
     pub oracles: bool,
+    /// A bug of the client.
+    pub planted: Option<Bug>,
 }
 
 impl Default for Switches {
     fn default() -> Self {
-        Self { barrier: true, sync: true, oracles: true }
+        Self { barrier: true, sync: true, oracles: true, planted: None }
     }
 }
 
@@ -80,6 +86,8 @@ pub struct World {
     pub alarm: Alarm,
     dice: Dice,
     trap: Arc<Mutex<Trap>>,
+    /// The second that it is, and the tasks that clients have started in it.
+    tasks: Arc<Mutex<(u64, u64)>>,
 }
 
 /// When a client dies.
@@ -110,7 +118,20 @@ impl World {
         let references = References::default();
         let objects = SimObjects::new(parts.clone(), references.clone());
         let meta = SimMeta::new(parts, objects.clone(), references);
-        Self { meta, objects, faults, trace, alarm, dice, trap: Arc::default() }
+        Self { meta, objects, faults, trace, alarm, dice, trap: Arc::default(), tasks: Arc::default() }
+    }
+
+    /// Objects to a client that is busy with nothing.
+    fn count_task(&self) {
+        let now = TimeHandle::current().elapsed().as_secs();
+        let mut tasks = self.tasks.lock().unwrap();
+        if tasks.0 != now {
+            *tasks = (now, 0);
+        }
+        tasks.1 += 1;
+        if tasks.1 > TASKS_MAX {
+            self.alarm.raise(format!("a client spins: {TASKS_MAX} tasks in one second"));
+        }
     }
 
     /// What the stores make of the end of a client. Its node is dead already.
@@ -223,6 +244,7 @@ impl Env for SimEnv {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.world.count_task();
         drop(self.node.spawn(task));
     }
 

@@ -8,7 +8,7 @@
 //! - Only a barrier makes objects durable, and only those whose put had returned without an error before it began.
 //!   A power cut decides about each other object on its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -25,8 +25,12 @@ use crate::faults::{Ending, Fault};
 
 /// Usual time of one step of a call.
 const LATENCY: Duration = Duration::from_millis(4);
+/// How long an object is spared after a damaged answer: longer than it is asked for again.
+const SPARED: Duration = Duration::from_secs(3);
 /// How long a call hangs: far beyond any deadline.
 const HANG: Duration = Duration::from_secs(20);
+/// Longest time that a slow get takes to find its object.
+const SLOW_GET: Duration = Duration::from_secs(2);
 /// Longest outage: longer than the deadline of a wait.
 const OUTAGE_MAX: Duration = Duration::from_secs(8);
 
@@ -48,8 +52,11 @@ struct State {
     /// Lives of clients; what a dead one began has no effect.
     epoch: u64,
     outage_until: Duration,
-    /// The object whose last answer was damaged: the next one is not, or it would count as damage of the object.
-    torn: Option<String>,
+    /// Objects of which a damaged answer was given, and until when no other is: or it would count as damage of the
+    /// object. (Several gets may make up one attempt.)
+    torn: BTreeMap<String, Duration>,
+    /// Objects of which a put took effect after its error was answered, in the life of this client.
+    late: BTreeSet<String>,
 }
 
 /// The object store; clones are the same.
@@ -68,6 +75,7 @@ impl SimObjects {
     pub(super) fn end(&self, ending: Ending) {
         let mut state = self.state.lock().unwrap();
         state.epoch += 1;
+        state.late.clear();
         let dice = &self.parts.dice;
         for (key, body) in std::mem::take(&mut state.puts).into_values() {
             if dice.chance(500) {
@@ -91,6 +99,11 @@ impl SimObjects {
     pub(super) fn stored(&self, key: &str) -> Option<(u64, bool)> {
         let state = self.state.lock().unwrap();
         state.objects.get(key).map(|object| (object.body.len() as u64, object.durable))
+    }
+
+    /// Objects that may have come back after they were deleted.
+    pub fn late(&self) -> BTreeSet<String> {
+        self.state.lock().unwrap().late.clone()
     }
 
     /// All keys, for the judges.
@@ -117,11 +130,13 @@ impl SimObjects {
         self.parts.faults.called(call);
         self.delay().await;
         let now = TimeHandle::current().elapsed();
+        // Calls that fail do not make an outage longer: it ends.
+        if now < self.state.lock().unwrap().outage_until {
+            return Err(StoreError::Retry);
+        }
         if self.strikes(Fault::StoreOutage) {
             let until = now + self.parts.dice.time_below(OUTAGE_MAX);
             self.state.lock().unwrap().outage_until = until;
-        }
-        if now < self.state.lock().unwrap().outage_until {
             return Err(StoreError::Retry);
         }
         Ok(epoch)
@@ -155,11 +170,13 @@ impl SimObjects {
             number
         };
         if self.strikes(Fault::PutLate) {
-            let this = self.clone();
+            let (this, late) = (self.clone(), key);
             drop(self.parts.node.spawn(async move {
-                time::sleep(Duration::from_millis(1 + this.parts.dice.below(20))).await;
+                let latest = [20, 20, 3000, 3000][this.parts.dice.below(4) as usize];
+                time::sleep(Duration::from_millis(1 + this.parts.dice.below(latest))).await;
                 this.take_effect(number, false);
             }));
+            self.state.lock().unwrap().late.insert(late);
             return Err(StoreError::Retry);
         }
         let lost = self.strikes(Fault::PutAnswerLost);
@@ -193,6 +210,9 @@ impl SimObjects {
             time::sleep(HANG).await;
             return Err(StoreError::Retry);
         }
+        if self.strikes(Fault::GetSlow) {
+            time::sleep(self.parts.dice.time_below(SLOW_GET)).await;
+        }
         let body = self.state.lock().unwrap().objects.get(&key).map(|object| object.body.clone());
         self.delay().await;
         let body = body.ok_or(StoreError::NotFound)?;
@@ -200,17 +220,33 @@ impl SimObjects {
             return Err(StoreError::Short);
         }
         let part = body.slice(range.start as usize..range.end as usize);
-        let torn_before = {
-            let mut state = self.state.lock().unwrap();
-            if state.torn.as_ref() == Some(&key) { state.torn.take() } else { None }
-        };
-        if torn_before.is_none() && !part.is_empty() && self.strikes(Fault::GetTorn) {
-            self.state.lock().unwrap().torn = Some(key);
+        let now = TimeHandle::current().elapsed();
+        let spared = self.state.lock().unwrap().torn.get(&key).is_some_and(|until| now < *until);
+        if spared || part.is_empty() {
+            return Ok(part);
+        }
+        if self.strikes(Fault::GetForeign)
+            && let Some(foreign) = self.foreign(&key, body.len())
+        {
+            self.state.lock().unwrap().torn.insert(key, now + SPARED);
+            return Ok(foreign.slice(range.start as usize..range.end as usize));
+        }
+        if self.strikes(Fault::GetTorn) {
+            self.state.lock().unwrap().torn.insert(key, now + SPARED);
             let mut torn = part.to_vec();
             torn[self.parts.dice.below(part.len() as u64) as usize] ^= 1 << self.parts.dice.below(8);
             return Ok(torn.into());
         }
         Ok(part)
+    }
+
+    /// Another object of that length.
+    fn foreign(&self, key: &str, len: usize) -> Option<Bytes> {
+        let state = self.state.lock().unwrap();
+        let like = |(other, object): &(&String, &Object)| *other != key && object.body.len() == len;
+        let like: Vec<&Object> = state.objects.iter().filter(like).map(|(_, object)| object).collect();
+        let index = self.parts.dice.below(like.len().max(1) as u64) as usize;
+        like.get(index).map(|object| object.body.clone())
     }
 
     async fn delete_now(&self, key: String) -> Result<(), StoreError> {

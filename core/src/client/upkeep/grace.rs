@@ -16,6 +16,7 @@ use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use super::super::std::sync::Mutex;
 use super::super::wait::{Notify, lock};
+use crate::marks::{Mark, reached};
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -76,6 +77,7 @@ impl Grace {
             if self.inside[parity as usize].load(SeqCst) == 0 {
                 return;
             }
+            reached(Mark::DeleteWaitedForReaders);
             left.await;
         }
     }

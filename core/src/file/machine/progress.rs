@@ -8,10 +8,12 @@ use core::time::Duration;
 
 use bytes::Bytes;
 
-use super::super::slice::backoff;
+use super::super::slice::{DirtySlice, backoff};
 use super::{Action, CommitOutcome, Dirty, File, InFlight, PutOutcome};
 use crate::errno::Errno;
+use crate::marks::{Mark, reached_if};
 use crate::meta::{Change, Commit};
+use crate::planted::{self, Bug};
 use crate::types::{BlockId, SliceId};
 
 /// Slices that one commit carries at most, beyond its first batch.
@@ -28,6 +30,7 @@ impl File {
                 slice.put_done(index);
                 self.recover();
             }
+            PutOutcome::Failed { .. } if planted::is(Bug::FailedPutDropped) => slice.put_done(index),
             PutOutcome::Failed { errno, lasting } => {
                 slice.put_failed(index, now);
                 self.fail(now, errno, lasting);
@@ -46,9 +49,13 @@ impl File {
                 self.recover();
             }
             PutOutcome::Failed { errno, lasting } => {
-                let retry_at = now + backoff(0);
+                let pause = if planted::is(Bug::BarrierNotRetried) { Duration::from_secs(3600) } else { backoff(0) };
+                let retry_at = now + pause;
                 self.barrier_retry_at = retry_at;
                 let from = self.batches.iter().find(|batch| !batch.durable).map_or(0, |batch| batch.first_key);
+                reached_if(Mark::BarrierFailedForLater, || {
+                    self.slices.range(self.key_limit(number)..).any(|(_, slice)| slice.any_put())
+                });
                 // Also puts of later batches: the failed barrier had them to make durable too, and no later one will.
                 for slice in self.slices.range_mut(from..).map(|(_, slice)| slice) {
                     slice.forget_puts(retry_at);
@@ -72,6 +79,7 @@ impl File {
         match outcome {
             CommitOutcome::Applied { fresh } => {
                 let commit = in_flight.commit.clone();
+                reached_if(Mark::CommitRepeated, || in_flight.attempts > 0);
                 self.commit = None;
                 self.recover();
                 self.settle(&commit, fresh, &mut keep)
@@ -109,7 +117,7 @@ impl File {
         self.batches.retain(|batch| batch.number > commit.number);
         self.dirty.retain(|source| match source {
             Dirty::Slice { key, .. } => *key >= below,
-            Dirty::Hole { number } => *number > commit.number,
+            Dirty::Hole { number } => *number > commit.number && !planted::is(Bug::HoleForgotten),
         });
         self.committed = commit.number;
         let mut freed = 0;
@@ -155,6 +163,7 @@ impl File {
                 continue;
             }
             let Some(id) = slice.id.or_else(&mut *next_id) else { return Some(Action::NeedId) };
+            reached_if(Mark::PutOfGrowingSlice, || key >= wanted_below);
             let (id, payload) = slice.start_put(index, id);
             return Some(Action::Put { key, id, payload });
         }
@@ -171,16 +180,19 @@ impl File {
             if !batch.frozen || batch.number > self.wanted {
                 break;
             }
-            if self.slices_of(index).any(|slice| !slice.all_put(&self.geometry)) {
+            let early = |slice: &DirtySlice| planted::is(Bug::BarrierBeforePut) && slice.all_started();
+            if self.slices_of(index).any(|slice| !slice.all_put(&self.geometry) && !early(slice)) {
                 break;
             }
             // Only bytes in the store need the barrier.
-            if !batch.durable && self.slices_of(index).any(|slice| slice.id.is_some()) {
+            let stored = self.slices_of(index).any(|slice| slice.id.is_some()) && !planted::is(Bug::BarrierSkipped);
+            if !batch.durable && stored {
                 number = Some(batch.number);
             } else {
                 self.batches[index].durable = true;
             }
         }
+        reached_if(Mark::BarrierRetried, || number.is_some() && !self.barrier_retry_at.is_zero());
         self.barrier = number;
         number.map(|number| Action::Barrier { number })
     }
@@ -196,8 +208,15 @@ impl File {
         let mut changes = Vec::new();
         let mut slices = 0;
         let mut number = None;
+        let mut batches = 0;
         for (index, batch) in self.batches.iter().enumerate() {
             let ready = batch.frozen && batch.durable && batch.number <= self.wanted;
+            if !ready && planted::is(Bug::CommitOutOfOrder) {
+                continue;
+            }
+            if planted::is(Bug::BarrierBeforePut) && self.slices_of(index).any(|slice| !slice.all_put(&self.geometry)) {
+                break;
+            }
             if !ready || (number.is_some() && slices + self.slices_of(index).count() > COMMIT_SLICES_MAX) {
                 break;
             }
@@ -208,8 +227,13 @@ impl File {
             changes.extend(batch.truncate.map(|length| Change::Truncate { length }));
             changes.extend(batch.attrs.iter().cloned());
             number = Some(batch.number);
+            batches += 1;
         }
-        let commit = Arc::new(Commit { ino: self.ino, number: number?, changes });
+        let number = number?;
+        reached_if(Mark::CommitOfSlices, || slices > 1);
+        reached_if(Mark::CommitOfBatches, || batches > 1);
+        reached_if(Mark::CommitBehindOpenBatch, || number < self.number);
+        let commit = Arc::new(Commit { ino: self.ino, number, changes });
         self.commit = Some(InFlight { commit: commit.clone(), running: true, retry_at: Duration::ZERO, attempts: 0 });
         Some(Action::Commit(commit))
     }
@@ -217,6 +241,10 @@ impl File {
     fn fail(&mut self, now: Duration, errno: Errno, lasting: bool) {
         let since = *self.failure.since.get_or_insert(now);
         if lasting || (!self.failure.raised && now >= since + self.store_timeout) {
+            tracing::debug!(ino = self.ino.0, ?errno, "an error is raised for those who have the file open");
+            if planted::is(Bug::ErrorSwallowed) {
+                return;
+            }
             self.failure.raised = true;
             self.failure.count += 1;
             self.failure.errno = Some(errno);

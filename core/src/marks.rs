@@ -1,0 +1,110 @@
+//! States worth reaching, by name: a simulation that never gets to one of them tried less than it claims.
+//!
+//! Owns: the names. Leaves to others: counting (whoever listens to events with target `TARGET`), and demanding that
+//! each is reached (`sim`).
+//!
+//! A mark says nothing about right or wrong. Without the feature `marks` it costs nothing.
+
+/// Target of the events; the number of the mark is their only field.
+pub const TARGET: &str = "kiseki_core::marks";
+
+macro_rules! marks {
+    ($($name:ident: $text:literal;)*) => {
+        /// A state worth reaching.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Mark {
+            $(#[doc = $text] $name,)*
+        }
+
+        impl Mark {
+            /// All of them; each at the position that is its number.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// What it is, in words.
+            pub fn text(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+marks! {
+    // Accepting.
+    WriteInPlace: "a write went into a slice that was open";
+    WriteAroundNewerSlice: "a write found a newer slice where its own would grow";
+    WriteOverChunkBorder: "a write was cut at the border of a chunk";
+    BatchFullOfSlices: "a batch was frozen because it had too many slices";
+    TruncateOverDirty: "a truncate cut off bytes that were not committed";
+    AttributesInOrder: "attributes of a file with uncommitted members changed in their turn";
+    MemoryPressed: "memory ran short and everything was flushed";
+    WriteWaitedForMemory: "a write waited for memory and got it";
+    WriteGotNoMemory: "a write waited for memory in vain";
+    FlushedByAge: "a file was flushed because its oldest bytes were old";
+    // Putting.
+    SliceOverBlocks: "a slice of several blocks was committed";
+    SliceInline: "a slice travelled in its record";
+    PutOfGrowingSlice: "a full block was put while its slice still took writes";
+    PutRetried: "a put was tried again";
+    LeaseExhausted: "a put found no slice id in the leases";
+    BarrierFailedForLater: "a failed barrier forgot puts of a batch that it was not for";
+    BarrierRetried: "a barrier that had failed was run again";
+    // Committing.
+    CommitOfSlices: "a commit carried several slices";
+    CommitOfBatches: "a commit carried several batches";
+    CommitBehindOpenBatch: "a commit was started while later members were accepted already";
+    CommitUnknown: "the outcome of a commit was not told";
+    CommitRepeated: "a commit was tried again and known to be applied then";
+    CommitSkipped: "a commit did nothing, for its members were applied already";
+    HiddenSliceFreed: "a slice that newer ones cover was given up in the commit that covered it";
+    CutMade: "a truncate of many slices left a cut to sweep";
+    CutSwept: "the last cut of a file was swept";
+    // Reading.
+    ReadOverDirtyAndCommitted: "a read was answered from dirty and from committed bytes";
+    ReadThroughHole: "a read crossed a truncate that was not committed";
+    StaleViewRefused: "slices that were loaded before a commit came too late to be installed";
+    StaleAttributesRefused: "attributes that were read before a commit came too late to be shown";
+    StaleMachineRefused: "attributes that were read before another machine came and went made no machine";
+    ReadJoinedFetch: "a read waited for a fetch that was under way";
+    FetchedPart: "a part of a block was fetched by itself";
+    FetchedAhead: "a block was fetched ahead of its reader";
+    TornGetRetried: "a damaged answer of the store was asked for again";
+    GetOutOfTime: "a get was given up at its deadline";
+    UnreadableTold: "a reader was told that a block could not be read";
+    // Promises.
+    FsyncOfNothing: "an fsync had nothing to do";
+    FlushOutOfTime: "a flush was given up at its deadline";
+    ErrorTold: "a handle was told of an error of its file";
+    ErrorOldForHandle: "a handle was not told of an error of which it had been told, or that is older than it";
+    NoSpaceTold: "a handle was told that the store was full";
+    RenameOverWaited: "a rename over a name waited for its file";
+    RenameOverOutOfTime: "a rename over a name failed because its file could not be settled";
+    ExchangeOfDirty: "two files with uncommitted bytes were exchanged";
+    // Giving up.
+    OrphanReaped: "a file that lost its last name was removed when the kernel forgot it";
+    OrphanReapedAtMount: "a file that a crashed mount had unlinked and held open was removed";
+    DirtyDiscarded: "uncommitted bytes of a removed file were dropped";
+    PutsGivenUp: "blocks that were put for a removed file were queued for deletion";
+    DeleteWaitedForReaders: "a deletion waited for readers";
+    CrashedPutsCollected: "objects that a crashed mount had put and not committed were deleted";
+    CrashedLeaseEmpty: "a crashed mount had left nothing uncommitted under a lease";
+    UnmountUnsure: "an unmount left its leases to the next mount, for a put might come late";
+    // The stores; reached by whoever plays them.
+    ConflictRetried: "a transaction met another one's writes and was run again";
+}
+
+/// Notes that `mark` is reached.
+#[inline(always)]
+pub fn reached(mark: Mark) {
+    #[cfg(feature = "marks")]
+    tracing::trace!(target: TARGET, mark = mark as u64);
+    #[cfg(not(feature = "marks"))]
+    let _ = mark;
+}
+
+/// Notes that `mark` is reached if `when` says so. Without the feature nobody asks it.
+#[inline(always)]
+pub fn reached_if(mark: Mark, when: impl FnOnce() -> bool) {
+    if cfg!(feature = "marks") && when() {
+        reached(mark);
+    }
+}
