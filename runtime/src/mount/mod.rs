@@ -158,6 +158,7 @@ where
         store_timeout: config.store_timeout,
         read_only: config.read_only,
         max_uploads: config.max_uploads,
+        ..kiseki_core::client::Options::default()
     };
     let client = runtime.block_on(Client::mount(env, client_options));
     let client = client.map_err(|error| explain(&error, config, &objects))?;
