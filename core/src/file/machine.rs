@@ -350,10 +350,11 @@ impl File {
         self.number
     }
 
-    /// The same, if the oldest uncommitted member was accepted at or before `before`.
+    /// The same, if the oldest uncommitted member was accepted at or before `before` and not everything is asked for
+    /// already: what is under way needs no reminder.
     pub fn flush_aged(&mut self, before: Duration) -> Option<u64> {
         let aged = self.batches.front().is_some_and(|batch| batch.first_at <= before);
-        aged.then(|| self.flush())
+        (aged && self.wanted < self.number).then(|| self.flush())
     }
 
     /// When the oldest uncommitted member was accepted.
