@@ -90,7 +90,7 @@ pub const TEETH: &[(Fault, Teeth)] = &[
     (Fault::GetSlow, Teeth::Enough(Bug::DeleteWithoutGrace)),
     (Fault::GetHangs, Teeth::Enough(Bug::GetWithoutDeadline)),
     (Fault::DeleteFailed, Teeth::Enough(Bug::FailedDeleteDropped)),
-    (Fault::DeleteAnswerLost, Teeth::Enough(Bug::QueueDroppedFirst)),
+    (Fault::DeleteAnswerLost, Teeth::Shared("it alone shows QueueDroppedFirst, as a kill between the two does")),
     (Fault::BarrierFailed, Teeth::Enough(Bug::FailedBarrierAccepted)),
     (Fault::BarrierAnswerLost, Teeth::Enough(Bug::BarrierNotRetried)),
     (Fault::ListFailed, Teeth::Enough(Bug::ListCutShort)),
