@@ -13,26 +13,6 @@ set -euo pipefail
 # shellcheck source=ci/lib.sh
 source "$(dirname "$0")/lib.sh"
 
-store="file"
-arguments=()
-while [ $# -gt 0 ]; do
-    case $1 in
-    -h | --help) print_usage; exit 0 ;;
-    file | minio) store=$1 ;;
-    --store) store=${2:-}; shift ;;
-    *) arguments+=("$1") ;;
-    esac
-    [ $# -gt 0 ] || usage_error "--store needs file or minio"
-    shift
-done
-build kiseki torture
-case $store in
-file) ;;
-minio)
-    bash "$root/ci/minio.sh" build
-    arguments+=(--minio "$tools/bin/minio")
-    ;;
-*) usage_error "the store is file or minio, not $store" ;;
-esac
+prepare_torture "$@"
 make_work crash
 "$target/release/torture" crash --kiseki "$kiseki" --work "$work" ${arguments[@]+"${arguments[@]}"} || { mount_log; exit 1; }

@@ -175,3 +175,29 @@ check_volume() { "$kiseki" fsck "$work/meta" --data >"$work/fsck.out" 2>&1 || { 
 
 # What a failing script shows of the mount.
 mount_log() { [ ! -s "$work/mount.log" ] || { say "end of the mount's log:"; tail -n 40 "$work/mount.log" >&2; }; }
+
+# For the scripts around ci/torture: sets `store` (file or minio) and `arguments` (the rest, for it) from the command line,
+# and builds what it needs.
+prepare_torture() {
+    store="file"
+    arguments=()
+    while [ $# -gt 0 ]; do
+        case $1 in
+        -h | --help) print_usage; exit 0 ;;
+        file | minio) store=$1 ;;
+        --store) store=${2:-}; shift ;;
+        *) arguments+=("$1") ;;
+        esac
+        [ $# -gt 0 ] || usage_error "--store needs file or minio"
+        shift
+    done
+    build kiseki torture
+    case $store in
+    file) ;;
+    minio)
+        bash "$root/ci/minio.sh" build
+        arguments+=(--minio "$tools/bin/minio")
+        ;;
+    *) usage_error "the store is file or minio, not $store" ;;
+    esac
+}

@@ -95,6 +95,7 @@ bugs! {
     GetWithoutDeadline, 7, "a read waits for the store however long it takes";
 }
 
+// For the simulator alone: a seed runs in one thread of its own, and functions without an `Env` must be able to ask.
 #[cfg(feature = "planted")]
 std::thread_local! {
     static PLANTED: core::cell::Cell<Option<Bug>> = const { core::cell::Cell::new(None) };

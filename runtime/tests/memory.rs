@@ -6,14 +6,14 @@ mod volume;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use s3server::{ACCESS_KEY, S3Server, SECRET_KEY};
 use serde_json::Value as Json;
-use volume::{NAME, Ran, World, noise};
+use volume::{NAME, Ran, World, eventually, noise};
 
 const MIB: u64 = 1 << 20;
 const WRITERS: u64 = 64;
@@ -23,7 +23,6 @@ const BUFFER: u64 = 64 * MIB;
 /// Beside the buffer: RocksDB, requests that wait (one of up to 1 MiB for each writer), fetches and puts under way, what
 /// the allocator does not give back. README states it.
 const BESIDE: u64 = 300 * MIB;
-const PATIENCE: Duration = Duration::from_secs(120);
 
 fn kiseki(args: &[&str]) -> Ran {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kiseki"));
@@ -107,18 +106,17 @@ fn memory_is_bounded_however_slow_the_store_is() {
             })
             .collect();
         // Each ends up with one write that waits, but for the few that were done before the buffer was full.
-        let began = Instant::now();
-        loop {
-            let done = writers.iter().filter(|writer| writer.is_finished()).count() as u64;
-            let status = mount.status();
-            if status["waiting_bytes"].as_u64() == Some((WRITERS - done) * MIB) {
-                break;
-            }
-            if done * EACH > BUFFER || began.elapsed() > PATIENCE {
-                server.heal();
-                panic!("{done} writers are done, and the others do not wait: {status}");
-            }
-            thread::sleep(Duration::from_millis(20));
+        let waited = catch_unwind(AssertUnwindSafe(|| {
+            eventually("the writers wait", || {
+                let done = writers.iter().filter(|writer| writer.is_finished()).count() as u64;
+                assert!(done * EACH <= BUFFER, "{done} writers are done");
+                mount.status()["waiting_bytes"].as_u64() == Some((WRITERS - done) * MIB)
+            });
+        }));
+        if let Err(panic) = waited {
+            // Or the writers would wait for ever, and the scope for them.
+            server.heal();
+            resume_unwind(panic);
         }
         mount.check_peak("with a store that does not answer");
         server.heal();

@@ -120,7 +120,7 @@ pub async fn observe_open(kernel: &mut Kernel, handle: Handle, ino: Ino) -> Resu
 }
 
 /// The whole file; `None` if the store could not give it.
-async fn read_file(kernel: &mut Kernel, ino: Ino, length: u64) -> Result<Option<Vec<u8>>, Errno> {
+pub(crate) async fn read_file(kernel: &mut Kernel, ino: Ino, length: u64) -> Result<Option<Vec<u8>>, Errno> {
     let flags = OpenFlags { read: true, ..OpenFlags::default() };
     let handle = kernel.client().open(ino, flags).await?;
     // One byte more shows whether the file ends where its attributes say.
@@ -135,4 +135,17 @@ async fn read_file(kernel: &mut Kernel, ino: Ino, length: u64) -> Result<Option<
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// What of a read of `len` bytes none of the states of the file explains.
+pub(crate) fn unexplained<S: AsRef<[u8]>>(states: &[S], offset: u64, len: u32, data: &[u8]) -> Option<String> {
+    for (at, byte) in (offset as usize..).zip(data) {
+        if !states.iter().any(|state| state.as_ref().get(at) == Some(byte)) {
+            let possible: Vec<Option<&u8>> = states.iter().map(|state| state.as_ref().get(at)).take(4).collect();
+            return Some(format!("shows {byte} at {at}, where there was {possible:?}"));
+        }
+    }
+    let end = offset as usize + data.len();
+    let short = (data.len() as u32) < len && !states.iter().any(|state| state.as_ref().len() <= end);
+    short.then(|| format!("ends at {end}, but no state does"))
 }

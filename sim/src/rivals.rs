@@ -19,6 +19,7 @@ use madsim::time;
 
 use crate::dice::Dice;
 use crate::kernel::Kernel;
+use crate::observe::{read_file, unexplained};
 use crate::world::{SimEnv, World};
 
 /// The name of the file, in the root.
@@ -141,7 +142,7 @@ impl Rivals {
                 1..=3 => {
                     let (from, offset, len) = (self.state().now(), dice.below(WRITTEN), 1 + dice.below(4096) as u32);
                     if let Ok(data) = kernel.read_once(handle, offset, len).await
-                        && let Some(what) = unexplained(&self.state().states[from..], offset as usize, len, &data)
+                        && let Some(what) = unexplained(&self.state().states[from..], offset, len, &data)
                     {
                         world.alarm.raise(format!("the rivals' file {what}"));
                     }
@@ -187,26 +188,5 @@ impl Rivals {
 async fn whole(kernel: &mut Kernel) -> Result<Option<Vec<u8>>, Errno> {
     let ino = kernel.walk(NAME).await?;
     let length = kernel.client().getattr(ino).await?.length;
-    let handle = kernel.client().open(ino, OpenFlags { read: true, ..OpenFlags::default() }).await?;
-    // One byte more shows whether the file ends where its attributes say.
-    let data = kernel.read(handle, 0, length as u32 + 1).await;
-    kernel.client().release(handle).await?;
-    match data {
-        Ok(data) => Ok(Some(data)),
-        Err(Errno::EIO) => Ok(None),
-        Err(errno) => Err(errno),
-    }
-}
-
-/// What of a read none of the states explains.
-fn unexplained(states: &[Vec<u8>], offset: usize, len: u32, data: &[u8]) -> Option<String> {
-    for (at, byte) in (offset..).zip(data) {
-        if !states.iter().any(|state| state.get(at) == Some(byte)) {
-            let possible: Vec<Option<&u8>> = states.iter().map(|state| state.get(at)).take(4).collect();
-            return Some(format!("shows {byte} at {at}, where there was {possible:?}"));
-        }
-    }
-    let end = offset + data.len();
-    let short = data.len() < len as usize && !states.iter().any(|state| state.len() <= end);
-    short.then(|| format!("ends at {end}, but no state does"))
+    read_file(kernel, ino, length).await
 }

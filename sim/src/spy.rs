@@ -20,6 +20,7 @@ use crate::apps::App;
 use crate::dice::Dice;
 use crate::judge::Judge;
 use crate::kernel::Kernel;
+use crate::observe::unexplained;
 use crate::world::{SimEnv, World};
 
 /// Longest pause between two looks.
@@ -100,7 +101,7 @@ impl Spy {
                     break;
                 }
             };
-            if let Some(what) = unexplained(&states(&app.judge(), from), id, offset, len, &data) {
+            if let Some(what) = unexplained_file(&states(&app.judge(), from), id, offset, len, &data) {
                 wrong = Ok(Some(format!("{path} {what}")));
                 break;
             }
@@ -157,22 +158,9 @@ fn lengths(states: &[Model], id: NodeId) -> impl Iterator<Item = u64> {
     states.iter().filter_map(move |model| model.try_node(id)).map(|node| node.data.len() as u64)
 }
 
-/// What of a read no state explains.
-fn unexplained(states: &[Model], id: NodeId, offset: u64, len: u32, data: &[u8]) -> Option<String> {
+/// What of a read no state of the file explains; nothing is said of a file that no state knows.
+fn unexplained_file(states: &[Model], id: NodeId, offset: u64, len: u32, data: &[u8]) -> Option<String> {
     let contents: Vec<&[u8]> =
         states.iter().filter_map(|model| model.try_node(id)).map(|node| node.data.as_slice()).collect();
-    if contents.is_empty() {
-        return None;
-    }
-    for (at, byte) in (offset as usize..).zip(data) {
-        if !contents.iter().any(|state| state.get(at) == Some(byte)) {
-            let possible: Vec<Option<&u8>> = contents.iter().map(|state| state.get(at)).collect();
-            return Some(format!("shows {byte} at {at}, where there was {possible:?}"));
-        }
-    }
-    let end = offset as usize + data.len();
-    if (data.len() as u32) < len && !contents.iter().any(|state| state.len() <= end) {
-        return Some(format!("ends at {end}, but no state does"));
-    }
-    None
+    if contents.is_empty() { None } else { unexplained(&contents, offset, len, data) }
 }

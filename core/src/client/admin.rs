@@ -65,8 +65,7 @@ impl<E: Env> Client<E> {
     pub async fn status(&self) -> Result<Status, Errno> {
         let shared = &self.0;
         let usage = shared.read(meta::volume::usage).await?;
-        let dirty = shared.files.dirty();
-        let dirty_files = dirty.iter().filter(|cell| !lock(&cell.state).file.is_clean()).count() as u64;
+        let dirty_files = shared.files.dirty().len() as u64;
         Ok(Status {
             volume: shared.volume.clone(),
             session: shared.session,

@@ -27,9 +27,11 @@ use place::Scratch;
 
 pub use place::{Caches, file_system};
 pub use plan::{Account, Item, Plan, Row};
-pub use store::{Requests, Store};
+pub use store::Store;
 
 use plan::Kind;
+
+use crate::objects::Counts;
 
 /// How often a progress bar moves and a request to stop is looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -202,8 +204,8 @@ impl Run<'_> {
         self.drain()?;
         let drained = began.elapsed();
         let stored = self.requests()?;
-        rows.push(self.plan.row(item, Some(Account::Visible), elapsed, Requests::between(before, closed)));
-        rows.push(self.plan.row(item, Some(Account::Drained), drained, Requests::between(before, stored)));
+        rows.push(self.plan.row(item, Some(Account::Visible), elapsed, between(before, closed)));
+        rows.push(self.plan.row(item, Some(Account::Drained), drained, between(before, stored)));
         Ok(())
     }
 
@@ -217,7 +219,7 @@ impl Run<'_> {
         let before = self.requests()?;
         let elapsed = self.write(kind, Account::Durable, what)?;
         let after = self.requests()?;
-        rows.push(self.plan.row(kind.write(), Some(Account::Durable), elapsed, Requests::between(before, after)));
+        rows.push(self.plan.row(kind.write(), Some(Account::Durable), elapsed, between(before, after)));
         // What the phase left to do in the background is no part of the next one.
         self.drain()
     }
@@ -236,7 +238,7 @@ impl Run<'_> {
             Ok(())
         })?;
         let after = self.requests()?;
-        rows.push(self.plan.row(kind.read(), None, elapsed, Requests::between(before, after)));
+        rows.push(self.plan.row(kind.read(), None, elapsed, between(before, after)));
         Ok(())
     }
 
@@ -257,7 +259,7 @@ impl Run<'_> {
             Ok(())
         })?;
         let after = self.requests()?;
-        rows.push(self.plan.row(Item::Stat, None, elapsed, Requests::between(before, after)));
+        rows.push(self.plan.row(Item::Stat, None, elapsed, between(before, after)));
         Ok(())
     }
 
@@ -312,7 +314,7 @@ impl Run<'_> {
         Crew { plan: self.plan, stop: self.stop, watch: self.watch }
     }
 
-    fn requests(&self) -> Result<Option<Requests>, BenchError> {
+    fn requests(&self) -> Result<Option<Counts>, BenchError> {
         self.store.requests().map_err(BenchError::call("ask for the requests of the mount below", self.scratch.path()))
     }
 
@@ -334,4 +336,9 @@ impl Run<'_> {
             }
         }
     }
+}
+
+/// Requests made from `earlier` to `later`; none where nobody counts them.
+fn between(earlier: Option<Counts>, later: Option<Counts>) -> Option<Counts> {
+    earlier.zip(later).map(|(earlier, later)| later.since(&earlier))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::store::Requests;
+use crate::objects::Counts;
 
 /// The sizes of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -70,7 +70,7 @@ pub struct Row {
     /// Time for all of it.
     pub secs: f64,
     /// Requests that the mount made of its object store in this time; none where nobody counts them.
-    pub requests: Option<Requests>,
+    pub requests: Option<Counts>,
 }
 
 /// Big or small files.
@@ -155,13 +155,7 @@ impl Plan {
     }
 
     /// What a phase of `elapsed` comes to.
-    pub(super) fn row(
-        &self,
-        item: Item,
-        account: Option<Account>,
-        elapsed: Duration,
-        requests: Option<Requests>,
-    ) -> Row {
+    pub(super) fn row(&self, item: Item, account: Option<Account>, elapsed: Duration, requests: Option<Counts>) -> Row {
         // A clock may stand still for a phase of a few bytes.
         let secs = elapsed.max(Duration::from_nanos(1)).as_secs_f64();
         let (value, unit, cost, cost_unit) = match item {

@@ -10,6 +10,7 @@ use super::output::{Context, Done, Failure, Meter, Outcome, say, say_aside, say_
 use super::values::{show_size, size};
 use super::{Show, place};
 use crate::bench::{self, Account, BenchError, Caches, Item, Plan, Row, Step, Stop, Store};
+use crate::objects::Counts;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -207,8 +208,7 @@ fn table(rows: &[Row]) -> String {
             .map(String::from),
     ];
     for row in rows {
-        let count =
-            |of: fn(&bench::Requests) -> u64| row.requests.as_ref().map_or_else(String::new, |r| of(r).to_string());
+        let count = |of: fn(&Counts) -> u64| row.requests.as_ref().map_or_else(String::new, |r| of(r).to_string());
         cells.push([
             item(row.item).into(),
             row.account.map_or("", account).into(),
@@ -255,7 +255,6 @@ fn account(account: Account) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::Requests;
 
     #[test]
     fn the_table_is_aligned() {
@@ -284,7 +283,7 @@ ITEM            ACCOUNT            VALUE           COST
 Write big file  visible  1234.57 MiB/s     0.83 s/file
 Stat file                  99.00 files/s  10.10 ms/file";
         assert_eq!(table(&[write.clone(), stat.clone()]), expected);
-        let requests = Some(Requests { puts: 256, gets: 3, ..Requests::default() });
+        let requests = Some(Counts { puts: 256, gets: 3, ..Counts::default() });
         let expected = "\
 ITEM            ACCOUNT            VALUE           COST  PUTS  GETS
 Write big file  visible  1234.57 MiB/s     0.83 s/file    256     3

@@ -8,6 +8,7 @@ use super::output::{Done, Outcome, say, say_json, table};
 use super::values::{show_secs, show_size, show_time};
 use super::{Show, open, place};
 use crate::control::protocol::{Status, StoreView};
+use crate::objects::Counts;
 use crate::rocks::OpenMode;
 
 const EXAMPLES: &str = "\
@@ -107,11 +108,12 @@ fn store(store: &StoreView) -> String {
 }
 
 fn requests(store: &StoreView) -> String {
-    let StoreView { puts, put_bytes, gets, got_bytes, deletes, lists, failures, throttled, max_uploads, .. } = store;
+    let max_uploads = store.max_uploads;
+    let Counts { puts, put_bytes, gets, got_bytes, deletes, lists, failures, throttled } = store.counts;
     format!(
         "{puts} puts ({}; at most {max_uploads} at once), {gets} gets ({}), {deletes} deletes, {lists} lists; \
          {failures} failed, {throttled} of them because there were too many",
-        show_size(*put_bytes),
-        show_size(*got_bytes)
+        show_size(put_bytes),
+        show_size(got_bytes)
     )
 }

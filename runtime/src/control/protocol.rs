@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::objects::Counts;
+
 /// One line from a command to the mount process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -146,22 +148,9 @@ pub struct StoreView {
     pub failing_secs: Option<u64>,
     /// Most puts under way at once.
     pub max_uploads: u64,
-    /// Objects put.
-    pub puts: u64,
-    /// Bytes of them.
-    pub put_bytes: u64,
-    /// Reads of objects or of parts.
-    pub gets: u64,
-    /// Bytes of them.
-    pub got_bytes: u64,
-    /// Objects deleted.
-    pub deletes: u64,
-    /// Pages listed.
-    pub lists: u64,
-    /// Of all requests, those that failed.
-    pub failures: u64,
-    /// Of these, those that the store refused because there were too many.
-    pub throttled: u64,
+    /// Requests that it was asked; their names stand beside these.
+    #[serde(flatten)]
+    pub counts: Counts,
 }
 
 /// `kiseki info`.

@@ -8,7 +8,7 @@ use kiseki_core::meta;
 use kiseki_core::types::{BlockId, FileType, Geometry, Ino, Place, SliceRecord};
 
 use super::protocol::{Checked, Finding, Info, Progress, SliceView, StoreView, UsageView, VolumeView};
-use crate::objects::{Counts, Objects, Place as ObjectsPlace};
+use crate::objects::{Objects, Place as ObjectsPlace};
 
 /// Where a volume's objects are, as its settings say it.
 pub(crate) fn objects(volume: &Volume) -> String {
@@ -36,7 +36,6 @@ pub(crate) fn volume(volume: &Volume) -> VolumeView {
 }
 
 pub(crate) fn store(objects: &Objects, max_uploads: usize) -> StoreView {
-    let Counts { puts, put_bytes, gets, got_bytes, deletes, lists, failures, throttled } = objects.counts();
     let trouble = objects.trouble();
     StoreView {
         place: objects.place().to_string(),
@@ -44,14 +43,7 @@ pub(crate) fn store(objects: &Objects, max_uploads: usize) -> StoreView {
         failing_secs: trouble.as_ref().map(|trouble| trouble.since.as_secs()),
         error: trouble.map(|trouble| trouble.text),
         max_uploads: max_uploads as u64,
-        puts,
-        put_bytes,
-        gets,
-        got_bytes,
-        deletes,
-        lists,
-        failures,
-        throttled,
+        counts: objects.counts(),
     }
 }
 

@@ -9,14 +9,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kiseki_core::env::StoreError;
+use serde::{Deserialize, Serialize};
 
 use super::failure::{Failure, Kind};
 
 /// A failure of one kind is logged again after this time.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Requests made of the store since it was opened, each attempt counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Requests made of the store since it was opened, each attempt counted. `status --json` and `bench --json` show them under
+/// these names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Objects written.
     pub puts: u64,
@@ -34,6 +36,22 @@ pub struct Counts {
     pub failures: u64,
     /// Of these, those that the store refused because it was asked too much.
     pub throttled: u64,
+}
+
+impl Counts {
+    /// Those made after `earlier`, which was taken before this.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            puts: self.puts.saturating_sub(earlier.puts),
+            put_bytes: self.put_bytes.saturating_sub(earlier.put_bytes),
+            gets: self.gets.saturating_sub(earlier.gets),
+            got_bytes: self.got_bytes.saturating_sub(earlier.got_bytes),
+            deletes: self.deletes.saturating_sub(earlier.deletes),
+            lists: self.lists.saturating_sub(earlier.lists),
+            failures: self.failures.saturating_sub(earlier.failures),
+            throttled: self.throttled.saturating_sub(earlier.throttled),
+        }
+    }
 }
 
 /// The store fails: every request since `since` ago has failed.

@@ -6,8 +6,8 @@ use std::process::Stdio;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
-use crate::harness::{Bucket, Foreground, Mounted, ends, errno, eventually};
-use crate::volume::{Ran, noise};
+use crate::harness::{Bucket, Foreground, Mounted, ends, errno};
+use crate::volume::{Ran, eventually, noise};
 
 #[test]
 fn umount_with_a_store_that_hangs_tells_what_is_not_stored_and_works_after() {

@@ -4,7 +4,6 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -12,10 +11,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value as Json;
 
 use crate::s3server::{ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
-use crate::volume::{NAME, Ran, World};
+use crate::volume::{NAME, PATIENCE, Ran, World, eventually};
 
-/// Longest wait for something that happens in the background.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// All variables that hold keys.
 pub(crate) const KEY_VARIABLES: [&str; 6] = [
     "KISEKI_ACCESS_KEY",
@@ -158,15 +155,6 @@ impl Drop for Mounted<'_> {
 pub(crate) fn nobody() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     format!("http://{}/bucket", listener.local_addr().unwrap())
-}
-
-#[track_caller]
-pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !condition() {
-        assert!(began.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Waits for the end of a process.

@@ -9,9 +9,9 @@ use kiseki_core::env::ObjectStore;
 use rustix::process::Pid;
 use serde_json::Value as Json;
 
-use crate::harness::{Bucket, Foreground, Mounted, PATIENCE, User};
+use crate::harness::{Bucket, Foreground, Mounted, User};
 use crate::s3server::{self, ACCESS_KEY, BUCKET, S3Server, SECRET_KEY};
-use crate::volume::{NAME, Ran, World, files_below, noise};
+use crate::volume::{NAME, PATIENCE, Ran, World, files_below, noise};
 
 /// Format, mount, write, read, status, umount, fsck: as on any store.
 fn a_day_in_the_life(world: &World, storage: &str, bucket: &str, user: &User) {

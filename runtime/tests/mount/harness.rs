@@ -5,13 +5,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
-/// Longest wait for something that happens in the background.
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::volume::PATIENCE;
+pub(crate) use crate::volume::eventually;
 
 /// Runs `kiseki`.
 pub(crate) fn kiseki<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Output {
@@ -24,16 +23,6 @@ pub(crate) fn kiseki_ok<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> String {
     let output = kiseki(args);
     assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// Waits until `condition` holds.
-#[track_caller]
-pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !condition() {
-        assert!(began.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// A volume of 64 KiB blocks, so that small files already have several, and its mount.

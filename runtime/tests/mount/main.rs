@@ -8,3 +8,5 @@ mod harness;
 mod life;
 mod names;
 mod privileges;
+#[path = "../volume/mod.rs"]
+mod volume;

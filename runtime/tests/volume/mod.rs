@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kiseki::env::TokioEnv;
@@ -20,6 +20,19 @@ use tokio::runtime::Runtime;
 
 /// Name of the volumes made here.
 pub const NAME: &str = "test-volume";
+
+/// Longest wait for something that happens in the background.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Looks every 20 ms until `condition` holds; fails when `PATIENCE` is over.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
 
 /// One run of the command.
 #[derive(Debug)]
