@@ -478,6 +478,7 @@ async fn format(world: &World, geometry: Geometry) {
         capacity: 0,
         inodes: 0,
         created: World::wall(),
+        acl: false,
     };
     let ctx = OpCtx { now: World::wall(), stripe: 0, geometry };
     let formatted = world.meta.write(|txn| meta::volume::format(txn, &ctx, &volume, 0, 0)).await;

@@ -26,7 +26,7 @@ use crate::format::block::object_key;
 use crate::marks::{Mark, reached, reached_if};
 use crate::meta::{self, SetAttr};
 use crate::planted::{self, Bug};
-use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino};
+use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino, InodeFlags};
 
 /// Zeros for holes; longer ones are made of several.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -66,15 +66,27 @@ impl ReadData {
 }
 
 impl<E: Env> Client<E> {
-    /// Opens a regular file. EISDIR, EINVAL (neither file nor directory), EROFS.
+    /// Opens a regular file. EISDIR, EINVAL (neither file nor directory), EROFS, EPERM (its flags).
     pub async fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Handle, Errno> {
         let shared = &self.0;
         if flags.write && shared.options.read_only {
             return Err(Errno::EROFS);
         }
         let cell = shared.pin(ino).await?;
+        let allowed = match meta::attr::check_open(cell.flags(), flags.write, flags.append, flags.truncate) {
+            Ok(()) if flags.truncate => shared.drop_capability(ino).await,
+            other => other,
+        };
+        if let Err(errno) = allowed {
+            shared.files.unpin(&cell);
+            return Err(errno);
+        }
         if flags.truncate {
             shared.truncate(&cell, 0);
+        }
+        // What the kernel reads from its own memory does not come by here: an open that is for reading alone counts.
+        if flags.read && !flags.write && !flags.noatime {
+            shared.accessed(ino);
         }
         Ok(shared.files.open(cell, flags))
     }
@@ -135,6 +147,9 @@ impl<E: Env> Client<E> {
         }
         // Before the plan is made: what it refers to is not deleted while the guard lives.
         let _reading = shared.grace.enter();
+        if !file.flags.noatime {
+            shared.accessed(file.cell.ino);
+        }
         let segments = shared.plan(&file.cell, offset, len).await?;
         let end = offset + segments.iter().map(segment_len).sum::<u64>();
         let fetch = shared.read_ahead(&file, offset..end);
@@ -226,7 +241,7 @@ impl<E: Env> Shared<E> {
                 | FileType::BlockDevice
                 | FileType::Socket => return Err(Errno::EINVAL),
             }
-            if let Some(cell) = self.files.insert(ino, ticket, || self.machine(ino, &attr)) {
+            if let Some(cell) = self.files.insert(ino, attr.flags, ticket, || self.machine(ino, &attr)) {
                 return Ok(cell);
             }
         }
@@ -264,6 +279,9 @@ impl<E: Env> Shared<E> {
         let file = self.files.handle(handle)?;
         if !file.flags.write {
             return Err(Errno::EBADF);
+        }
+        if file.cell.flags().any(InodeFlags::IMMUTABLE) {
+            return Err(Errno::EPERM);
         }
         match offset.checked_add(len as u64) {
             Some(end) if end <= FILE_SIZE_MAX => Ok(file),
@@ -493,6 +511,7 @@ impl<E: Env> Shared<E> {
             cell.changed.notify_all();
             self.files.retire(&cell);
         }
+        self.accesses.forget(ino);
         match self.mutate(|txn, ctx| meta::remove::reap(txn, ctx, ino, &given_up)).await {
             Ok(()) => {
                 reached(Mark::OrphanReaped);

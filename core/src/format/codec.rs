@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use crate::kv::OpError;
 use crate::types::Timestamp;
 
-/// Version of every metadata value written by this code: its first byte.
+/// Version of metadata values: their first byte.
 pub const VALUE_VERSION: u8 = 1;
 
 /// Why bytes do not decode.
@@ -117,11 +117,17 @@ impl<'a> Decoder<'a> {
 
     /// Starts after the value version, which must be the known one.
     pub fn value(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        Self::versioned(bytes, VALUE_VERSION).map(|(_, decoder)| decoder)
+    }
+
+    /// The value's version, up to `newest`, and what is after it.
+    pub fn versioned(bytes: &'a [u8], newest: u8) -> Result<(u8, Self), DecodeError> {
         let mut decoder = Self(bytes);
-        match decoder.u8()? {
-            VALUE_VERSION => Ok(decoder),
-            other => Err(DecodeError::Version(u32::from(other))),
+        let version = decoder.u8()?;
+        if version == 0 || newest < version {
+            return Err(DecodeError::Version(u32::from(version)));
         }
+        Ok((version, decoder))
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {

@@ -8,18 +8,23 @@ const TIME: Timestamp = Timestamp { secs: -5, nanos: 999_999_999 };
 
 /// Round trip; every prefix, a trailing byte and another version are errors.
 fn check<V: Value + PartialEq + Debug>(value: &V) {
+    check_layout(value, 1, 1);
+}
+
+/// The same of a value in one of several layouts.
+fn check_layout<V: Value + PartialEq + Debug>(value: &V, layout: u8, newest: u8) {
     let bytes = value.encode();
     assert_eq!(V::decode(&bytes).as_ref(), Ok(value));
-    assert_eq!(bytes[0], 1);
+    assert_eq!(bytes[0], layout);
     for len in 0..bytes.len() {
         assert!(V::decode(&bytes[..len]).is_err(), "{value:?} cut to {len} bytes");
     }
     assert_eq!(V::decode(&[&bytes[..], &[0]].concat()).err(), Some(DecodeError::Trailing), "{value:?}");
-    check_version(&bytes, V::decode);
+    check_version(&bytes, newest, V::decode);
 }
 
-fn check_version<V: Debug>(bytes: &[u8], decode: fn(&[u8]) -> Result<V, DecodeError>) {
-    for version in [0, 2, 255] {
+fn check_version<V: Debug>(bytes: &[u8], newest: u8, decode: fn(&[u8]) -> Result<V, DecodeError>) {
+    for version in [0, newest + 1, 255] {
         let mut other = bytes.to_vec();
         other[0] = version;
         assert_eq!(decode(&other).err(), Some(DecodeError::Version(u32::from(version))));
@@ -37,6 +42,7 @@ fn volume() -> Volume {
         capacity: 1 << 40,
         inodes: 0,
         created: TIME,
+        acl: false,
     }
 }
 
@@ -57,6 +63,7 @@ fn attr() -> Attr {
         commit: 6,
         next_seq: 7,
         parent: Ino(8),
+        flags: InodeFlags::default(),
     }
 }
 
@@ -79,7 +86,11 @@ fn inline(bytes: &'static [u8]) -> SliceRecord {
 #[test]
 fn values_come_back() {
     check(&volume());
-    check(&attr());
+    check(&Volume { acl: true, ..volume() });
+    check(&Volume { version: VOLUME_VERSION_PLAIN, ..volume() });
+    check_layout(&attr(), 1, 2);
+    let flags = InodeFlags::IMMUTABLE.with(InodeFlags::NOATIME);
+    check_layout(&Attr { flags, ..attr() }, 2, 2);
     for kind in [
         FileType::Regular,
         FileType::Directory,
@@ -89,7 +100,7 @@ fn values_come_back() {
         FileType::BlockDevice,
         FileType::Socket,
     ] {
-        check(&Attr { kind, ..attr() });
+        check_layout(&Attr { kind, ..attr() }, 1, 2);
         check(&Dentry { ino: Ino(1), kind });
     }
     check(&DirStat { entries: -3, subdirs: i64::MAX, mtime: TIME, ctime: TIME });
@@ -116,7 +127,7 @@ fn values_that_end_in_raw_bytes_come_back() {
     for bytes in [&b""[..], b"x", &[0xff; 70_000]] {
         let value = Bytes::copy_from_slice(bytes);
         assert_eq!(Bytes::decode(&value.encode()), Ok(value.clone()));
-        check_version(&value.encode(), Bytes::decode);
+        check_version(&value.encode(), 1, Bytes::decode);
     }
     let value = inline(b"tiny");
     let bytes = value.encode();
@@ -125,13 +136,13 @@ fn values_that_end_in_raw_bytes_come_back() {
         assert!(SliceRecord::decode(&bytes[..len]).is_err());
     }
     assert!(SliceRecord::decode(&[&bytes[..], &[0]].concat()).is_err());
-    check_version(&bytes, SliceRecord::decode);
+    check_version(&bytes, 1, SliceRecord::decode);
 }
 
 #[test]
 fn volume_from_the_future_says_its_version() {
-    let bytes = Volume { version: 2, ..volume() }.encode();
-    assert_eq!(Volume::decode(&bytes), Err(DecodeError::Version(2)));
+    let bytes = Volume { version: VOLUME_VERSION + 1, ..volume() }.encode();
+    assert_eq!(Volume::decode(&bytes), Err(DecodeError::Version(VOLUME_VERSION + 1)));
     assert_eq!(Volume::decode(&[1, 0, 0, 1, 0, 0xff]), Err(DecodeError::Version(256)));
     assert_eq!(Volume::decode(&[3, 0xff]), Err(DecodeError::Version(3)));
 }

@@ -159,7 +159,7 @@ impl World {
 
     fn make(&mut self, path: &str, kind: FileType, mode: u16, rdev: u32, target: Option<Bytes>) -> Result<Ino, Errno> {
         let (dir, name) = self.vacancy(path)?;
-        let new = New { ino: self.next_ino(), kind, mode, uid: 0, gid: 0, rdev, target };
+        let new = New { ino: self.next_ino(), kind, mode, uid: 0, gid: 0, rdev, target, umask: None, inodes_max: None };
         self.txn(Event::Txn("create"), |txn, ctx| meta::create::create(txn, ctx, dir, name, &new))?;
         Ok(new.ino)
     }
