@@ -102,6 +102,15 @@ impl<E: Env> Shared<E> {
         }
     }
 
+    /// `ino`, whose attributes without unrecorded accesses are `attr`, was read: true if they show another time now.
+    pub(super) fn accessed_showing(&self, ino: Ino, attr: &Attr) -> bool {
+        let (mut before, mut after) = (*attr, *attr);
+        self.accesses.show(ino, &mut before);
+        self.accessed(ino);
+        self.accesses.show(ino, &mut after);
+        before.atime != after.atime
+    }
+
     /// Records what was read so far.
     pub(super) async fn record_accesses(self: &Arc<Self>) -> Result<(), Errno> {
         let table = &self.accesses;

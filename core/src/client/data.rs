@@ -68,11 +68,16 @@ impl ReadData {
 impl<E: Env> Client<E> {
     /// Opens a regular file. EISDIR, EINVAL (neither file nor directory), EROFS, EPERM (its flags).
     pub async fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Handle, Errno> {
+        self.open_telling(ino, flags).await.map(|(handle, _)| handle)
+    }
+
+    /// The same; true if this open is an access that getattr shows: attributes that were got before are stale.
+    pub async fn open_telling(&self, ino: Ino, flags: OpenFlags) -> Result<(Handle, bool), Errno> {
         let shared = &self.0;
         if flags.write && shared.options.read_only {
             return Err(Errno::EROFS);
         }
-        let cell = shared.pin(ino).await?;
+        let (cell, fresh) = shared.pin_fresh(ino).await?;
         let allowed = match meta::attr::check_open(cell.flags(), flags.write, flags.append, flags.truncate) {
             Ok(()) if flags.truncate => shared.drop_capability(ino).await,
             other => other,
@@ -85,10 +90,16 @@ impl<E: Env> Client<E> {
             shared.truncate(&cell, 0);
         }
         // What the kernel reads from its own memory does not come by here: an open that is for reading alone counts.
+        let mut shows = false;
         if flags.read && !flags.write && !flags.noatime {
-            shared.accessed(ino);
+            // A machine that is there may hold what the attributes do not say yet.
+            let attr = match fresh {
+                Some(attr) => Some(attr),
+                None => shared.accepted_attr(ino).await.ok(),
+            };
+            shows = attr.is_some_and(|attr| shared.accessed_showing(ino, &attr));
         }
-        Ok(shared.files.open(cell, flags))
+        Ok((shared.files.open(cell, flags), shows))
     }
 
     /// Ends a handle. What it wrote stays on its way.
@@ -225,10 +236,15 @@ impl<E: Env> Client<E> {
 impl<E: Env> Shared<E> {
     /// The machine of a regular file, pinned: `files.unpin` ends that.
     pub(super) async fn pin(&self, ino: Ino) -> Result<Arc<Cell>, Errno> {
+        self.pin_fresh(ino).await.map(|(cell, _)| cell)
+    }
+
+    /// The same, with the attributes that were read for it, if they had to be.
+    async fn pin_fresh(&self, ino: Ino) -> Result<(Arc<Cell>, Option<Attr>), Errno> {
         loop {
             self.env.pause().await;
             let ticket = match self.files.pin(ino) {
-                Ok(cell) => return Ok(cell),
+                Ok(cell) => return Ok((cell, None)),
                 Err(ticket) => ticket,
             };
             let attr = self.read(|read| meta::attr::load(read, ino)).await?;
@@ -242,7 +258,7 @@ impl<E: Env> Shared<E> {
                 | FileType::Socket => return Err(Errno::EINVAL),
             }
             if let Some(cell) = self.files.insert(ino, attr.flags, ticket, || self.machine(ino, &attr)) {
-                return Ok(cell);
+                return Ok((cell, Some(attr)));
             }
         }
     }

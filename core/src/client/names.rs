@@ -482,7 +482,8 @@ impl<E: Env> Shared<E> {
         Ok(attr)
     }
 
-    async fn accepted_attr(&self, ino: Ino) -> Result<Attr, Errno> {
+    /// Attributes with everything accepted, without the accesses that are not recorded.
+    pub(super) async fn accepted_attr(&self, ino: Ino) -> Result<Attr, Errno> {
         loop {
             self.env.pause().await;
             let (cell, retired) = self.files.get_counted(ino);
