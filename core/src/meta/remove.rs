@@ -18,7 +18,7 @@ use crate::types::{Attr, FileType, Ino, Place, STRIPES, SliceId, SliceRecord};
 
 const MISSING: OpError = OpError::Damaged("a name of an inode that does not exist");
 
-/// Removes a name of what is not a directory. ENAMETOOLONG, ENOTDIR, ENOENT, EPERM (flags), EISDIR.
+/// Removes a name of what is not a directory. ENAMETOOLONG, ENOTDIR, ENOENT, EISDIR, EPERM (flags).
 pub fn unlink(txn: &mut dyn Txn, ctx: &OpCtx, dir: Ino, name: &[u8]) -> OpResult<Removed> {
     remove(txn, ctx, dir, name, false)
 }
@@ -34,12 +34,12 @@ fn remove(txn: &mut dyn Txn, ctx: &OpCtx, dir: Ino, name: &[u8], directory: bool
     let key = keys::dentry(dir, name);
     let dentry: Dentry = get(txn, &key)?.ok_or(Errno::ENOENT)?;
     let attr = get(txn, keys::attr(dentry.ino))?.ok_or(MISSING)?;
-    may_take(&parent, &attr)?;
     match (directory, dentry.kind == FileType::Directory) {
         (false, true) => return Err(Errno::EISDIR.into()),
         (true, false) => return Err(Errno::ENOTDIR.into()),
         (false, false) | (true, true) => {}
     }
+    may_take(&parent, &attr)?;
     let removed = detach(txn, ctx, dir, name, dentry.ino, attr)?;
     txn.delete(&key);
     note_entries(txn, ctx, dir, &parent, -1, -i64::from(directory))?;

@@ -58,7 +58,7 @@ impl<'a> Side<'a> {
 }
 
 /// Renames `src_name` in `src_dir` to `dst_name` in `dst_dir`. Two names of one inode: nothing happens.
-/// ENAMETOOLONG, ENOTDIR, ENOENT, EEXIST (`NoReplace`), EINVAL (into itself), EPERM (flags), EISDIR, ENOTEMPTY.
+/// ENAMETOOLONG, ENOENT, EEXIST (`NoReplace`), EINVAL (into itself), ENOTDIR, EISDIR, EPERM (flags), ENOTEMPTY.
 pub fn rename(
     txn: &mut dyn Txn,
     ctx: &OpCtx,
@@ -95,6 +95,13 @@ pub fn rename_leaving(
         forbid_ancestor(txn, moved.ino, dst_dir)?;
     }
     if target.as_ref().is_none_or(|target| target.ino != moved.ino) {
+        if let (Some(target), true) = (&target, mode != RenameMode::Exchange) {
+            match (moved.is_dir(), target.is_dir()) {
+                (true, false) => return Err(Errno::ENOTDIR.into()),
+                (false, true) => return Err(Errno::EISDIR.into()),
+                (true, true) | (false, false) => {}
+            }
+        }
         may_take(&src.dir_attr, &moved.attr)?;
         match &target {
             Some(target) => may_take(&dst.dir_attr, &target.attr)?,
@@ -143,11 +150,6 @@ fn replace(
     let moved_dirs = i64::from(moved.is_dir());
     let (mut lost, mut lost_dirs, mut replaced) = (0, 0, None);
     if let Some(target) = target {
-        match (moved.is_dir(), target.is_dir()) {
-            (true, false) => return Err(Errno::ENOTDIR.into()),
-            (false, true) => return Err(Errno::EISDIR.into()),
-            (true, true) | (false, false) => {}
-        }
         (lost, lost_dirs) = (1, i64::from(target.is_dir()));
         replaced = Some(detach(txn, ctx, dst.dir, dst.name, target.ino, target.attr)?);
     }
