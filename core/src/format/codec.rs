@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use crate::kv::OpError;
 use crate::types::Timestamp;
 
-/// Version of metadata values: their first byte.
+/// Version of every metadata value written by this code: its first byte.
 pub const VALUE_VERSION: u8 = 1;
 
 /// Why bytes do not decode.
@@ -117,17 +117,11 @@ impl<'a> Decoder<'a> {
 
     /// Starts after the value version, which must be the known one.
     pub fn value(bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        Self::versioned(bytes, VALUE_VERSION).map(|(_, decoder)| decoder)
-    }
-
-    /// The value's version, up to `newest`, and what is after it.
-    pub fn versioned(bytes: &'a [u8], newest: u8) -> Result<(u8, Self), DecodeError> {
         let mut decoder = Self(bytes);
-        let version = decoder.u8()?;
-        if version == 0 || newest < version {
-            return Err(DecodeError::Version(u32::from(version)));
+        match decoder.u8()? {
+            VALUE_VERSION => Ok(decoder),
+            other => Err(DecodeError::Version(u32::from(other))),
         }
-        Ok((version, decoder))
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
@@ -190,6 +184,11 @@ impl<'a> Decoder<'a> {
     /// All that is left.
     pub fn rest(&mut self) -> &'a [u8] {
         core::mem::take(&mut self.0)
+    }
+
+    /// Nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Checks that nothing is left.

@@ -4,8 +4,8 @@
 //! Leaves to others: keys (`format::keys`), which values exist together (`meta`).
 //!
 //! Invariants
-//! - The first byte is the version of the value's layout. What an older program cannot know gets a higher one, and is
-//!   written only where it is used: an inode with flags, a volume with ACLs (whose settings such a program refuses).
+//! - The first byte is the version of the format.
+//! - What was added to a value since is a tail that may be absent, and is where it says the usual.
 //! - What decodes is in range: no reader of a decoded value checks it again.
 
 use alloc::string::String;
@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 
 use bytes::Bytes;
 
-use super::codec::{DecodeError, Decoder, Encoder, VALUE_VERSION, require};
+use super::codec::{DecodeError, Decoder, Encoder, require};
 use crate::types::{
     Attr, FILE_SIZE_MAX, FileType, Geometry, Ino, InodeFlags, Place, SessionId, SliceId, SliceRecord, Timestamp,
     VolumeId,
@@ -26,8 +26,6 @@ pub const VOLUME_VERSION_PLAIN: u32 = 1;
 
 /// Feature of a volume: POSIX ACLs.
 const FEATURE_ACL: u32 = 1;
-/// Newest layout of `Attr`: 2 adds the flags, when there are some.
-const ATTR_VERSION: u8 = 2;
 
 /// Most frames in a block: keeps the table of checksums of a block below 512 KiB.
 const FRAMES_MAX: u32 = 1 << 16;
@@ -227,6 +225,9 @@ impl Value for Volume {
     }
 }
 
+/// The tail of `Attr` that holds `flags`.
+const TAIL_FLAGS: u8 = 2;
+
 fn kind_code(kind: FileType) -> u8 {
     match kind {
         FileType::Regular => 1,
@@ -256,10 +257,7 @@ impl Value for Attr {
     fn encode(&self) -> Vec<u8> {
         let Self { kind, mode, uid, gid, rdev, nlink, length, stored, .. } = *self;
         debug_assert!(mode <= 0o7777 && length <= FILE_SIZE_MAX);
-        let flagged = self.flags != InodeFlags::default();
-        let version = if flagged { ATTR_VERSION } else { VALUE_VERSION };
-        let fields = Encoder::new(109)
-            .u8(version)
+        let value = Encoder::value(110)
             .u8(kind_code(kind))
             .u16(mode)
             .u32(uid)
@@ -275,12 +273,14 @@ impl Value for Attr {
             .u64(self.commit)
             .u64(self.next_seq)
             .u64(self.parent.0);
-        if flagged { fields.u8(self.flags.bits()).finish() } else { fields.finish() }
+        let plain = self.flags == InodeFlags::default();
+        let value = if plain { value } else { value.u8(TAIL_FLAGS).u8(self.flags.bits()) };
+        value.finish()
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let (version, mut d) = Decoder::versioned(bytes, ATTR_VERSION)?;
-        let attr = Self {
+        let mut d = Decoder::value(bytes)?;
+        let mut attr = Self {
             kind: kind_of(&mut d)?,
             mode: d.u16()?,
             uid: d.u32()?,
@@ -296,11 +296,15 @@ impl Value for Attr {
             commit: d.u64()?,
             next_seq: d.u64()?,
             parent: Ino(d.u64()?),
-            flags: match version {
-                VALUE_VERSION => InodeFlags::default(),
-                _ => InodeFlags::from_bits(d.u8()?).ok_or(DecodeError::Invalid("flags of an inode"))?,
-            },
+            flags: InodeFlags::default(),
         };
+        if !d.is_empty() {
+            if d.u8()? != TAIL_FLAGS {
+                return Err(DecodeError::Trailing);
+            }
+            attr.flags = InodeFlags::from_bits(d.u8()?).ok_or(DecodeError::Invalid("flags of an inode"))?;
+            require(attr.flags != InodeFlags::default(), "flags of an inode")?;
+        }
         d.finish()?;
         require(attr.mode <= 0o7777, "mode")?;
         require(attr.length <= FILE_SIZE_MAX, "length of a file")?;
