@@ -212,6 +212,17 @@ impl Model {
         Ok(Vec::new())
     }
 
+    /// Does what may be left of an `op` that failed: an ACL without the mode that it brings, which a file with
+    /// uncommitted bytes gets in its turn. False: it is done as a whole or not at all.
+    pub fn apply_half(&mut self, op: &Op, when: Stamp) -> bool {
+        let Op::SetAcl { path, default: false, entries } = op else { return false };
+        let Ok(id) = self.find(path) else { return false };
+        let mode = self.node(id).mode;
+        let done = self.set_acl(path, false, entries, when).is_ok();
+        self.node_mut(id).mode = mode;
+        done
+    }
+
     // --- what the judges ask ---
 
     /// The node that `path` leads to.
