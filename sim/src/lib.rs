@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod apps;
+pub mod crowd;
 pub mod dice;
 pub mod faults;
 pub mod judge;
@@ -19,6 +20,7 @@ pub mod observe;
 pub mod plan;
 pub mod recovery;
 pub mod report;
+pub mod rest;
 pub mod rivals;
 pub mod run;
 pub mod shrink;

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use kiseki_core::format::block::LEASE_SLICES;
 use kiseki_core::types::Geometry;
 
 use crate::dice::Dice;
-use crate::faults::Fault;
+use crate::faults::{Fault, Faults};
 
 /// A run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -90,6 +91,30 @@ pub struct Knobs {
     /// After how many of 1000 operations an application looks at all that it has: where it seldom does, it works
     /// faster than the store.
     pub looks: u64,
+}
+
+/// What a volume may hold; 0: whatever comes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes.
+    pub capacity: u64,
+    /// Inodes.
+    pub inodes: u64,
+}
+
+impl Limits {
+    /// As scarce as `faults` wants.
+    pub fn draw(dice: &Dice, faults: &Faults) -> Self {
+        let between = |level, some: Range<u64>, few: Range<u64>| match level {
+            0 => 0,
+            1 => some.start + dice.below(some.end - some.start),
+            _ => few.start + dice.below(few.end - few.start),
+        };
+        Self {
+            capacity: between(faults.level(Fault::SpaceShort), 60_000..160_000, 15_000..60_000),
+            inodes: between(faults.level(Fault::InodesShort), 20..40, 10..20),
+        }
+    }
 }
 
 impl Knobs {

@@ -38,13 +38,15 @@ const JUDGES: &[(&str, &str, &str)] = &[
     ("the bystander", "spy", "a racing reader sees a state of during its call"),
     ("explains what was found", "recovery", "a crash leaves what was synced, in order, with no invented bytes"),
     ("was lost though", "recovery", "nothing survives what came before it and was lost"),
-    ("findings, such as", "run", "the metadata is whole after each crash"),
+    ("limits: ", "rest", "a volume takes what its limits allow, and no more"),
+    ("that it may", "rest", "a volume takes what its limits allow, and no more"),
+    ("findings, such as", "rest", "the metadata is whole after each crash"),
     ("though nothing ever failed", "apps", "nothing fails where no fault has struck"),
     ("application ", "judge", "each step shows what POSIX says"),
-    ("things are left", "run", "the store holds exactly what is referred to"),
+    ("things are left", "rest", "the store holds exactly what is referred to"),
     ("after the last unmount", "run", "the store holds exactly what is referred to"),
     ("a client spins", "world", "nothing waits by trying again and again"),
-    ("after a sync there are still", "run", "memory, permits and queues come back"),
+    ("after a sync there are still", "rest", "memory, permits and queues come back"),
 ];
 
 /// Who raised this violation.

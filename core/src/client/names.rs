@@ -56,7 +56,11 @@ impl<E: Env> Client<E> {
         let shared = &self.0;
         shared.env.pause().await;
         let retired = shared.files.retired();
-        let (ino, mut attr) = shared.read(|read| meta::lookup::lookup(read, dir, name)).await?;
+        let found = shared.read(|read| meta::lookup::lookup(read, dir, name)).await;
+        if planted::is(Bug::FailedReadIsAbsence) && matches!(found, Err(Errno::EIO)) {
+            return Err(Errno::ENOENT);
+        }
+        let (ino, mut attr) = found?;
         if attr.kind == FileType::Regular && shared.may_be_dirty(ino, retired) {
             attr = shared.getattr(ino).await?;
         }
@@ -377,7 +381,12 @@ impl<E: Env> Shared<E> {
         if self.options.read_only {
             return Err(Errno::EROFS);
         }
-        if self.volume.inodes > 0 && self.read(meta::volume::usage).await?.inodes >= self.volume.inodes {
+        // Creates that run at once may all find the last place free.
+        if self.volume.inodes > 0
+            && self.read(meta::volume::usage).await?.inodes >= self.volume.inodes
+            && !planted::is(Bug::InodeLimitIgnored)
+        {
+            reached(Mark::CreateBeyondLimit);
             return Err(Errno::ENOSPC);
         }
         let ino = Ino(self.next_ino().await?);
