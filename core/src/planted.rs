@@ -77,6 +77,7 @@ bugs! {
     FailedGetIsHole, 3, "a block that the store does not give reads as zeros";
     AppendAtOldEnd, 3, "an append goes where the file ended when the kernel asked";
     HandleReuse, 3, "the numbers of handles start again and meet open ones";
+    RenameLooksFirst, 2, "a rename that must not replace looks for its target in a transaction of its own";
     RenameInTwo, 4, "a rename that had to wait first removes the name, in a transaction of its own";
     RenameWithoutWait, 4, "a rename over a name does not wait for the renamed file's bytes";
     FailedPutDropped, 5, "a put that failed counts as done";

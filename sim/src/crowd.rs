@@ -1,4 +1,4 @@
-//! Everybody who works on one client's mount, over all its lives: applications, a bystander, rivals.
+//! Everybody who works on one client's mount, over all its lives: applications, a bystander, rivals, a crew.
 //!
 //! Owns: who they are, putting them to work, what each of them must find after a mount.
 //! Leaves to others: when a life begins and ends (`run`), what each of them does and is judged by.
@@ -17,6 +17,7 @@ use madsim::task::JoinHandle;
 use madsim::time;
 
 use crate::apps::{App, Life};
+use crate::crew::Crew;
 use crate::dice::Dice;
 use crate::faults::Fault;
 use crate::judge::{Durable, Judge};
@@ -32,6 +33,8 @@ use crate::world::{SimEnv, World};
 const LENGTH_MAX: u64 = 5 * 4096;
 /// In how many of 1000 seeds two writers share a file.
 const RIVALRY: u64 = 400;
+/// In how many of 1000 seeds several tasks change the same names.
+const CREWED: u64 = 400;
 /// No wait of a client is longer than its deadlines allow: nothing happening for so long is a hang.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -60,6 +63,8 @@ pub struct Crowd {
     pub apps: [Arc<App>; APPS],
     /// In some seeds.
     rivals: Option<Rivals>,
+    /// In some seeds.
+    crew: Option<Crew>,
 }
 
 /// The tasks of a life.
@@ -110,7 +115,8 @@ impl Crowd {
         // They share one file of the volume; one crowd has them.
         let rivalry = index == 0 && plan.alone.is_none() && Dice::new(seed, 4).chance(RIVALRY);
         let rivals = rivalry.then(Rivals::default);
-        Self { world: world.clone(), plan: plan.clone(), dice, apps, rivals }
+        let crew = (index == 0 && plan.alone.is_none() && Dice::new(seed, 6).chance(CREWED)).then(Crew::default);
+        Self { world: world.clone(), plan: plan.clone(), dice, apps, rivals, crew }
     }
 
     /// Makes what all crowds of a volume of so many clients start from.
@@ -122,6 +128,7 @@ impl Crowd {
         }
         let made = client.mknod(CALLER, Ino::ROOT, rivals::NAME.as_bytes(), FileType::Regular, 0o644, 0).await;
         made.expect("nothing fails yet");
+        Crew::settle(client).await.expect("nothing fails yet");
     }
 
     /// Operations of its applications, over all lives.
@@ -148,6 +155,10 @@ impl Crowd {
         }
         let spy = Spy::new(self.apps.clone(), self.world.clone(), client.clone(), self.dice.clone());
         tasks.push(node.spawn(spy.run(stop.clone())));
+        if let Some(crew) = self.crew.clone() {
+            let dice = Dice::new(self.plan.seed, life + 1000);
+            tasks.push(node.spawn(crew.run(client.clone(), self.world.clone(), dice, stop.clone())));
+        }
         Work { stop, tasks }
     }
 
@@ -159,6 +170,7 @@ impl Crowd {
             judge.durable.push(Durable::All(now));
         }
         self.rivals.iter().for_each(Rivals::all_durable);
+        self.crew.iter().for_each(Crew::all_durable);
     }
 
     /// Looks at everything after a mount, and finds the states of the last life that explain it.
@@ -175,6 +187,12 @@ impl Crowd {
             let kernel = Kernel::new(client.clone(), self.dice.clone(), self.world.clone());
             let world = self.world.clone();
             let look = node.spawn(async move { rivals.verify(kernel, &world).await });
+            let looked = time::timeout(PATIENCE * 5, look).await.map_err(|_| "looking around hangs")?;
+            looked.map_err(|error| error.to_string())??;
+        }
+        if let Some(crew) = self.crew.clone() {
+            let (client, world) = (client.clone(), self.world.clone());
+            let look = node.spawn(async move { crew.verify(&client, &world).await });
             let looked = time::timeout(PATIENCE * 5, look).await.map_err(|_| "looking around hangs")?;
             looked.map_err(|error| error.to_string())??;
         }

@@ -11,11 +11,13 @@
 #![forbid(unsafe_code)]
 
 pub mod apps;
+pub mod crew;
 pub mod crowd;
 pub mod dice;
 pub mod faults;
 pub mod judge;
 pub mod kernel;
+pub mod linear;
 pub mod observe;
 pub mod plan;
 pub mod recovery;

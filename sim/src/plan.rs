@@ -130,7 +130,7 @@ impl Knobs {
             commit_interval: Duration::from_millis(one_of(&[10, 50, 200, 500, 3000]) + dice.below(100)),
             store_timeout: Duration::from_secs(3 + dice.below(10)),
             max_uploads: one_of(&[1, 1, 2, 3, 4, 6]) as usize,
-            inode_lease: one_of(&[1, 8, 1 << 16, 1 << 16]),
+            inode_lease: one_of(&[1, 1, 8, 1 << 16]),
             slice_lease: one_of(&[1, 5, 60, LEASE_SLICES]),
             ..Options::default()
         };

@@ -32,6 +32,7 @@ const JUDGES: &[(&str, &str, &str)] = &[
     ("was deleted though", "world", "nothing live is deleted"),
     ("a commit of ", "world", "only durable bytes are committed"),
     ("was overwritten by other bytes", "world", "an object is never replaced by other bytes"),
+    ("the crew", "crew", "calls at once have an order, and a crash leaves a part of it"),
     ("rival", "rivals", "several handles see one order of writes, and a crash leaves a prefix of it"),
     ("was not told", "kernel", "errors are kept until each handle was told"),
     ("a read took", "kernel", "every wait has a deadline"),

@@ -135,18 +135,27 @@ impl Run {
         Handle::current().create_node().name(format!("client {}", self.lives)).build()
     }
 
-    /// Mounts all clients and looks at what is there.
+    /// Mounts all clients and looks at what is there; again if metadata fails meanwhile. What is found is durable.
     async fn begin(&mut self) -> Check<Vec<Mount>> {
-        let mut mounts = Vec::new();
-        for index in 0..CLIENTS {
-            mounts.push(self.mount(index).await?);
+        loop {
+            let mut mounts = Vec::new();
+            for index in 0..CLIENTS {
+                mounts.push(self.mount(index).await?);
+            }
+            match self.verify(&mounts).await {
+                Err(_) if self.world.meta.failed() => self.crash(&nodes(&mounts)).await?,
+                verified => return verified.map(|()| mounts),
+            }
         }
-        for (crowd, mount) in self.crowds.iter().zip(&mounts) {
+    }
+
+    async fn verify(&mut self, mounts: &[Mount]) -> Check<()> {
+        for (crowd, mount) in self.crowds.iter().zip(mounts) {
             let tried = crowd.verify(mount).await?;
             self.outcome.lost += tried.lost;
             self.outcome.tried += tried.promises;
         }
-        Ok(mounts)
+        Ok(())
     }
 
     /// Mounts until it succeeds; some mounts are killed half way.

@@ -223,6 +223,13 @@ impl<E: Env> Client<E> {
         let shared = &self.0;
         shared.env.pause().await;
         let names = [(dir, name), (new_dir, new_name)];
+        let mut mode = mode;
+        if planted::is(Bug::RenameLooksFirst)
+            && mode == RenameMode::NoReplace
+            && shared.read(|read| meta::lookup::lookup(read, new_dir, new_name)).await == Err(Errno::ENOENT)
+        {
+            mode = RenameMode::Replace;
+        }
         let mut settled: [Option<Ino>; 2] = [None, None];
         loop {
             let over = settled.iter().any(Option::is_some);
