@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use kiseki_core::client::{Caller, Client};
+use kiseki_core::client::Client;
 use kiseki_core::errno::Errno;
 use kiseki_core::meta::RenameMode;
 use kiseki_core::testkit::ops::{Op, RenameFlag, split};
@@ -20,10 +20,10 @@ use madsim::time;
 
 use crate::dice::Dice;
 use crate::faults::Fault;
+use crate::kernel::CALLER;
 use crate::linear::{Act, Answer, Call, Calls, Name, State, orders};
 use crate::world::{SimEnv, World};
 
-const CALLER: Caller = Caller { uid: 0, gid: 0 };
 /// The directory of the crew, in which nothing else is.
 pub const HOME: &str = "/x";
 /// The directories in which names come and go.
@@ -328,7 +328,7 @@ async fn change(
         Op::Rmdir { path } => return client.rmdir(dir(path), &name(path)).await.map(|()| None),
         Op::Rename { from, to, flag } => {
             let mode = match flag {
-                RenameFlag::Replace => RenameMode::Replace,
+                RenameFlag::Replace | RenameFlag::Whiteout => RenameMode::Replace,
                 RenameFlag::NoReplace => RenameMode::NoReplace,
                 RenameFlag::Exchange => RenameMode::Exchange,
             };

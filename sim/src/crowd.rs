@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kiseki_core::client::{Caller, Client};
+use kiseki_core::client::Client;
 use kiseki_core::errno::Errno;
 use kiseki_core::testkit::model::{Model, Stamp};
 use kiseki_core::testkit::ops::{Habits, Op};
@@ -21,7 +21,7 @@ use crate::crew::Crew;
 use crate::dice::Dice;
 use crate::faults::Fault;
 use crate::judge::{Durable, Judge};
-use crate::kernel::Kernel;
+use crate::kernel::{CALLER, Kernel};
 use crate::observe::{Contents, Tree};
 use crate::plan::Plan;
 use crate::recovery;
@@ -42,8 +42,6 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 const APPS: usize = 2;
 /// The directory in which all applications work.
 const SHARED: &str = "/s";
-
-const CALLER: Caller = Caller { uid: 0, gid: 0 };
 
 /// A client that has mounted, and the node that it runs on.
 #[derive(Clone)]
@@ -95,14 +93,25 @@ pub struct Tried {
 }
 
 impl Crowd {
-    /// The crowd of client `index`; `settle` makes what it starts from.
-    pub fn new(world: &World, plan: &Plan, index: usize, geometry: Geometry, looks: u64, dice: Dice) -> Self {
+    /// The crowd of client `index`; `settle` makes what it starts from. Applications look after `looks` of 1000
+    /// operations, and may be mounted without access times.
+    pub fn new(
+        world: &World,
+        plan: &Plan,
+        index: usize,
+        geometry: Geometry,
+        (looks, noatime): (u64, bool),
+        dice: Dice,
+    ) -> Self {
         let seed = plan.seed;
         let app = |number: usize| {
             let (letter, number) = (letter(index, number), (APPS * index + number) as u64);
             let stamp = Stamp::exactly(world.clock.now());
             let homes = vec![format!("/{letter}"), SHARED.to_string()];
             let mut model = Model::new(stamp);
+            if noatime {
+                model.set_noatime();
+            }
             for path in &homes {
                 let made = model.apply(&Op::Mkdir { path: path.clone(), mode: 0o755 }, stamp);
                 made.expect("the model is empty");

@@ -15,7 +15,7 @@ use kiseki_core::env::{MetaStore, ObjectStore, Point};
 use kiseki_core::format::block::{self, VOLUME_OBJECT};
 use kiseki_core::format::values::{VOLUME_VERSION, Volume};
 use kiseki_core::meta::{self, OpCtx};
-use kiseki_core::types::{Geometry, VolumeId};
+use kiseki_core::types::{AtimeMode, Geometry, VolumeId};
 use madsim::runtime::{Handle, NodeHandle};
 use madsim::time::{self, TimeHandle};
 
@@ -110,7 +110,8 @@ impl Run {
         Crowd::settle(&client, CLIENTS).await;
         client.unmount().await.expect("nothing fails yet");
         world.end(Ending::Unmount);
-        let crowd = |index| Crowd::new(&world, &plan, index, geometry, looks, dice.clone());
+        let noatime = options.atime == AtimeMode::Noatime;
+        let crowd = |index| Crowd::new(&world, &plan, index, geometry, (looks, noatime), dice.clone());
         let crowds = (0..CLIENTS).map(crowd).collect();
         Self { world, plan, dice, options, crowds, outcome: Outcome::default(), lives: 0 }
     }
@@ -350,6 +351,7 @@ async fn format(world: &World, geometry: Geometry, limits: Limits) {
         capacity: limits.capacity,
         inodes: limits.inodes,
         created: world.clock.now(),
+        acl: true,
     };
     let ctx = OpCtx { now: world.clock.now(), stripe: 0, geometry };
     let formatted = world.meta.write(|txn| meta::volume::format(txn, &ctx, &volume, 0, 0)).await;

@@ -23,8 +23,9 @@ use crate::kv::{OpError, OpResult, Read, Txn};
 use crate::marks::{Mark, reached_if};
 use crate::meta::{self, OpCtx};
 use crate::planted::{self, Bug};
-use crate::types::{Geometry, SessionId};
+use crate::types::{AtimeMode, Geometry, SessionId};
 
+mod access;
 mod admin;
 mod blocks;
 mod budget;
@@ -42,6 +43,7 @@ pub use data::ReadData;
 pub use files::{Handle, OpenFlags};
 pub use names::{Caller, Entry, StatFs};
 
+use access::AccessTable;
 use blocks::Blocks;
 use budget::Budget;
 use files::Files;
@@ -71,6 +73,8 @@ pub struct Options {
     pub inode_lease: u64,
     /// Slice ids of each lease that are used; the others never are. (1..=LEASE_SLICES)
     pub slice_lease: u64,
+    /// When reading changes the access time.
+    pub atime: AtimeMode,
 }
 
 impl Default for Options {
@@ -84,6 +88,7 @@ impl Default for Options {
             // A few seconds of creates.
             inode_lease: 1 << 16,
             slice_lease: LEASE_SLICES,
+            atime: AtimeMode::default(),
         }
     }
 }
@@ -137,6 +142,7 @@ struct Shared<E: Env> {
     session: Option<SessionId>,
     started: Duration,
     files: Files,
+    accesses: AccessTable,
     inodes: IdPool,
     slices: IdPool,
     blocks: Blocks<E>,
@@ -156,6 +162,10 @@ struct Shared<E: Env> {
     committed_bytes: AtomicU64,
     /// A put failed: it may be applied later, so objects may be left that nothing refers to.
     unsure: AtomicBool,
+    /// Orphans that are being removed.
+    reaping: AtomicU64,
+    /// One of them is gone.
+    reap_ended: Notify,
     stopping: AtomicBool,
     stop: Notify,
 }
@@ -183,13 +193,16 @@ impl<E: Env> Client<E> {
             return Ok(());
         }
         let left = |errno| Unmounted { errno, dirty_bytes: shared.memory.used() };
+        shared.record_accesses().await.map_err(left)?;
         self.sync().await.map_err(left)?;
         shared.reap_all().await;
+        // What the kernel's last FORGETs have begun. What takes too long leaves its objects to the next mount.
+        let reaped = timeout(&shared.env, shared.deadline(), shared.reaped()).await.is_some();
         shared.stopping.store(true, Ordering::Release);
         shared.stop.notify_all();
         shared.collector.stop().await;
         let session = shared.session.expect("a writable mount has a session");
-        let unsure = shared.unsure.load(Ordering::Acquire) && !planted::is(Bug::UnsureForgotten);
+        let unsure = (!reaped || shared.unsure.load(Ordering::Acquire)) && !planted::is(Bug::UnsureForgotten);
         let ended = shared
             .mutate(|txn, _| if unsure { meta::session::fence(txn, session) } else { meta::session::end(txn, session) })
             .await;
@@ -266,6 +279,7 @@ impl<E: Env> Shared<E> {
             memory: Budget::new(options.buffer_size - cache),
             uploads: Budget::new(options.max_uploads as u64),
             files: Files::new(),
+            accesses: AccessTable::new(options.atime),
             inodes: IdPool::new(),
             slices: IdPool::new(),
             session,
@@ -275,6 +289,8 @@ impl<E: Env> Shared<E> {
             used_base: AtomicU64::new(0),
             committed_bytes: AtomicU64::new(0),
             unsure: AtomicBool::new(false),
+            reaping: AtomicU64::new(0),
+            reap_ended: Notify::default(),
             stopping: AtomicBool::new(false),
             stop: Notify::default(),
             env,
@@ -439,6 +455,8 @@ impl<E: Env> Shared<E> {
                 synced_at = now;
                 let shared = self.clone();
                 self.env.spawn(async move {
+                    // A failure leaves them to the next time.
+                    let _ = shared.record_accesses().await;
                     if let Err(errno) = shared.sync_meta().await {
                         tracing::warn!(?errno, "the metadata log could not be synced");
                     }
@@ -463,5 +481,50 @@ fn errno(error: MetaError) -> Errno {
             Errno::EIO
         }
         MetaError::Op(OpError::Kv(_)) | MetaError::Retry | MetaError::Unknown | MetaError::Failed => Errno::EIO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    use bytes::Bytes;
+
+    use super::upkeep::fake::World;
+    use super::*;
+    use crate::types::Ino;
+
+    /// A fuzzed client had a block put after its file was unlinked, closed and forgotten, while it was unmounted: the
+    /// session ended as if it had left nothing, and nobody ever looked for the block.
+    #[test]
+    fn unmount_waits_for_the_end_of_what_was_forgotten() {
+        let world = World::new();
+        let id = world.volume().id;
+        world.state().objects.insert(VOLUME_OBJECT.into(), crate::format::block::encode_marker(id));
+        world.block_on(async {
+            let client = Client::mount(world.clone(), Options::default()).await.expect("a mount");
+            let flags = OpenFlags { write: true, ..OpenFlags::default() };
+            let caller = Caller { uid: 0, gid: 0, umask: None };
+            let (entry, handle) = client.create(caller, Ino::ROOT, b"gone", 0o644, flags).await.expect("a file");
+            // Of more than a block: it is put at once.
+            client.write(handle, 0, Bytes::from(vec![1; 5000]), false).await.expect("a write");
+            client.unlink(Ino::ROOT, b"gone").await.expect("no name");
+            client.release(handle).await.expect("not open");
+            // So that its removal is tried again at ever longer intervals.
+            world.state().faults.write = true;
+            client.forget(entry.ino, 1);
+            world.sleep_until(world.now() + Duration::from_secs(1)).await;
+            world.state().faults.write = false;
+            client.unmount().await.expect("an unmount");
+            // The process ends.
+            world.power_cut();
+
+            let client = Client::mount(world.clone(), Options::default()).await.expect("a mount");
+            world.sleep_until(world.now() + Duration::from_secs(60)).await;
+            let left: Vec<String> = world.state().objects.keys().cloned().collect();
+            assert_eq!(left, [VOLUME_OBJECT]);
+            client.unmount().await.expect("an unmount");
+        });
     }
 }

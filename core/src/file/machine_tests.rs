@@ -12,7 +12,7 @@ use super::machine::{Action, CommitOutcome, File, PutOutcome};
 use super::view::Segment;
 use crate::errno::Errno;
 use crate::meta::{Change, Commit, SetAttr};
-use crate::types::{Attr, BlockId, FileType, Geometry, Ino, Place, SliceId, SliceRecord, Timestamp};
+use crate::types::{Attr, BlockId, FileType, Geometry, Ino, InodeFlags, Place, SliceId, SliceRecord, Timestamp};
 
 const GEOMETRY: Geometry = Geometry { chunk_size: 64, block_size: 16, frame_size: 8, inline_max: 4 };
 const INO: Ino = Ino(7);
@@ -35,6 +35,7 @@ fn attr(length: u64, commit: u64) -> Attr {
         commit,
         next_seq: 0,
         parent: Ino::ROOT,
+        flags: InodeFlags::default(),
     }
 }
 
@@ -355,6 +356,22 @@ fn a_small_write_travels_in_its_commit() {
     let [Action::Commit(commit)] = &world.actions[..] else { panic!("{:?}", world.actions) };
     let Change::Slice { record, .. } = &commit.changes[0] else { panic!("{commit:?}") };
     assert_eq!((record.slice, &record.place), (SliceId(0), &Place::Inline(Bytes::from_static(b"tiny"))));
+}
+
+/// A fuzzed client saw twice the blocks of a file while the answer to its commit was on its way.
+#[test]
+fn what_a_commit_under_way_has_stored_is_counted_once() {
+    let mut file = File::new(INO, &attr(0, 0), GEOMETRY, Duration::from_secs(60));
+    let wall = Timestamp::default();
+    file.write(Duration::ZERO, wall, 0, b"ab", false);
+    let number = file.flush();
+    file.write(Duration::ZERO, wall, 20, b"c", false);
+    let Some(Action::Commit(commit)) = file.poll_action(Duration::ZERO, &mut || None) else { panic!("no commit") };
+    assert_eq!(commit.number, number);
+    assert_eq!(file.overlay_attr(attr(0, 0)).stored, 3);
+    assert_eq!(file.overlay_attr(Attr { stored: 2, ..attr(2, number) }).stored, 3, "with the commit applied");
+    file.handle_commit(Duration::ZERO, CommitOutcome::Applied { fresh: true }, |_, _| {});
+    assert_eq!(file.overlay_attr(Attr { stored: 2, ..attr(2, number) }).stored, 3, "and answered");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! Owns: what is durable; mounting; a note of every moment at which a crash finds something else than before.
 //! Leaves to others: the order in which `client` composes all this (`files`), system calls (`kernel`), the life after a
-//! crash (`recovery`), what a crash may leave (`judge`).
+//! crash (`recovery`), what a crash may leave (`testkit::judge`).
 //!
 //! Invariants
 //! - Each transaction, put, barrier, sync and delete leaves a `Moment`.
@@ -142,6 +142,7 @@ impl World {
             capacity: 0,
             inodes: 0,
             created: world.wall(),
+            acl: true,
         };
         world.txn(Event::Txn("format"), |txn, ctx| meta::volume::format(txn, ctx, &volume, 0, 0)).expect("it is new");
         world.mount();

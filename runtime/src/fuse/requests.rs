@@ -24,8 +24,9 @@ use kiseki_core::errno::Errno as CoreErrno;
 use kiseki_core::meta::SetAttr;
 use kiseki_core::types::{FileType, Ino, NAME_MAX};
 
+use super::attributes::{Asker, FlagsIoctl};
 use super::kernel::TTL;
-use super::{Adapter, convert, dir, kernel};
+use super::{Adapter, attributes, convert, dir, kernel};
 
 /// Unit in which statfs counts.
 const STATFS_BLOCK: u32 = 4096;
@@ -36,16 +37,12 @@ const UNLIMITED_INODES: u64 = 10 << 20;
 /// Bits of a mode that give privileges to who runs the file.
 const SUID_SGID: u16 = 0o6000;
 
-fn ino(ino: INodeNo) -> Ino {
-    Ino(ino.0)
-}
-
 fn handle(handle: FileHandle) -> Handle {
     Handle(handle.0)
 }
 
-fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid() }
+fn asker(request: &Request) -> Asker {
+    Asker { uid: request.uid(), gid: request.gid(), pid: request.pid() }
 }
 
 fn owned(name: &OsStr) -> Bytes {
@@ -58,13 +55,6 @@ fn reply_entry(reply: ReplyEntry, entry: Entry) {
 
 fn reply_empty(reply: ReplyEmpty, (): ()) {
     reply.ok();
-}
-
-/// Extended attributes of what a volume does not have: POSIX ACLs, and SELinux labels, which the kernel gives to a FUSE
-/// mount as a whole. EOPNOTSUPP stops `ls -l` from asking for them once for each file.
-fn is_foreign_xattr(name: &OsStr) -> bool {
-    let name = name.as_bytes();
-    name.starts_with(b"system.") || name == b"security.selinux"
 }
 
 /// Replies with an extended attribute's value, or with its length if that was asked.
@@ -85,18 +75,35 @@ async fn drop_privileges<E: Env>(client: &Client<E>, ino: Ino) -> Result<(), Cor
     Ok(())
 }
 
+impl<E: Env> Adapter<E> {
+    /// Who makes something. The kernel has applied the umask, unless ACLs decide.
+    fn caller(&self, request: &Request, umask: u32) -> Caller {
+        let umask = self.client.volume().acl.then(|| convert::permissions(umask));
+        Caller { uid: request.uid(), gid: request.gid(), umask }
+    }
+
+    fn reply_attr(&self, inode: Ino, reply: ReplyAttr) {
+        self.serve(
+            reply,
+            |client| async move { client.getattr(inode).await },
+            move |reply, attr| reply.attr(&TTL, &convert::attr(inode, &attr)),
+        );
+    }
+}
+
 impl<E: Env> Filesystem for Adapter<E> {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        kernel::configure(config);
-        self.skip_opendir = kernel::can_skip_opendir(config);
+        kernel::configure(config, self.client.volume().acl, self.atime)?;
+        self.skip_opendir = kernel::can_skip_opendir(config, self.atime);
         Ok(())
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let parent = self.ino(parent);
         let name = owned(name);
         let client = self.client.clone();
         self.run(async move {
-            match client.lookup(ino(parent), &name).await {
+            match client.lookup(parent, &name).await {
                 Ok(entry) => reply_entry(reply, entry),
                 Err(CoreErrno::ENOENT) => reply.entry(&TTL, &convert::negative_entry(), Generation(0)),
                 Err(errno) => reply.error(convert::errno(errno)),
@@ -105,16 +112,11 @@ impl<E: Env> Filesystem for Adapter<E> {
     }
 
     fn forget(&self, _request: &Request, inode: INodeNo, count: u64) {
-        self.client.forget(ino(inode), count);
+        self.client.forget(self.ino(inode), count);
     }
 
     fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        let inode = ino(inode);
-        self.serve(
-            reply,
-            |client| async move { client.getattr(inode).await },
-            move |reply, attr| reply.attr(&TTL, &convert::attr(inode, &attr)),
-        );
+        self.reply_attr(self.ino(inode), reply);
     }
 
     fn setattr(
@@ -135,7 +137,8 @@ impl<E: Env> Filesystem for Adapter<E> {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let inode = ino(inode);
+        let inode = self.ino(inode);
+        let now = |time| matches!(time, Some(TimeOrNow::Now));
         let chown = uid.is_some() || gid.is_some();
         let set = SetAttr {
             mode: mode.map(convert::permissions),
@@ -146,11 +149,12 @@ impl<E: Env> Filesystem for Adapter<E> {
             ctime: ctime.map(convert::kernel_time),
             // chown(2) drops them whoever calls it (of what is not a directory: the core's part), truncate(2) unless
             // root does. The request's own flag for it does not reach us.
+            touch: now(atime) && now(mtime),
             drop_suid_sgid: chown || (size.is_some() && request.uid() != 0),
         };
         if size.is_none() && set == SetAttr::default() {
             // The kernel asks for a change of nothing where it leaves dropping suid and sgid to a WRITE that follows.
-            return self.getattr(request, INodeNo(inode.0), None, reply);
+            return self.reply_attr(inode, reply);
         }
         self.serve(
             reply,
@@ -160,9 +164,10 @@ impl<E: Env> Filesystem for Adapter<E> {
     }
 
     fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
+        let inode = self.ino(inode);
         self.serve(
             reply,
-            |client| async move { client.readlink(ino(inode)).await },
+            |client| async move { client.readlink(inode).await },
             |reply, target: Bytes| reply.data(&target),
         );
     }
@@ -173,50 +178,51 @@ impl<E: Env> Filesystem for Adapter<E> {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let parent = self.ino(parent);
         let Some(kind) = convert::node_kind(mode) else { return reply.error(Errno::EINVAL) };
-        let (caller, name, mode) = (caller(request), owned(name), convert::permissions(mode));
+        let (caller, name, mode) = (self.caller(request, umask), owned(name), convert::permissions(mode));
         self.serve(
             reply,
-            |client| async move { client.mknod(caller, ino(parent), &name, kind, mode, rdev).await },
+            |client| async move { client.mknod(caller, parent, &name, kind, mode, rdev).await },
             reply_entry,
         );
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let (caller, name, mode) = (caller(request), owned(name), convert::permissions(mode));
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let parent = self.ino(parent);
+        let (caller, name, mode) = (self.caller(request, umask), owned(name), convert::permissions(mode));
         self.serve(
             reply,
-            |client| async move { client.mknod(caller, ino(parent), &name, FileType::Directory, mode, 0).await },
+            |client| async move { client.mknod(caller, parent, &name, FileType::Directory, mode, 0).await },
             reply_entry,
         );
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let parent = self.ino(parent);
         let name = owned(name);
-        self.serve(reply, |client| async move { client.unlink(ino(parent), &name).await }, reply_empty);
+        self.serve(reply, |client| async move { client.unlink(parent, &name).await }, reply_empty);
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let parent = self.ino(parent);
         let name = owned(name);
-        self.serve(reply, |client| async move { client.rmdir(ino(parent), &name).await }, reply_empty);
+        self.serve(reply, |client| async move { client.rmdir(parent, &name).await }, reply_empty);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let (caller, name, target) = (caller(request), owned(name), owned(target.as_os_str()));
-        self.serve(
-            reply,
-            |client| async move { client.symlink(caller, ino(parent), &name, &target).await },
-            reply_entry,
-        );
+        let parent = self.ino(parent);
+        let (caller, name, target) = (self.caller(request, 0), owned(name), owned(target.as_os_str()));
+        self.serve(reply, |client| async move { client.symlink(caller, parent, &name, &target).await }, reply_entry);
     }
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -224,41 +230,52 @@ impl<E: Env> Filesystem for Adapter<E> {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let mode = match convert::rename_mode(flags.bits()) {
-            Ok(mode) => mode,
+        let (parent, new_parent) = (self.ino(parent), self.ino(new_parent));
+        let (mode, whiteout) = match convert::rename_mode(flags.bits()) {
+            Ok(known) => known,
             Err(errno) => return reply.error(errno),
         };
         let (name, new_name) = (owned(name), owned(new_name));
+        let whiteout = whiteout.then(|| self.caller(request, 0));
         self.serve(
             reply,
-            |client| async move { client.rename(ino(parent), &name, ino(new_parent), &new_name, mode).await },
+            |client| async move {
+                client.rename_leaving([(parent, &name), (new_parent, &new_name)], mode, whiteout).await
+            },
             reply_empty,
         );
     }
 
     fn link(&self, _request: &Request, inode: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
+        let (inode, new_parent) = (self.ino(inode), self.ino(new_parent));
         let name = owned(new_name);
-        self.serve(reply, |client| async move { client.link(ino(inode), ino(new_parent), &name).await }, reply_entry);
+        self.serve(reply, |client| async move { client.link(inode, new_parent, &name).await }, reply_entry);
     }
 
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (inode, raw_flags, flags) = (ino(inode), flags.0, convert::open_flags(flags.0));
+        let (asked, inode) = (inode, self.ino(inode));
+        let (raw_flags, flags) = (flags.0, convert::open_flags(flags.0));
         let drop = flags.truncate && request.uid() != 0;
         if flags.truncate && !flags.write && self.running.contains(inode.0) {
             return reply.error(Errno::ETXTBSY);
         }
-        let running = Arc::clone(&self.running);
+        let (running, stale, atime) = (Arc::clone(&self.running), self.stale.clone(), self.atime);
         self.serve(
             reply,
             |client| async move {
-                if drop {
-                    drop_privileges(&client, inode).await?;
+                let (handle, accessed) = client.open_telling(inode, flags).await?;
+                if drop && let Err(errno) = drop_privileges(&client, inode).await {
+                    client.release(handle).await?;
+                    return Err(errno);
                 }
-                client.open(inode, flags).await
+                Ok((handle, accessed))
             },
-            move |reply, handle| {
+            move |reply, (handle, accessed)| {
                 running.opened(inode.0, raw_flags);
-                reply.opened(FileHandle(handle.0), kernel::file_flags());
+                if accessed {
+                    stale.attributes(asked);
+                }
+                reply.opened(FileHandle(handle.0), kernel::file_flags(atime));
             },
         );
     }
@@ -269,18 +286,19 @@ impl<E: Env> Filesystem for Adapter<E> {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (caller, name, mode) = (caller(request), owned(name), convert::permissions(mode));
-        let flags = convert::open_flags(flags);
+        let parent = self.ino(parent);
+        let (caller, name, mode) = (self.caller(request, umask), owned(name), convert::permissions(mode));
+        let (flags, atime) = (convert::open_flags(flags), self.atime);
         self.serve(
             reply,
-            |client| async move { client.create(caller, ino(parent), &name, mode, flags).await },
-            |reply, (entry, handle)| {
+            |client| async move { client.create(caller, parent, &name, mode, flags).await },
+            move |reply, (entry, handle)| {
                 let attr = convert::attr(entry.ino, &entry.attr);
-                reply.created(&TTL, &attr, Generation(0), FileHandle(handle.0), kernel::file_flags());
+                reply.created(&TTL, &attr, Generation(0), FileHandle(handle.0), kernel::file_flags(atime));
             },
         );
     }
@@ -347,7 +365,7 @@ impl<E: Env> Filesystem for Adapter<E> {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.running.released(inode.0, flags.0);
+        self.running.released(self.ino(inode).0, flags.0);
         self.serve(reply, |client| async move { client.release(handle(file)).await }, reply_empty);
     }
 
@@ -359,14 +377,15 @@ impl<E: Env> Filesystem for Adapter<E> {
         if self.skip_opendir {
             reply.error(Errno::ENOSYS);
         } else {
-            reply.opened(FileHandle(0), kernel::directory_flags());
+            reply.opened(FileHandle(0), kernel::directory_flags(self.atime));
         }
     }
 
     fn readdir(&self, _request: &Request, inode: INodeNo, _file: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let (inode, root) = (self.ino(inode), self.root);
         let client = self.client.clone();
         self.run(async move {
-            match dir::list(&client, ino(inode), offset, &mut reply).await {
+            match dir::list(&client, (inode, root), offset, &mut reply).await {
                 Ok(()) => reply.ok(),
                 Err(errno) => reply.error(convert::errno(errno)),
             }
@@ -381,9 +400,10 @@ impl<E: Env> Filesystem for Adapter<E> {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let (inode, root) = (self.ino(inode), self.root);
         let client = self.client.clone();
         self.run(async move {
-            match dir::list_plus(&client, ino(inode), offset, &mut reply).await {
+            match dir::list_plus(&client, (inode, root), offset, &mut reply).await {
                 Ok(()) => reply.ok(),
                 Err(errno) => reply.error(convert::errno(errno)),
             }
@@ -395,7 +415,8 @@ impl<E: Env> Filesystem for Adapter<E> {
     }
 
     fn fsyncdir(&self, _request: &Request, inode: INodeNo, _file: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.serve(reply, |client| async move { client.fsyncdir(ino(inode)).await }, reply_empty);
+        let inode = self.ino(inode);
+        self.serve(reply, |client| async move { client.fsyncdir(inode).await }, reply_empty);
     }
 
     fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
@@ -422,7 +443,7 @@ impl<E: Env> Filesystem for Adapter<E> {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         inode: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -430,50 +451,40 @@ impl<E: Env> Filesystem for Adapter<E> {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        if is_foreign_xattr(name) {
-            return reply.error(Errno::EOPNOTSUPP);
-        }
         let mode = match convert::xattr_mode(flags) {
             Ok(mode) => mode,
             Err(errno) => return reply.error(errno),
         };
+        let (asker, inode) = (asker(request), self.ino(inode));
         let (name, value) = (owned(name), Bytes::copy_from_slice(value));
-        self.serve(reply, |client| async move { client.setxattr(ino(inode), &name, value, mode).await }, reply_empty);
+        self.serve(
+            reply,
+            |client| async move { attributes::set(&client, asker, inode, &name, value, mode).await },
+            reply_empty,
+        );
     }
 
     fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        if is_foreign_xattr(name) {
-            return reply.error(Errno::EOPNOTSUPP);
-        }
-        let name = owned(name);
+        let (inode, name) = (self.ino(inode), owned(name));
         self.serve(
             reply,
-            |client| async move { client.getxattr(ino(inode), &name).await },
+            |client| async move { attributes::get(&client, inode, &name).await },
             move |reply, value: Bytes| reply_xattr(reply, size, &value),
         );
     }
 
-    fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        let (asker, inode) = (asker(request), self.ino(inode));
         self.serve(
             reply,
-            |client| async move { client.listxattr(ino(inode)).await },
-            move |reply, names: Vec<Bytes>| {
-                let mut list = Vec::with_capacity(names.iter().map(|name| name.len() + 1).sum());
-                for name in &names {
-                    list.extend_from_slice(name);
-                    list.push(0);
-                }
-                reply_xattr(reply, size, &list);
-            },
+            |client| async move { client.listxattr(inode).await },
+            move |reply, names: Vec<Bytes>| reply_xattr(reply, size, &attributes::list(asker, &names)),
         );
     }
 
     fn removexattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        if is_foreign_xattr(name) {
-            return reply.error(Errno::EOPNOTSUPP);
-        }
-        let name = owned(name);
-        self.serve(reply, |client| async move { client.removexattr(ino(inode), &name).await }, reply_empty);
+        let (inode, name) = (self.ino(inode), owned(name));
+        self.serve(reply, |client| async move { client.removexattr(inode, &name).await }, reply_empty);
     }
 
     fn access(&self, _request: &Request, _inode: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -483,15 +494,36 @@ impl<E: Env> Filesystem for Adapter<E> {
     fn ioctl(
         &self,
         _request: &Request,
-        _inode: INodeNo,
+        inode: INodeNo,
         _file: FileHandle,
         _flags: IoctlFlags,
-        _command: u32,
-        _data: &[u8],
+        command: u32,
+        data: &[u8],
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(Errno::ENOTTY);
+        let ioctl = match FlagsIoctl::parse(command, data) {
+            Ok(ioctl) => ioctl,
+            Err(errno) => return reply.error(errno),
+        };
+        let (asked, inode, stale) = (inode, self.ino(inode), self.stale.clone());
+        self.serve(
+            reply,
+            move |client| async move {
+                match ioctl {
+                    FlagsIoctl::Get { fsxattr } => {
+                        client.getattr(inode).await.map(|attr| attributes::flags_data(attr.flags, fsxattr))
+                    }
+                    FlagsIoctl::Set(flags) => {
+                        client.set_flags(inode, flags).await?;
+                        // The time of this change.
+                        stale.attributes(asked);
+                        Ok(Vec::new())
+                    }
+                }
+            },
+            |reply, data| reply.ioctl(0, &data),
+        );
     }
 
     fn fallocate(

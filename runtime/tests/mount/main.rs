@@ -2,7 +2,9 @@
 //!
 //! Needs root, /dev/fuse and fuse3. Each test has a volume of its own and leaves no mount behind.
 
+mod attributes;
 mod contents;
+mod fstab;
 mod garbage;
 mod harness;
 mod life;

@@ -86,6 +86,12 @@ impl Clock {
         stamp
     }
 
+    /// Whether `seen` may be the time of an access, if it was set in `when` and reads may have moved it.
+    pub fn follows_reads(&self, when: Stamp, seen: Timestamp) -> bool {
+        let set_back = self.0.lock().unwrap().peak.is_some();
+        when.holds(seen) || set_back && when.from < when.to && seen < when.from
+    }
+
     /// Whether `seen` may be the time of a change in `when`, or the latest time of all changes.
     pub fn follows(&self, when: Stamp, seen: Timestamp) -> bool {
         when.holds(seen) || when.from <= seen && Some(seen) <= self.0.lock().unwrap().peak
