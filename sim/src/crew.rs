@@ -84,7 +84,7 @@ impl Crew {
 
     /// Makes what is there from the beginning.
     pub async fn settle(client: &Client<SimEnv>) -> Result<(), Errno> {
-        let home = client.mknod(CALLER, Ino::ROOT, HOME[1..].as_bytes(), FileType::Directory, 0o755, 0).await?;
+        let home = client.mknod(CALLER, Ino::ROOT, &HOME.as_bytes()[1..], FileType::Directory, 0o755, 0).await?;
         let all = DIRS.map(|path| (path, FileType::Directory)).into_iter();
         for (path, kind) in all.chain(FILES.map(|path| (path, FileType::Regular))) {
             client.mknod(CALLER, home.ino, split(path).1.as_bytes(), kind, 0o755, 0).await?;
@@ -317,24 +317,26 @@ async fn change(
     dir: &impl Fn(&str) -> Ino,
     name: &impl Fn(&str) -> Vec<u8>,
 ) -> Result<Option<Ino>, Errno> {
-    let made = match op {
-        Op::Mknod { path, kind, mode, .. } => client.mknod(CALLER, dir(path), &name(path), *kind, *mode, 0).await?,
-        Op::Mkdir { path, mode } => client.mknod(CALLER, dir(path), &name(path), FileType::Directory, *mode, 0).await?,
-        Op::Link { from, to } => {
-            let file = if from == FILES[0] { places.files[0] } else { places.files[1] };
-            client.link(file, dir(to), &name(to)).await?
-        }
-        Op::Unlink { path } => return client.unlink(dir(path), &name(path)).await.map(|()| None),
-        Op::Rmdir { path } => return client.rmdir(dir(path), &name(path)).await.map(|()| None),
-        Op::Rename { from, to, flag } => {
-            let mode = match flag {
-                RenameFlag::Replace | RenameFlag::Whiteout => RenameMode::Replace,
-                RenameFlag::NoReplace => RenameMode::NoReplace,
-                RenameFlag::Exchange => RenameMode::Exchange,
-            };
-            return client.rename(dir(from), &name(from), dir(to), &name(to), mode).await.map(|()| None);
-        }
-        other => unreachable!("a crew does not draw {other:?}"),
+    let made = if let Op::Mknod { path, kind, mode, .. } = op {
+        client.mknod(CALLER, dir(path), &name(path), *kind, *mode, 0).await?
+    } else if let Op::Mkdir { path, mode } = op {
+        client.mknod(CALLER, dir(path), &name(path), FileType::Directory, *mode, 0).await?
+    } else if let Op::Link { from, to } = op {
+        let file = if from == FILES[0] { places.files[0] } else { places.files[1] };
+        client.link(file, dir(to), &name(to)).await?
+    } else if let Op::Unlink { path } = op {
+        return client.unlink(dir(path), &name(path)).await.map(|()| None);
+    } else if let Op::Rmdir { path } = op {
+        return client.rmdir(dir(path), &name(path)).await.map(|()| None);
+    } else if let Op::Rename { from, to, flag } = op {
+        let mode = match flag {
+            RenameFlag::Replace | RenameFlag::Whiteout => RenameMode::Replace,
+            RenameFlag::NoReplace => RenameMode::NoReplace,
+            RenameFlag::Exchange => RenameMode::Exchange,
+        };
+        return client.rename(dir(from), &name(from), dir(to), &name(to), mode).await.map(|()| None);
+    } else {
+        unreachable!("a crew does not draw {op:?}")
     };
     Ok(Some(made.ino))
 }

@@ -132,7 +132,7 @@ impl Crowd {
     pub async fn settle(client: &Client<SimEnv>, clients: usize) {
         let homes = (0..clients).flat_map(|index| (0..APPS).map(move |app| format!("/{}", letter(index, app))));
         for path in homes.chain([SHARED.to_string()]) {
-            let made = client.mknod(CALLER, Ino::ROOT, path[1..].as_bytes(), FileType::Directory, 0o755, 0).await;
+            let made = client.mknod(CALLER, Ino::ROOT, &path.as_bytes()[1..], FileType::Directory, 0o755, 0).await;
             made.expect("nothing fails yet");
         }
         let made = client.mknod(CALLER, Ino::ROOT, rivals::NAME.as_bytes(), FileType::Regular, 0o644, 0).await;

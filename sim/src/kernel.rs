@@ -139,13 +139,8 @@ impl Kernel {
 
     /// The volume had no room for `op`, if it has limits.
     fn refused(&self, op: &Op) {
-        let limit = match op {
-            Op::Write { .. } => Fault::SpaceShort,
-            Op::Mkdir { .. } | Op::Mknod { .. } | Op::Symlink { .. } | Op::Open { .. } | Op::Rename { .. } => {
-                Fault::InodesShort
-            }
-            _ => return,
-        };
+        let written = matches!(op, Op::Write { .. } | Op::Fsync { .. });
+        let limit = if written { Fault::SpaceShort } else { Fault::InodesShort };
         if self.world.faults.level(limit) > 0 {
             self.world.faults.struck_by(limit);
         }

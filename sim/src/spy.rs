@@ -84,7 +84,7 @@ impl Spy {
         for _ in 0..1 + self.dice.below(4) {
             let from = app.judge().now();
             let attr = self.kernel.client().getattr(ino).await;
-            let possible = self.contents(&app, from, id);
+            let possible = self.contents(app, from, id);
             if let Ok(attr) = attr
                 && !possible.is_empty()
                 && !possible.iter().any(|data| data.len() as u64 == attr.length)
@@ -101,7 +101,7 @@ impl Spy {
                     break;
                 }
             };
-            let possible = self.contents(&app, from, id);
+            let possible = self.contents(app, from, id);
             // Nothing is said of a file that no state knows.
             if !possible.is_empty()
                 && let Some(what) = unexplained(&possible, offset, len, &data)
