@@ -155,6 +155,7 @@ fn values_with_damage() {
         btime: time,
         commit: 6,
         next_seq: 7,
+        reach: FILE_SIZE_MAX,
         parent: Ino::ROOT,
     };
     let samples = [

@@ -303,6 +303,7 @@ mod tests {
             btime: zero,
             commit: 0,
             next_seq: 0,
+            reach: 0,
             parent: Ino::ROOT,
         };
         File::new(ino, &attr, Geometry::DEFAULT, Duration::from_secs(1))

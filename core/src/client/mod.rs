@@ -34,6 +34,8 @@ mod driver;
 mod files;
 mod ids;
 mod names;
+mod ranges;
+mod space;
 mod upkeep;
 pub(crate) mod wait;
 
@@ -41,11 +43,13 @@ pub use admin::{FileInfo, Status};
 pub use data::ReadData;
 pub use files::{Handle, OpenFlags};
 pub use names::{Caller, Entry, StatFs};
+pub use space::UNLIMITED_BYTES;
 
 use blocks::Blocks;
 use budget::Budget;
 use files::Files;
 use ids::IdPool;
+use space::Space;
 use upkeep::{Collector, Grace};
 use wait::{Notify, race, timeout};
 
@@ -149,8 +153,8 @@ struct Shared<E: Env> {
     pressed: AtomicBool,
     /// Payload bytes of writes that wait for memory.
     waiting: AtomicU64,
-    /// Bytes used on the volume, as last read; only kept up on volumes with a limit.
-    used_bytes: AtomicU64,
+    /// How much of the volume is taken.
+    space: Space,
     /// A put failed: it may be applied later, so objects may be left that nothing refers to.
     unsure: AtomicBool,
     stopping: AtomicBool,
@@ -269,7 +273,7 @@ impl<E: Env> Shared<E> {
             grace,
             pressed: AtomicBool::new(false),
             waiting: AtomicU64::new(0),
-            used_bytes: AtomicU64::new(0),
+            space: Space::default(),
             unsure: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             stop: Notify::default(),
@@ -406,14 +410,6 @@ impl<E: Env> Shared<E> {
                 self.sync_to(lease.seq).await.map(|()| ids)
             })
             .await
-    }
-
-    async fn refresh_usage(&self) -> Result<(), Errno> {
-        if self.volume.capacity > 0 {
-            let usage = self.read(meta::volume::usage).await?;
-            self.used_bytes.store(usage.bytes, Ordering::Release);
-        }
-        Ok(())
     }
 
     /// The long-lived task that flushes files by age and keeps the metadata log synced.

@@ -5,6 +5,7 @@
 //!
 //! Invariants
 //! - The first byte is the version of the format.
+//! - What was added to a value since is a tail that may be absent, and is where it says the usual.
 //! - What decodes is in range: no reader of a decoded value checks it again.
 
 use alloc::string::String;
@@ -93,11 +94,13 @@ pub struct Lease {
     pub session: SessionId,
 }
 
-/// A truncation: bytes at or past `offset` in slices of a lower seq are holes.
+/// A truncation or a punched hole: bytes in `offset..end` in slices of a lower seq are holes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
     /// In the file.
     pub offset: u64,
+    /// `u64::MAX`: a truncation. Else, as `offset`, at the border of a chunk.
+    pub end: u64,
 }
 
 /// Where the bytes of a slice with a home are.
@@ -207,6 +210,9 @@ impl Value for Volume {
     }
 }
 
+/// The tail of `Attr` that holds `reach`.
+const TAIL_REACH: u8 = 1;
+
 fn kind_code(kind: FileType) -> u8 {
     match kind {
         FileType::Regular => 1,
@@ -236,7 +242,7 @@ impl Value for Attr {
     fn encode(&self) -> Vec<u8> {
         let Self { kind, mode, uid, gid, rdev, nlink, length, stored, .. } = *self;
         debug_assert!(mode <= 0o7777 && length <= FILE_SIZE_MAX);
-        Encoder::value(108)
+        let value = Encoder::value(117)
             .u8(kind_code(kind))
             .u16(mode)
             .u32(uid)
@@ -251,13 +257,14 @@ impl Value for Attr {
             .time(self.btime)
             .u64(self.commit)
             .u64(self.next_seq)
-            .u64(self.parent.0)
-            .finish()
+            .u64(self.parent.0);
+        let value = if self.reach == length { value } else { value.u8(TAIL_REACH).u64(self.reach) };
+        value.finish()
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut d = Decoder::value(bytes)?;
-        let attr = Self {
+        let mut attr = Self {
             kind: kind_of(&mut d)?,
             mode: d.u16()?,
             uid: d.u32()?,
@@ -273,7 +280,16 @@ impl Value for Attr {
             commit: d.u64()?,
             next_seq: d.u64()?,
             parent: Ino(d.u64()?),
+            reach: 0,
         };
+        attr.reach = attr.length;
+        if !d.is_empty() {
+            if d.u8()? != TAIL_REACH {
+                return Err(DecodeError::Trailing);
+            }
+            attr.reach = d.u64()?;
+            require(attr.length < attr.reach && attr.reach <= FILE_SIZE_MAX, "reach of a file")?;
+        }
         d.finish()?;
         require(attr.mode <= 0o7777, "mode")?;
         require(attr.length <= FILE_SIZE_MAX, "length of a file")?;
@@ -316,6 +332,8 @@ impl Value for SliceRecord {
             Place::Blocks => (1, &[]),
             Place::Home => (2, &[]),
             Place::Inline(bytes) => (3, bytes),
+            Place::Hole => (4, &[]),
+            Place::Reserved => (5, &[]),
         };
         Encoder::value(26 + inline.len())
             .u64(slice.0)
@@ -335,6 +353,8 @@ impl Value for SliceRecord {
             1 => Place::Blocks,
             2 => Place::Home,
             3 => Place::Inline(Bytes::copy_from_slice(d.rest())),
+            4 => Place::Hole,
+            5 => Place::Reserved,
             _ => return Err(DecodeError::Invalid("place of a slice")),
         };
         d.finish()?;
@@ -351,6 +371,7 @@ impl SliceRecord {
         let place_holds = match place {
             Place::Blocks | Place::Home => slice.0 != 0,
             Place::Inline(bytes) => slice.0 == 0 && bytes.len() == stored_len as usize,
+            Place::Hole | Place::Reserved => slice.0 == 0,
         };
         let rules = [
             (len >= 1, "a slice record that shows nothing"),
@@ -390,14 +411,17 @@ impl Value for Lease {
 
 impl Value for Cut {
     fn encode(&self) -> Vec<u8> {
-        Encoder::value(9).u64(self.offset).finish()
+        let value = Encoder::value(17).u64(self.offset);
+        if self.end == u64::MAX { value.finish() } else { value.u64(self.end).finish() }
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut d = Decoder::value(bytes)?;
-        let cut = Self { offset: d.u64()? };
+        let offset = d.u64()?;
+        let end = if d.is_empty() { u64::MAX } else { d.u64()? };
+        let cut = Self { offset, end };
         d.finish()?;
-        require(cut.offset <= FILE_SIZE_MAX, "offset of a cut")?;
+        require(cut.offset <= FILE_SIZE_MAX && cut.offset < cut.end, "range of a cut")?;
         Ok(cut)
     }
 }
