@@ -44,6 +44,7 @@ marks! {
     FlushedByAge: "a file was flushed because its oldest bytes were old";
     WriteIntoAllocated: "a write on a full volume went where space was taken already";
     VolumeFull: "the volume was full";
+    CopyTakenBack: "a copy was taken back because nobody waited for it any more";
     CopyTriedAgain: "a copy was begun anew because its source had changed";
     // Putting.
     SliceOverBlocks: "a slice of several blocks was committed";

@@ -316,7 +316,11 @@ impl File {
             }
         }
         attr.length = self.length;
-        attr.stored += self.dirty_bytes + self.batches.iter().map(|batch| batch.charge).sum::<u64>();
+        // What was read may hold a commit already that has not returned yet.
+        let waiting = self.slices.range(self.key_limit(attr.commit)..);
+        attr.stored += waiting.map(|(_, slice)| u64::from(slice.len)).sum::<u64>();
+        let waiting = self.batches.iter().filter(|batch| batch.number > attr.commit);
+        attr.stored += waiting.map(|batch| batch.charge).sum::<u64>();
         attr
     }
 
@@ -373,10 +377,10 @@ impl File {
         self.freeze();
         self.number += 1;
         let number = self.number;
-        // Also where the length stays: what is reserved past it goes.
-        if length <= self.length {
+        // Also where the length stays: what is reserved past it goes. How long a copy leaves the file is not known yet.
+        if length <= self.length || self.is_copying() {
             reached_if(Mark::TruncateOverDirty, || {
-                let cut_off = self.dirty.plan(length..self.length);
+                let cut_off = self.dirty.plan(length..self.length.max(length));
                 cut_off.iter().any(|piece| matches!(piece.source, Some(Dirty::Slice { .. })))
             });
             self.dirty.paint(length..u64::MAX, Dirty::Hole { number });

@@ -135,9 +135,6 @@ impl<'a> Edit<'a> {
         }
         for part in self.parts(range.start, range.end) {
             let (chunk, pos, len) = self.place(&part);
-            if planted::is(Bug::ReservationForgotten) {
-                continue;
-            }
             if part.start < self.attr.reach {
                 let records = &self.chunk(chunk)?.records;
                 if chunk::allocated(records).covers(pos, pos + len) {

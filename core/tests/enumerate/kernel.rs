@@ -1,32 +1,18 @@
 //! System calls: path walks, type checks, open files; and looking at everything there is.
 //!
 //! Owns: what Linux does between a system call and the file system, as far as the operations need it.
-//! Leaves to others: what the client does (`world`), comparing (`judge`).
-
-use std::collections::BTreeMap;
+//! Leaves to others: what the client does (`world`), comparing (`testkit::judge`).
 
 use bytes::Bytes;
 use kiseki_core::errno::Errno;
 use kiseki_core::file::Segment;
 use kiseki_core::format::block::verify_object;
 use kiseki_core::meta::{self, New, RenameMode, SetAttr, XattrMode};
+use kiseki_core::testkit::judge::{Seen, Tree};
 use kiseki_core::testkit::ops::{Op, RenameFlag, split, written_bytes};
-use kiseki_core::types::{Attr, FileType, Ino, Timestamp};
+use kiseki_core::types::{FileType, Ino, Timestamp};
 
 use super::world::{Event, GEOMETRY, OpenFile, VOLUME, World};
-
-/// Something with a name, as an application sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Seen {
-    pub(crate) ino: Ino,
-    pub(crate) attr: Attr,
-    /// Contents of a regular file, target of a symbolic link.
-    pub(crate) data: Vec<u8>,
-    pub(crate) xattrs: BTreeMap<String, String>,
-}
-
-/// All names.
-pub(crate) type Tree = BTreeMap<String, Seen>;
 
 impl World {
     /// Does `op`.
@@ -77,7 +63,7 @@ impl World {
                 Ok(())
             }
             // Everything is looked at anyhow.
-            Op::Read { .. } => Ok(()),
+            Op::Read { .. } | Op::Seek { .. } => Ok(()),
             Op::Fsync { slot } => {
                 let file = self.open[*slot].ok_or(Errno::EBADF)?;
                 self.fsync(file.ino);
@@ -107,6 +93,15 @@ impl World {
             Op::Ftruncate { slot, length } => {
                 let file = self.open[*slot].ok_or(Errno::EBADF)?;
                 self.truncate(file.ino, *length)
+            }
+            Op::Fallocate { slot, what, offset, len } => {
+                let file = self.open[*slot].ok_or(Errno::EBADF)?;
+                self.fallocate(file, *offset..offset + len, *what);
+                Ok(())
+            }
+            Op::CopyRange { from, to, from_offset, to_offset, len } => {
+                let (from, to) = (self.open[*from].ok_or(Errno::EBADF)?, self.open[*to].ok_or(Errno::EBADF)?);
+                self.copy((from, *from_offset), (to, *to_offset), *len)
             }
             Op::Chmod { path, mode } => self.change(path, &SetAttr { mode: Some(*mode), ..SetAttr::default() }),
             Op::Chown { path, uid, gid } => {

@@ -123,6 +123,18 @@ impl File {
         self.flush()
     }
 
+    /// Nobody waits for this copy any more: unless its commit is under way it is taken back.
+    pub fn cancel_copy(&mut self, number: u64) {
+        let committing = self.commit.as_ref().is_some_and(|commit| commit.commit.number == number);
+        let copy = self.batches.iter_mut().find(|batch| batch.number == number && batch.copies());
+        if let Some(batch) = copy.filter(|_| !committing) {
+            // Its number stays, and stands for nothing.
+            batch.ranges.clear();
+            batch.attrs.clear();
+            reached(Mark::CopyTakenBack);
+        }
+    }
+
     /// How many bytes the committed copy of this number copied; `None`: none, for the source had changed, or that is not
     /// known.
     pub fn copied(&self, number: u64) -> Option<u64> {
