@@ -102,7 +102,6 @@ fn values_come_back() {
     check(&record(Place::Home));
     check(&Session { started: TIME });
     check(&Lease { end: 8192, session: SessionId(1) });
-    check(&Cut { offset: FILE_SIZE_MAX, end: u64::MAX });
     check(&record_without_blocks(Place::Hole));
     check(&record_without_blocks(Place::Reserved));
     for location in [
