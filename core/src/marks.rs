@@ -36,14 +36,11 @@ marks! {
     BatchFullOfSlices: "a batch was frozen because it had too many slices";
     TruncateOverDirty: "a truncate cut off bytes that were not committed";
     HoleOverDirty: "a hole was punched into bytes that were not committed";
-    ReservedInParts: "a reservation was accepted in parts";
     AttributesInOrder: "attributes of a file with uncommitted members changed in their turn";
     MemoryPressed: "memory ran short and everything was flushed";
     WriteWaitedForMemory: "a write waited for memory and got it";
     WriteGotNoMemory: "a write waited for memory in vain";
     FlushedByAge: "a file was flushed because its oldest bytes were old";
-    WriteIntoAllocated: "a write on a full volume went where space was taken already";
-    VolumeFull: "the volume was full";
     CopyTakenBack: "a copy was taken back because nobody waited for it any more";
     CopyTriedAgain: "a copy was begun anew because its source had changed";
     // Putting.
@@ -65,7 +62,6 @@ marks! {
     CutMade: "a truncate or a hole of many slices left a cut to sweep";
     HoleMadeByCut: "a hole in many slices left a cut to sweep";
     SlicesShared: "a copy shared slices";
-    CopyCutShort: "a copy ended early because it grew too large";
     CutSwept: "the last cut of a file was swept";
     // Reading.
     ReadOverDirtyAndCommitted: "a read was answered from dirty and from committed bytes";

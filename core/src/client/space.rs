@@ -21,7 +21,6 @@ use super::wait::lock;
 use crate::env::Env;
 use crate::errno::Errno;
 use crate::file::machine::Unloaded;
-use crate::marks::{Mark, reached};
 use crate::meta;
 
 /// What a volume without a limit could hold: 1 PiB, as JuiceFS says.
@@ -112,14 +111,12 @@ impl<E: Env> Shared<E> {
         }
         let need = self.unallocated(cell, range.clone()).await?;
         if need == 0 {
-            reached(Mark::WriteIntoAllocated);
             return Ok(());
         }
         if self.near_capacity(need) {
             self.give_back().await?;
             let need = self.unallocated(cell, range).await?;
             if need > 0 && self.near_capacity(need) {
-                reached(Mark::VolumeFull);
                 return Err(Errno::ENOSPC);
             }
         }
@@ -138,7 +135,6 @@ impl<E: Env> Shared<E> {
         self.give_back().await?;
         let need = self.unallocated(cell, range).await?;
         if need > 0 && !self.space.claim(need, self.memory.used(), self.limit()) {
-            reached(Mark::VolumeFull);
             return Err(Errno::ENOSPC);
         }
         Ok(need)

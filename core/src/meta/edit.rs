@@ -23,7 +23,7 @@ use crate::errno::Errno;
 use crate::format::keys;
 use crate::format::values::{Cut, Home, Location};
 use crate::kv::{OpError, OpResult, Txn};
-use crate::marks::{Mark, reached, reached_if};
+use crate::marks::{Mark, reached};
 use crate::planted::{self, Bug};
 use crate::types::{Attr, FILE_SIZE_MAX, FileType, Geometry, Ino, Place, SliceId, SliceRecord};
 
@@ -166,7 +166,6 @@ impl<'a> Edit<'a> {
             return Ok(Some(0));
         }
         let (pieces, mut sources, end) = self.pieces(copy, end)?;
-        reached_if(Mark::CopyCutShort, || end < source.length.min(copy.from.saturating_add(copy.len)));
         let mut shared = alloc::vec![0; sources.len()];
         pieces.iter().for_each(|piece| shared[piece.source] += 1);
         for (stored, count) in sources.iter_mut().zip(shared) {

@@ -187,9 +187,12 @@ impl<S: Source> Generator<S> {
         Op::Write { slot: self.burst_slot, offset, len, number: self.writes, drop_privileges: false }
     }
 
-    /// One of many short writes that do not touch; then often a truncate of all of them.
+    /// One of many short writes that do not touch; then often a truncate of all of them, or a hole.
     fn scatter(&mut self) -> Op {
         let slot = self.burst_slot;
+        if self.scatter == 0 && self.source.chance(30) {
+            return Op::Fallocate { slot, what: Fallocate::Punch, offset: 0, len: self.habits.length_max };
+        }
         if self.scatter == 0 && self.source.chance(70) {
             return Op::Ftruncate { slot, length: self.source.below(self.habits.borders[0]) };
         }

@@ -100,7 +100,6 @@ impl File {
         let mut at = range.start;
         while at < range.end {
             if at > range.start {
-                reached(Mark::ReservedInParts);
                 self.begin_range(now);
             }
             let end = range.end.min((at / step + 1) * step);

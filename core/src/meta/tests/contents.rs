@@ -430,3 +430,68 @@ fn shared_slices_count_their_references() {
     assert_eq!(world.queued(), [slice]);
     world.check();
 }
+
+/// A copy takes over so many pieces at most, and says where it stopped; the next one goes on there.
+#[test]
+fn a_copy_of_many_pieces_ends_early() {
+    let mut world = World::with_geometry(Geometry { chunk_size: 2048, ..TINY });
+    let (a, b) = (world.file(Ino::ROOT, b"a"), world.file(Ino::ROOT, b"b"));
+    let place = Place::Inline(Bytes::from_static(b"x"));
+    let piece = |pos| {
+        let record = SliceRecord { slice: SliceId(0), stored_len: 1, off: 0, pos, len: 1, place: place.clone() };
+        Change::Slice { chunk: 0, record }
+    };
+    world.commit(a, 1, (0..300).map(|index| piece(index * 3)).collect()).unwrap();
+    let copy = |from, commit| vec![Change::Copy(CopyRange { source: a, commit, from, to: from + 10, len: 5000 })];
+    // The source is not as the caller saw it.
+    assert_eq!(world.commit(b, 1, copy(0, 7)).unwrap().copied, None);
+    assert_eq!(world.attr(b).length, 0);
+    let first = world.commit(b, 2, copy(0, 1)).unwrap().copied.unwrap();
+    assert_eq!(first, 256 * 3);
+    let second = world.commit(b, 3, copy(first, 1)).unwrap().copied.unwrap();
+    assert_eq!((first + second, world.attr(b).length, world.attr(b).stored), (898, 908, 300));
+    assert_eq!(world.commit(b, 4, copy(898, 1)).unwrap().copied, Some(0));
+    world.check();
+}
+
+#[test]
+fn files_that_share_slices_let_go_of_them_one_by_one() {
+    let mut world = World::new();
+    let (a, b) = (world.file(Ino::ROOT, b"a"), world.file(Ino::ROOT, b"b"));
+    let slices = vec![world.blocks(0, 0, 60), world.blocks(1, 0, 60)];
+    world.commit(a, 1, slices).unwrap();
+    let copy = CopyRange { source: a, commit: 1, from: 10, to: 30, len: 100 };
+    assert_eq!(world.commit(b, 1, vec![Change::Copy(copy)]).unwrap().copied, Some(100));
+    world.check();
+    assert_eq!((world.attr(b).length, world.attr(b).stored, world.usage().bytes), (130, 96, 216));
+    world.run(|txn, ctx| remove::unlink(txn, ctx, Ino::ROOT, b"a")).unwrap();
+    world.run(|txn, ctx| remove::reap(txn, ctx, a, &[])).unwrap();
+    assert_eq!(world.queued(), []);
+    world.check();
+    world.commit(b, 2, vec![Change::Punch { offset: 0, len: 64 }]).unwrap();
+    assert_eq!(world.queued(), []);
+    world.check();
+    world.commit(b, 3, vec![Change::Truncate { length: 0 }]).unwrap();
+    assert_eq!(world.queued().len(), 2);
+    assert_eq!(world.usage().bytes, 0);
+    world.check();
+}
+
+#[test]
+fn a_hole_in_terabytes_is_a_record_or_two_and_a_cut() {
+    let mut world = World::new();
+    let mut file = File::new(&mut world, b"file");
+    for i in 0..150 {
+        let changes = file.write(&mut world, i * 8, 8, i as u8);
+        file.commit(&mut world, changes);
+    }
+    let keys = |world: &mut World| world.read(|read| scan_all(read, crate::format::keys::everything())).unwrap().len();
+    let before = keys(&mut world);
+    let change = file.punch(100, 1 << 20);
+    file.commit(&mut world, vec![change]);
+    assert!(keys(&mut world) <= before + 4);
+    file.check(&mut world);
+    sweep_all(&mut world);
+    file.check(&mut world);
+    assert_eq!(world.usage().bytes, 100);
+}
