@@ -22,7 +22,6 @@ install_tool fsx 0.3.2
 make_work fsx
 
 # Past a block and not a multiple of one; operations of all alignments, up to a quarter of a block.
-# fallocate, punch_hole and copy_file_range are left out: Kiseki does not have them.
 cat >"$work/fsx.toml" <<'TOML'
 flen = 9000000
 
@@ -43,9 +42,9 @@ fsync = 1
 fdatasync = 1
 sendfile = 1
 posix_fadvise = 1
-posix_fallocate = 0
-punch_hole = 0
-copy_file_range = 0
+posix_fallocate = 2
+punch_hole = 3
+copy_file_range = 3
 TOML
 
 format_volume

@@ -12,8 +12,8 @@ use kiseki_core::format::values::{
     Cut, DelSlice, Dentry, DirStat, Home, Lease, Location, Session, VOLUME_VERSION, Value, Volume,
 };
 use kiseki_core::types::{
-    Attr, BlockId, FileType, Geometry, Ino, InodeFlags, Place, STRIPES, SessionId, SliceId, SliceRecord, Timestamp,
-    VolumeId,
+    Attr, BlockId, FILE_SIZE_MAX, FileType, Geometry, Ino, InodeFlags, Place, STRIPES, SessionId, SliceId, SliceRecord,
+    Timestamp, VolumeId,
 };
 
 const ITERATIONS: usize = 100_000;
@@ -157,6 +157,7 @@ fn values_with_damage() {
         btime: time,
         commit: 6,
         next_seq: 7,
+        reach: FILE_SIZE_MAX,
         parent: Ino::ROOT,
         flags: InodeFlags::NODUMP,
     };
@@ -170,7 +171,8 @@ fn values_with_damage() {
         record(0, 4, Place::Inline(Bytes::from_static(b"tiny"))),
         Session { started: time }.encode(),
         Lease { end: 8192, session: SessionId(1) }.encode(),
-        Cut { offset: 4096 }.encode(),
+        Cut { offset: 4096, end: u64::MAX }.encode(),
+        Cut { offset: 4096, end: 8192 }.encode(),
         home(Location::Blocks),
         home(Location::Pack { pack: SliceId(1), offset: 2 }),
         home(Location::Log { segment: 1, offset: 2 }),

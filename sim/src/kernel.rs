@@ -18,6 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kiseki_core::client::{Caller, Client, Entry, Handle, OpenFlags, ReadData};
 use kiseki_core::errno::Errno;
+use kiseki_core::file::machine::Fallocate;
 use kiseki_core::meta::acl::AclKind;
 use kiseki_core::meta::{RenameMode, SetAttr, XattrMode};
 use kiseki_core::testkit::ops::{Op, RenameFlag, SLOTS, UMASK, acl_bytes, split, written_bytes};
@@ -242,6 +243,26 @@ impl Kernel {
             Op::Ftruncate { slot, length } => {
                 let file = self.open[*slot].ok_or(Errno::EBADF)?;
                 self.truncate(file.ino, *length).await?;
+            }
+            Op::Fallocate { slot, what, offset, len } => {
+                let file = self.open[*slot].ok_or(Errno::EBADF)?;
+                self.client.fallocate(file.handle, *offset, *len, *what, false).await?;
+                let stored = self.client.getattr(file.ino).await.map_or(*len, |attr| attr.stored);
+                if *what != Fallocate::Punch && stored < *len {
+                    let what = format!("{op:?} of {:?} was answered, and the file takes {stored} bytes", file.ino);
+                    self.world.alarm.raise(what);
+                }
+            }
+            Op::Seek { slot, whence, offset } => {
+                let file = self.open[*slot].ok_or(Errno::EBADF)?;
+                let found = self.client.seek(file.handle, *offset, *whence).await?;
+                return Ok(found.to_le_bytes().to_vec());
+            }
+            Op::CopyRange { from, to, from_offset, to_offset, len } => {
+                let (from, to) = (self.open[*from].ok_or(Errno::EBADF)?, self.open[*to].ok_or(Errno::EBADF)?);
+                let (from, to) = ((from.handle, *from_offset), (to.handle, *to_offset));
+                let copied = self.client.copy_range(from, to, *len, false).await?;
+                return Ok(copied.to_le_bytes().to_vec());
             }
             Op::Chmod { path, mode } => self.change(path, SetAttr { mode: Some(*mode), ..SetAttr::default() }).await?,
             Op::Chown { path, uid, gid } => {

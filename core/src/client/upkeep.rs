@@ -299,6 +299,11 @@ impl<E: Env> Collector<E> {
         Ok(())
     }
 
+    /// Sweeps what there is to sweep, beside the task: somebody waits for the space.
+    pub(crate) async fn sweep_now(&self) -> Result<(), UpkeepError> {
+        self.sweep_all(&mut Pass::default()).await
+    }
+
     /// Sweeps each file of a page of a queue; whether there may be another page. A file that cannot be swept does not
     /// keep the others of its page waiting, but ends the pass if nothing else is on it.
     async fn sweep_page(&self, files: Vec<Ino>, kind: Sweep, done: &mut Pass) -> Result<bool, UpkeepError> {
