@@ -9,6 +9,12 @@ build:
     ci/dep.sh
     cargo build --release --locked -p kiseki
 
+# Install it as PREFIX/bin/kiseki and as the helper of mount(8) and umount(8), for /etc/fstab (needs root).
+install prefix="/usr/local": build
+    install -D --strip target/release/kiseki {{ prefix }}/bin/kiseki
+    ln -sf {{ prefix }}/bin/kiseki /sbin/mount.fuse.kiseki
+    ln -sf {{ prefix }}/bin/kiseki /sbin/umount.fuse.kiseki
+
 # Start MinIO on this machine (built from source the first time): `just minio stop` stops it.
 [no-exit-message]
 minio *args:

@@ -64,6 +64,11 @@ pub fn peek<T>(kv: &MemKv, op: impl Fn(&mut dyn Read) -> OpResult<T>) -> OpResul
     attempt(kv, Reads::Direct, |txn| op(txn.as_read())).map(|(value, _)| value)
 }
 
+/// As `peek`, with reads answered as `reads` says, and never twice.
+pub fn peek_once<T>(kv: &MemKv, reads: Reads, op: impl Fn(&mut dyn Read) -> OpResult<T>) -> OpResult<T> {
+    once(kv, reads, |txn| op(txn.as_read())).0
+}
+
 fn once<T>(kv: &MemKv, reads: Reads, op: impl Fn(&mut dyn Txn) -> OpResult<T>) -> (OpResult<T>, TxnWrites) {
     let mut fetched = BTreeSet::new();
     loop {

@@ -5,6 +5,7 @@
 //!
 //! Invariant: a secret stands neither among the arguments of a process that goes on, nor in anything that is printed.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -17,7 +18,7 @@ use kiseki_core::format::values::Volume;
 use url::form_urlencoded;
 
 use super::open::explain_objects;
-use super::output::{Failure, Outcome};
+use super::output::{Context, Failure, Outcome};
 use super::place::absolute;
 use crate::objects::{Credentials, Place};
 
@@ -30,8 +31,8 @@ const SECRETS: [(&str, &str); 2] = [("--access-key", ACCESS_KEY), ("--secret-key
 pub(super) const KEYS_HELP: &str = "\
 Keys of an S3 store are taken from --access-key and --secret-key, else from the environment: KISEKI_ACCESS_KEY and
 KISEKI_SECRET_KEY, else AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; temporary keys have KISEKI_SESSION_TOKEN, or
-AWS_SESSION_TOKEN, with them. Prefer the environment: a shell remembers flags. Keys are never stored with the volume,
-logged or shown.";
+AWS_SESSION_TOKEN, with them. --env-file names a file of such variables, a line NAME=VALUE each; it goes before the
+environment. Prefer either to flags, which a shell remembers. Keys are never stored with the volume, logged or shown.";
 
 /// Keys of an object store.
 #[derive(Args)]
@@ -42,6 +43,9 @@ pub(super) struct Keys {
     /// Secret key of an S3 store [env: KISEKI_SECRET_KEY, or AWS_SECRET_ACCESS_KEY]
     #[arg(long, value_name = "KEY")]
     secret_key: Option<String>,
+    /// Take keys from the variables in this file
+    #[arg(long, value_name = "FILE")]
+    env_file: Option<PathBuf>,
 }
 
 /// Without the keys.
@@ -56,10 +60,33 @@ impl Keys {
     pub(super) fn of(&self, place: &Place) -> Outcome<Option<Credentials>> {
         match place {
             Place::Folder(_) => Ok(None),
-            Place::S3(_) => Credentials::resolve(self.access_key.clone(), self.secret_key.clone())
-                .map_err(|error| Failure::new(format!("cannot reach the objects at {place}: {error}"))),
+            Place::S3(_) => {
+                let variables = self.env_file.as_deref().map_or_else(|| Ok(BTreeMap::new()), variables_in)?;
+                Credentials::resolve(self.access_key.clone(), self.secret_key.clone(), &variables)
+                    .map_err(|error| Failure::new(format!("cannot reach the objects at {place}: {error}")))
+            }
         }
     }
+}
+
+/// The variables that a file sets: a line `NAME=VALUE` each, the value perhaps in quotes; `#` begins a comment
+/// (the simple form of systemd.exec(5), EnvironmentFile=).
+fn variables_in(path: &Path) -> Outcome<BTreeMap<String, String>> {
+    let text = std::fs::read_to_string(path).context(|| format!("read --env-file {}", path.display()))?;
+    let mut variables = BTreeMap::new();
+    for (at, line) in text.lines().map(str::trim).enumerate() {
+        if line.is_empty() || line.starts_with(['#', ';']) {
+            continue;
+        }
+        let Some((name, value)) = line.split_once('=') else {
+            // The line itself may be a secret.
+            return Err(Failure::new(format!("line {} of --env-file {} is not NAME=VALUE", at + 1, path.display())));
+        };
+        let value = value.trim();
+        let unquoted = ['"', '\''].iter().find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
+        variables.insert(name.trim().into(), unquoted.unwrap_or(value).into());
+    }
+    Ok(variables)
 }
 
 /// Runs this command again in the same process without keys among its arguments, which every user of the machine can
@@ -299,6 +326,20 @@ mod tests {
             let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.to_str().unwrap())).collect();
             assert_eq!(variables, *keys, "{given:?}");
         }
+    }
+
+    #[test]
+    fn variables_are_read_from_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("env");
+        std::fs::write(&file, "# keys\n\nKISEKI_ACCESS_KEY=a=b\n KISEKI_SECRET_KEY = \"s t\" \n;x\nQ='\n").unwrap();
+        let found = variables_in(&file).unwrap();
+        let expected = [("KISEKI_ACCESS_KEY", "a=b"), ("KISEKI_SECRET_KEY", "s t"), ("Q", "'")];
+        assert_eq!(found, BTreeMap::from(expected.map(|(name, value)| (name.into(), value.into()))));
+        std::fs::write(&file, "A=1\nsecret\n").unwrap();
+        let error = variables_in(&file).unwrap_err().to_string();
+        assert!(error.contains("line 2") && !error.contains("secret"), "{error}");
+        assert!(variables_in(&dir.path().join("none")).is_err());
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod access;
 mod bench;
 mod format;
 mod fsck;
+mod helper;
 mod info;
 mod mount;
 mod open;
@@ -79,6 +80,9 @@ struct Show {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    if let Err(failure) = helper::go_on_as_kiseki() {
+        return ExitCode::from(failure.report());
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         // Help and version arrive here too, with exit code 0; usage errors have 2.

@@ -22,7 +22,7 @@ use crate::rocks::{OpenMode, RocksMeta};
 const EXAMPLES: &str = "\
 Examples:
   kiseki mount -d /srv/kiseki/meta /mnt/kiseki
-  kiseki mount --read-only /srv/kiseki/meta /mnt/kiseki
+  kiseki mount --read-only --subdir /home/me /srv/kiseki/meta /mnt/kiseki
   kiseki mount -d --buffer-size 2G --commit-interval 10s /srv/kiseki/meta /mnt/kiseki
 
   MinIO or AWS:
@@ -43,6 +43,11 @@ whose store cannot be reached at the start is not made.
 Options for -o: allow_other (the default when root mounts), allow_root, nonempty, ro, rw, [no]dev, [no]suid, [no]exec,
 sync, async, dirsync. Permissions are always checked by the kernel (default_permissions).
 
+At boot: with links to kiseki as /sbin/mount.fuse.kiseki and /sbin/umount.fuse.kiseki, a line of /etc/fstab is
+  kiseki:/srv/kiseki/meta  /mnt/kiseki  fuse.kiseki  noatime,buffer-size=1G,_netdev  0  0
+in which each long flag of this command can be an option; `mount /mnt/kiseki` returns once the mount answers, `umount
+/mnt/kiseki` once everything is stored. Keys come from a file there: env-file=/etc/kiseki/keys.
+
 The environment variable KISEKI_LOG sets what is logged: error, warn, info (the default), debug, trace.";
 
 /// Least memory for written data: the blocks of a few files at once, and a cache.
@@ -62,6 +67,9 @@ pub(super) struct MountArgs {
     /// Take no writes
     #[arg(long)]
     read_only: bool,
+    /// Mount only this directory of the volume, which must exist
+    #[arg(long, value_name = "PATH")]
+    subdir: Option<PathBuf>,
     /// Memory for written data and cached blocks together [default: an eighth of this machine's, from 256M to 2G]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     buffer_size: Option<u64>,
@@ -107,6 +115,7 @@ pub(super) fn run(args: MountArgs) -> Outcome {
         mountpoint: args.mountpoint,
         daemon: args.daemon,
         read_only: args.read_only,
+        subdir: args.subdir,
         buffer_size,
         commit_interval: args.commit_interval,
         store_timeout: args.store_timeout,

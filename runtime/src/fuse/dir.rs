@@ -42,15 +42,15 @@ impl Listing for ReplyDirectoryPlus {
     }
 }
 
-/// Fills `reply` with names and types after `offset`. An error after the first entry only ends the reply: the kernel
+/// Fills `reply` with names and types of `dir`, in a mount of `root`, after `offset`. An error after the first entry only ends the reply: the kernel
 /// asks again from there, and gets it then.
 pub(super) async fn list<E: Env>(
     client: &Client<E>,
-    dir: Ino,
+    (dir, root): (Ino, Ino),
     offset: u64,
     reply: &mut ReplyDirectory,
 ) -> Result<(), Errno> {
-    let Dots::Fit { mut empty } = add_dots(client, dir, offset, reply).await? else { return Ok(()) };
+    let Dots::Fit { mut empty } = add_dots(client, (dir, root), offset, reply).await? else { return Ok(()) };
     let mut cookie = after_dots(offset);
     loop {
         let page = match client.readdir(dir, cookie, PAGE).await {
@@ -75,11 +75,11 @@ pub(super) async fn list<E: Env>(
 /// As `list`, with attributes. Each entry that fits is a lookup for the kernel.
 pub(super) async fn list_plus<E: Env>(
     client: &Client<E>,
-    dir: Ino,
+    (dir, root): (Ino, Ino),
     offset: u64,
     reply: &mut ReplyDirectoryPlus,
 ) -> Result<(), Errno> {
-    let Dots::Fit { mut empty } = add_dots(client, dir, offset, reply).await? else { return Ok(()) };
+    let Dots::Fit { mut empty } = add_dots(client, (dir, root), offset, reply).await? else { return Ok(()) };
     let mut cookie = after_dots(offset);
     loop {
         let page = match client.readdirplus(dir, cookie, PAGE).await {
@@ -111,7 +111,12 @@ enum Dots {
 }
 
 /// Adds what of `.` and `..` comes after `offset`.
-async fn add_dots<E: Env>(client: &Client<E>, dir: Ino, offset: u64, reply: &mut impl Listing) -> Result<Dots, Errno> {
+async fn add_dots<E: Env>(
+    client: &Client<E>,
+    (dir, root): (Ino, Ino),
+    offset: u64,
+    reply: &mut impl Listing,
+) -> Result<Dots, Errno> {
     if offset >= AFTER_DOTS {
         return Ok(Dots::Fit { empty: true });
     }
@@ -119,8 +124,8 @@ async fn add_dots<E: Env>(client: &Client<E>, dir: Ino, offset: u64, reply: &mut
     if offset < AFTER_DOT && !reply.add(dir, &attr, AFTER_DOT, OsStr::new(".")) {
         return Ok(Dots::Full);
     }
-    // A removed directory may have no parent to name.
-    let parent = if attr.parent == Ino(0) { dir } else { attr.parent };
+    // A removed directory may have no parent to name, and what is mounted is its own.
+    let parent = if attr.parent == Ino(0) || dir == root { dir } else { attr.parent };
     if !reply.add(parent, &attr, AFTER_DOTS, OsStr::new("..")) {
         return Ok(Dots::Full);
     }

@@ -18,13 +18,17 @@ mod serve;
 
 use std::sync::Arc;
 
+use fuser::INodeNo;
 use kiseki_core::client::Client;
 use kiseki_core::env::Env;
+use kiseki_core::types::Ino;
 use tokio::runtime::Handle;
 
 /// A mounted volume, as fuser sees it.
 pub struct Adapter<E: Env> {
     client: Client<E>,
+    /// What is mounted: what the kernel calls inode 1.
+    root: Ino,
     /// Where requests wait.
     executor: Handle,
     /// OPENDIR is answered "not implemented": the kernel then neither sends it again nor RELEASEDIR.
@@ -33,9 +37,17 @@ pub struct Adapter<E: Env> {
 }
 
 impl<E: Env> Adapter<E> {
-    /// Serves `client`; requests that have to wait do so on `executor`.
-    pub fn new(client: Client<E>, executor: Handle) -> Self {
-        Self { client, executor, skip_opendir: false, running: Arc::default() }
+    /// Serves the directory `root` of `client`; requests that have to wait do so on `executor`.
+    pub fn new(client: Client<E>, root: Ino, executor: Handle) -> Self {
+        Self { client, root, executor, skip_opendir: false, running: Arc::default() }
+    }
+}
+
+impl<E: Env> Adapter<E> {
+    /// The inode that the kernel means. Our replies name the root by its own number, which stat(2) then shows; the
+    /// kernel goes on calling it 1.
+    fn ino(&self, inode: INodeNo) -> Ino {
+        if inode == INodeNo::ROOT { self.root } else { Ino(inode.0) }
     }
 }
 

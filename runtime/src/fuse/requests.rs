@@ -36,10 +36,6 @@ const UNLIMITED_INODES: u64 = 10 << 20;
 /// Bits of a mode that give privileges to who runs the file.
 const SUID_SGID: u16 = 0o6000;
 
-fn ino(ino: INodeNo) -> Ino {
-    Ino(ino.0)
-}
-
 fn handle(handle: FileHandle) -> Handle {
     Handle(handle.0)
 }
@@ -85,6 +81,16 @@ async fn drop_privileges<E: Env>(client: &Client<E>, ino: Ino) -> Result<(), Cor
     Ok(())
 }
 
+impl<E: Env> Adapter<E> {
+    fn reply_attr(&self, inode: Ino, reply: ReplyAttr) {
+        self.serve(
+            reply,
+            |client| async move { client.getattr(inode).await },
+            move |reply, attr| reply.attr(&TTL, &convert::attr(inode, &attr)),
+        );
+    }
+}
+
 impl<E: Env> Filesystem for Adapter<E> {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         kernel::configure(config);
@@ -93,10 +99,11 @@ impl<E: Env> Filesystem for Adapter<E> {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let parent = self.ino(parent);
         let name = owned(name);
         let client = self.client.clone();
         self.run(async move {
-            match client.lookup(ino(parent), &name).await {
+            match client.lookup(parent, &name).await {
                 Ok(entry) => reply_entry(reply, entry),
                 Err(CoreErrno::ENOENT) => reply.entry(&TTL, &convert::negative_entry(), Generation(0)),
                 Err(errno) => reply.error(convert::errno(errno)),
@@ -105,16 +112,11 @@ impl<E: Env> Filesystem for Adapter<E> {
     }
 
     fn forget(&self, _request: &Request, inode: INodeNo, count: u64) {
-        self.client.forget(ino(inode), count);
+        self.client.forget(self.ino(inode), count);
     }
 
     fn getattr(&self, _request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        let inode = ino(inode);
-        self.serve(
-            reply,
-            |client| async move { client.getattr(inode).await },
-            move |reply, attr| reply.attr(&TTL, &convert::attr(inode, &attr)),
-        );
+        self.reply_attr(self.ino(inode), reply);
     }
 
     fn setattr(
@@ -135,7 +137,7 @@ impl<E: Env> Filesystem for Adapter<E> {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let inode = ino(inode);
+        let inode = self.ino(inode);
         let chown = uid.is_some() || gid.is_some();
         let set = SetAttr {
             mode: mode.map(convert::permissions),
@@ -150,7 +152,7 @@ impl<E: Env> Filesystem for Adapter<E> {
         };
         if size.is_none() && set == SetAttr::default() {
             // The kernel asks for a change of nothing where it leaves dropping suid and sgid to a WRITE that follows.
-            return self.getattr(request, INodeNo(inode.0), None, reply);
+            return self.reply_attr(inode, reply);
         }
         self.serve(
             reply,
@@ -160,9 +162,10 @@ impl<E: Env> Filesystem for Adapter<E> {
     }
 
     fn readlink(&self, _request: &Request, inode: INodeNo, reply: ReplyData) {
+        let inode = self.ino(inode);
         self.serve(
             reply,
-            |client| async move { client.readlink(ino(inode)).await },
+            |client| async move { client.readlink(inode).await },
             |reply, target: Bytes| reply.data(&target),
         );
     }
@@ -177,41 +180,42 @@ impl<E: Env> Filesystem for Adapter<E> {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let parent = self.ino(parent);
         let Some(kind) = convert::node_kind(mode) else { return reply.error(Errno::EINVAL) };
         let (caller, name, mode) = (caller(request), owned(name), convert::permissions(mode));
         self.serve(
             reply,
-            |client| async move { client.mknod(caller, ino(parent), &name, kind, mode, rdev).await },
+            |client| async move { client.mknod(caller, parent, &name, kind, mode, rdev).await },
             reply_entry,
         );
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let parent = self.ino(parent);
         let (caller, name, mode) = (caller(request), owned(name), convert::permissions(mode));
         self.serve(
             reply,
-            |client| async move { client.mknod(caller, ino(parent), &name, FileType::Directory, mode, 0).await },
+            |client| async move { client.mknod(caller, parent, &name, FileType::Directory, mode, 0).await },
             reply_entry,
         );
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let parent = self.ino(parent);
         let name = owned(name);
-        self.serve(reply, |client| async move { client.unlink(ino(parent), &name).await }, reply_empty);
+        self.serve(reply, |client| async move { client.unlink(parent, &name).await }, reply_empty);
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let parent = self.ino(parent);
         let name = owned(name);
-        self.serve(reply, |client| async move { client.rmdir(ino(parent), &name).await }, reply_empty);
+        self.serve(reply, |client| async move { client.rmdir(parent, &name).await }, reply_empty);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let parent = self.ino(parent);
         let (caller, name, target) = (caller(request), owned(name), owned(target.as_os_str()));
-        self.serve(
-            reply,
-            |client| async move { client.symlink(caller, ino(parent), &name, &target).await },
-            reply_entry,
-        );
+        self.serve(reply, |client| async move { client.symlink(caller, parent, &name, &target).await }, reply_entry);
     }
 
     fn rename(
@@ -224,6 +228,7 @@ impl<E: Env> Filesystem for Adapter<E> {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let (parent, new_parent) = (self.ino(parent), self.ino(new_parent));
         let mode = match convert::rename_mode(flags.bits()) {
             Ok(mode) => mode,
             Err(errno) => return reply.error(errno),
@@ -231,18 +236,20 @@ impl<E: Env> Filesystem for Adapter<E> {
         let (name, new_name) = (owned(name), owned(new_name));
         self.serve(
             reply,
-            |client| async move { client.rename(ino(parent), &name, ino(new_parent), &new_name, mode).await },
+            |client| async move { client.rename(parent, &name, new_parent, &new_name, mode).await },
             reply_empty,
         );
     }
 
     fn link(&self, _request: &Request, inode: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
+        let (inode, new_parent) = (self.ino(inode), self.ino(new_parent));
         let name = owned(new_name);
-        self.serve(reply, |client| async move { client.link(ino(inode), ino(new_parent), &name).await }, reply_entry);
+        self.serve(reply, |client| async move { client.link(inode, new_parent, &name).await }, reply_entry);
     }
 
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (inode, raw_flags, flags) = (ino(inode), flags.0, convert::open_flags(flags.0));
+        let inode = self.ino(inode);
+        let (raw_flags, flags) = (flags.0, convert::open_flags(flags.0));
         let drop = flags.truncate && request.uid() != 0;
         if flags.truncate && !flags.write && self.running.contains(inode.0) {
             return reply.error(Errno::ETXTBSY);
@@ -273,11 +280,12 @@ impl<E: Env> Filesystem for Adapter<E> {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let parent = self.ino(parent);
         let (caller, name, mode) = (caller(request), owned(name), convert::permissions(mode));
         let flags = convert::open_flags(flags);
         self.serve(
             reply,
-            |client| async move { client.create(caller, ino(parent), &name, mode, flags).await },
+            |client| async move { client.create(caller, parent, &name, mode, flags).await },
             |reply, (entry, handle)| {
                 let attr = convert::attr(entry.ino, &entry.attr);
                 reply.created(&TTL, &attr, Generation(0), FileHandle(handle.0), kernel::file_flags());
@@ -347,7 +355,7 @@ impl<E: Env> Filesystem for Adapter<E> {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.running.released(inode.0, flags.0);
+        self.running.released(self.ino(inode).0, flags.0);
         self.serve(reply, |client| async move { client.release(handle(file)).await }, reply_empty);
     }
 
@@ -364,9 +372,10 @@ impl<E: Env> Filesystem for Adapter<E> {
     }
 
     fn readdir(&self, _request: &Request, inode: INodeNo, _file: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let (inode, root) = (self.ino(inode), self.root);
         let client = self.client.clone();
         self.run(async move {
-            match dir::list(&client, ino(inode), offset, &mut reply).await {
+            match dir::list(&client, (inode, root), offset, &mut reply).await {
                 Ok(()) => reply.ok(),
                 Err(errno) => reply.error(convert::errno(errno)),
             }
@@ -381,9 +390,10 @@ impl<E: Env> Filesystem for Adapter<E> {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let (inode, root) = (self.ino(inode), self.root);
         let client = self.client.clone();
         self.run(async move {
-            match dir::list_plus(&client, ino(inode), offset, &mut reply).await {
+            match dir::list_plus(&client, (inode, root), offset, &mut reply).await {
                 Ok(()) => reply.ok(),
                 Err(errno) => reply.error(convert::errno(errno)),
             }
@@ -395,7 +405,8 @@ impl<E: Env> Filesystem for Adapter<E> {
     }
 
     fn fsyncdir(&self, _request: &Request, inode: INodeNo, _file: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.serve(reply, |client| async move { client.fsyncdir(ino(inode)).await }, reply_empty);
+        let inode = self.ino(inode);
+        self.serve(reply, |client| async move { client.fsyncdir(inode).await }, reply_empty);
     }
 
     fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
@@ -430,6 +441,7 @@ impl<E: Env> Filesystem for Adapter<E> {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let inode = self.ino(inode);
         if is_foreign_xattr(name) {
             return reply.error(Errno::EOPNOTSUPP);
         }
@@ -438,25 +450,27 @@ impl<E: Env> Filesystem for Adapter<E> {
             Err(errno) => return reply.error(errno),
         };
         let (name, value) = (owned(name), Bytes::copy_from_slice(value));
-        self.serve(reply, |client| async move { client.setxattr(ino(inode), &name, value, mode).await }, reply_empty);
+        self.serve(reply, |client| async move { client.setxattr(inode, &name, value, mode).await }, reply_empty);
     }
 
     fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let inode = self.ino(inode);
         if is_foreign_xattr(name) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let name = owned(name);
         self.serve(
             reply,
-            |client| async move { client.getxattr(ino(inode), &name).await },
+            |client| async move { client.getxattr(inode, &name).await },
             move |reply, value: Bytes| reply_xattr(reply, size, &value),
         );
     }
 
     fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        let inode = self.ino(inode);
         self.serve(
             reply,
-            |client| async move { client.listxattr(ino(inode)).await },
+            |client| async move { client.listxattr(inode).await },
             move |reply, names: Vec<Bytes>| {
                 let mut list = Vec::with_capacity(names.iter().map(|name| name.len() + 1).sum());
                 for name in &names {
@@ -469,11 +483,12 @@ impl<E: Env> Filesystem for Adapter<E> {
     }
 
     fn removexattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let inode = self.ino(inode);
         if is_foreign_xattr(name) {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let name = owned(name);
-        self.serve(reply, |client| async move { client.removexattr(ino(inode), &name).await }, reply_empty);
+        self.serve(reply, |client| async move { client.removexattr(inode, &name).await }, reply_empty);
     }
 
     fn access(&self, _request: &Request, _inode: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {

@@ -14,19 +14,23 @@ mod point;
 mod session;
 pub mod table;
 
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use kiseki_core::client::{Client, MountError};
 use kiseki_core::env::Env;
+use kiseki_core::errno::Errno as CoreErrno;
+use kiseki_core::types::{FileType, Ino};
 use rustix::process::{Resource, Rlimit, Signal};
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 use tracing::{debug, error, info, warn};
 use tracing_subscriber::EnvFilter;
 
+use crate::fuse::Adapter;
 use crate::objects::{Objects, Place};
 use options::Options;
 use session::Serving;
@@ -49,6 +53,8 @@ pub struct MountConfig {
     pub daemon: bool,
     /// Take no writes.
     pub read_only: bool,
+    /// The directory of the volume that is mounted; `None`: its root.
+    pub subdir: Option<PathBuf>,
     /// Memory for dirty bytes and cached blocks.
     pub buffer_size: u64,
     /// Age at which dirty bytes are flushed.
@@ -163,16 +169,50 @@ where
     let client = runtime.block_on(Client::mount(env, client_options));
     let client = client.map_err(|error| explain(&error, config, &objects))?;
     let ready = Ready { client: &client, objects: &objects, config, handle: runtime.handle() };
-    let result = serve(ready, options, &runtime, &mut interrupts, on_ready, answers);
+    let result = match runtime.block_on(root_of(&client, config.subdir.as_deref())) {
+        Ok(root) => serve(ready, root, options, &runtime, &mut interrupts, on_ready, answers),
+        Err(error) => {
+            abandon(&runtime, &client);
+            Err(error)
+        }
+    };
     // In this order: see the invariants above.
     drop(client);
     runtime.shutdown_timeout(SHUTDOWN_WAIT);
     result
 }
 
+/// The directory of the volume at `subdir`. No symbolic link on the way is followed. Its lookups are never forgotten:
+/// the kernel holds the root of a mount.
+async fn root_of<E: Env>(client: &Client<E>, subdir: Option<&Path>) -> anyhow::Result<Ino> {
+    let mut root = Ino::ROOT;
+    let Some(subdir) = subdir else { return Ok(root) };
+    let failed = |what: &dyn std::fmt::Display| anyhow!("cannot mount --subdir {}: {what}", subdir.display());
+    for part in subdir.components() {
+        let name = match part {
+            Component::RootDir | Component::CurDir => continue,
+            Component::Normal(name) => name,
+            Component::ParentDir | Component::Prefix(_) => return Err(failed(&"a path without '..' is needed")),
+        };
+        root = match client.lookup(root, name.as_bytes()).await {
+            Ok(entry) if entry.attr.kind == FileType::Directory => entry.ino,
+            Ok(_) | Err(CoreErrno::ENOTDIR) => return Err(failed(&format!("{} is not a directory", name.display()))),
+            Err(CoreErrno::ENOENT) => {
+                return Err(failed(&format!(
+                    "the volume has no {} there; mount it whole and make the directory first",
+                    name.display()
+                )));
+            }
+            Err(errno) => return Err(failed(&std::io::Error::from_raw_os_error(errno.0))),
+        };
+    }
+    Ok(root)
+}
+
 /// From the mounted client to the flushed one.
 fn serve<E, F>(
     ready: Ready<'_, E>,
+    root: Ino,
     options: &Options,
     runtime: &Runtime,
     interrupts: &mut Interrupts,
@@ -186,7 +226,8 @@ where
     let Ready { client, objects, config, handle: _ } = ready;
     let mut waiting = Waiting { interrupts, client, objects };
     let path = &config.mountpoint;
-    let started = Serving::start(client.clone(), runtime.handle().clone(), options, &config.meta_path, path);
+    let adapter = Adapter::new(client.clone(), root, runtime.handle().clone());
+    let started = Serving::start(adapter, options, &config.meta_path, path);
     let mut serving = match started {
         Ok(serving) => serving,
         Err(error) => {

@@ -5,9 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 use fuser::Session;
-use kiseki_core::client::Client;
 use kiseki_core::env::Env;
-use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tracing::warn;
 
@@ -23,18 +21,16 @@ pub(super) struct Serving {
 }
 
 impl Serving {
-    /// Mounts `client` at `path` and serves it.
+    /// Mounts `adapter` at `path` and serves it.
     pub(super) fn start<E: Env>(
-        client: Client<E>,
-        handle: Handle,
+        adapter: Adapter<E>,
         options: &Options,
         meta: &Path,
         path: &Path,
     ) -> anyhow::Result<Self> {
         let is_root = rustix::process::geteuid().is_root();
         let config = options.fuser_config(meta, is_root);
-        let session =
-            Session::new(Adapter::new(client, handle), path, &config).map_err(|error| explain(&error, path))?;
+        let session = Session::new(adapter, path, &config).map_err(|error| explain(&error, path))?;
         let connection = table::at(path).ok().flatten().map(|mounted| mounted.dev.1);
         let mut background = session.spawn().context("cannot start the threads of the mount")?;
         // Dropping it, fuser would unmount by path whatever is mounted there by then, which may no longer be ours

@@ -4,6 +4,7 @@
 //!
 //! Invariant: keys are written nowhere, by no `Debug` and into no message.
 
+use std::collections::BTreeMap;
 use std::{env, fmt};
 
 use super::ObjectsError;
@@ -39,10 +40,16 @@ impl Credentials {
         Self::find(None, None, variable)
     }
 
-    /// The keys given on the command line, or those in the environment. A key that only half was given of there is
-    /// completed from the `KISEKI_` variables: a secret is better not on a command line.
-    pub fn resolve(access: Option<String>, secret: Option<String>) -> Result<Option<Self>, ObjectsError> {
-        Self::find(access, secret, variable)
+    /// The keys given on the command line, or those in the environment, before which `variables` are looked at. A key
+    /// that only half was given of there is completed from the `KISEKI_` variables: a secret is better not on a command
+    /// line.
+    pub fn resolve(
+        access: Option<String>,
+        secret: Option<String>,
+        variables: &BTreeMap<String, String>,
+    ) -> Result<Option<Self>, ObjectsError> {
+        let given = |name: &str| variables.get(name).filter(|value| !value.is_empty()).cloned();
+        Self::find(access, secret, |name| given(name).or_else(|| variable(name)))
     }
 
     fn find(

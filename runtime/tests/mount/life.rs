@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 
 use rustix::io::Errno;
@@ -176,4 +176,45 @@ fn what_cannot_be_a_mount_point_is_told() {
     let output = kiseki(&["umount", &path("full")]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(fs::read_dir(volume.beside("full")).expect("lists").count(), 1);
+}
+
+#[test]
+fn a_directory_of_the_volume_can_be_mounted_alone() {
+    let volume = Volume::mounted();
+    fs::create_dir_all(volume.path("a/b/c")).expect("makes");
+    fs::write(volume.path("a/b/f"), noise(1, 100_000)).expect("writes");
+    volume.unmount();
+    let mnt = volume.mnt.to_str().expect("UTF-8");
+    for (subdir, told) in [("a/none", "no none there"), ("a/b/f", "f is not a directory"), ("/a/../a", "'..'")] {
+        let refused = kiseki(&["mount", "-d", &volume.meta(), mnt, "--subdir", subdir]);
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && text.contains(told), "{subdir}: {text}");
+        assert!(!is_mounted(&volume));
+    }
+
+    volume.mount(&["--subdir", "/a/b"]);
+    assert_same(&fs::read(volume.path("f")).expect("reads"), &noise(1, 100_000), "f");
+    fs::rename(volume.path("f"), volume.path("c/f")).expect("renames");
+    fs::write(volume.path("new"), noise(2, 100_000)).expect("writes");
+    let ino = |name: &str| fs::metadata(volume.path(name)).expect("is there").ino();
+    assert_eq!(ino("c/.."), ino("."));
+    let listed = Command::new("ls").args(["-1ai", mnt]).output().expect("runs");
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let numbers: Vec<u64> = listed
+        .lines()
+        .filter(|line| line.ends_with(" .") || line.ends_with(" .."))
+        .map(|line| line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number"))
+        .collect();
+    assert_eq!(numbers[0], ino("."), "{listed}");
+    let info = kiseki(&["info", mnt, "--json"]);
+    let info: serde_json::Value = serde_json::from_slice(&info.stdout).expect("JSON");
+    assert_eq!(info["ino"], ino("."));
+    volume.unmount();
+
+    volume.mount(&[]);
+    assert_eq!(fs::metadata(volume.path("a/b")).expect("is there").ino(), numbers[0]);
+    assert_same(&fs::read(volume.path("a/b/c/f")).expect("reads"), &noise(1, 100_000), "c/f");
+    assert_same(&fs::read(volume.path("a/b/new")).expect("reads"), &noise(2, 100_000), "new");
+    volume.unmount();
+    volume.check();
 }
