@@ -20,7 +20,7 @@ use bytes::Bytes;
 use crate::env::{MetaStore, ObjectStore, StoreError};
 
 /// Bytes of the longest object: several pages, so that a part of it could be left.
-const BODY_MAX: u64 = 300_000;
+const BODY_MAX: u64 = 40_000;
 
 /// SplitMix64.
 struct Dice(u64);
@@ -123,27 +123,30 @@ pub struct ObjectsPast {
     seed: u64,
     /// For each object whether it was there at the last barrier, and after each change of it since.
     states: BTreeMap<u64, BTreeSet<bool>>,
+    /// Objects that were put and not deleted.
+    present: BTreeSet<u64>,
 }
 
 /// Makes `calls` calls, drawn from `seed`; the first object is put before a barrier.
 pub async fn write_objects<S: ObjectStore>(store: &S, seed: u64, calls: u64) -> ObjectsPast {
-    let mut past = ObjectsPast { seed, states: BTreeMap::new() };
+    let mut past = ObjectsPast { seed, states: BTreeMap::new(), present: BTreeSet::new() };
     let mut dice = Dice(seed);
-    let (mut next, mut present) = (0, BTreeSet::new());
+    let mut next = 0;
     for call in 0..calls {
         let choice = match call {
             0 => 0,
             1 => 7,
             _ => dice.below(8),
         };
-        let some = present.iter().copied().nth(dice.below(present.len().max(1) as u64) as usize);
+        let count = past.present.len().max(1) as u64;
+        let some = past.present.iter().copied().nth(dice.below(count) as usize);
         let done = match (choice, some) {
             (7, _) => store.barrier().await.is_ok(),
             // An answer that was lost: the same bytes are put again.
             (4, Some(number)) => store.put(&key(number), body(seed, number)).await.is_ok(),
             (5 | 6, Some(number)) => {
                 past.may_be(number, false);
-                present.remove(&number);
+                past.present.remove(&number);
                 store.delete(&key(number)).await.is_ok()
             }
             (_, _) => {
@@ -151,7 +154,7 @@ pub async fn write_objects<S: ObjectStore>(store: &S, seed: u64, calls: u64) -> 
                 next += 1;
                 past.states.insert(number, BTreeSet::from([false]));
                 past.may_be(number, true);
-                present.insert(number);
+                past.present.insert(number);
                 store.put(&key(number), body(seed, number)).await.is_ok()
             }
         };
@@ -160,7 +163,7 @@ pub async fn write_objects<S: ObjectStore>(store: &S, seed: u64, calls: u64) -> 
         }
         if choice == 7 {
             for (number, states) in &mut past.states {
-                *states = BTreeSet::from([present.contains(number)]);
+                *states = BTreeSet::from([past.present.contains(number)]);
             }
         }
     }
@@ -186,6 +189,11 @@ impl ObjectsPast {
     /// Objects that may be left or not.
     pub fn open(&self) -> Vec<u64> {
         self.states.iter().filter(|(_, states)| states.len() > 1).map(|(number, _)| *number).collect()
+    }
+
+    /// Of `open`, of which these are `left`, how many are not as their last change made them.
+    pub fn undone(&self, left: &[u64]) -> usize {
+        self.open().iter().filter(|number| left.contains(number) != self.present.contains(number)).count()
     }
 
     /// Those of `open` that are left.
