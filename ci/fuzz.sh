@@ -36,7 +36,7 @@ bolero() {
     local name=$1 corpus=$2 crashes=$3
     shift 3
     mkdir -p "$corpus" "$crashes"
-    nice cargo bolero test --package fuzz "$name" --sanitizer NONE --target-dir "$target/fuzz" \
+    cargo bolero test --package fuzz "$name" --sanitizer NONE --target-dir "$target/fuzz" \
         --corpus-dir "$corpus" --crashes-dir "$crashes" --max-input-length "$input_max" "$@"
 }
 
