@@ -4,6 +4,7 @@
 #   ci/dep.sh                          what building and mounting need
 #   ci/dep.sh minio                    what building MinIO needs: Go
 #   ci/dep.sh test [--without-minio]   also what the tests need; --without-minio: without Go
+#   ci/dep.sh fuzz                     what guided fuzzing needs: cargo-bolero
 #   ci/dep.sh vm                       all of it, with Rust and just in the user's home: for a machine of its own
 #
 # Quick when everything is there. Uses sudo when it is not run as root.
@@ -18,8 +19,9 @@ tests=(git rsync sqlite3 tar e2fsprogs mount util-linux openssl faketime jq curl
 
 # From this version on, Go fetches the newer one that a program asks for by itself.
 go_wanted=1.21
-# Debian 12 has no package of it.
+# Debian 12 has no package of these.
 just_wanted=1.59.0
+bolero_wanted=0.13.5
 
 die() { echo "dep.sh: $*" >&2; exit 1; }
 
@@ -27,10 +29,10 @@ group=build
 without_minio=
 for word in "$@"; do
     case $word in
-    build | minio | test | vm) group=$word ;;
+    build | minio | test | fuzz | vm) group=$word ;;
     --without-minio) without_minio=1 ;;
     -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; exit 0 ;;
-    *) echo "dep.sh: unknown argument $word (build, minio, test or vm)" >&2; exit 2 ;;
+    *) echo "dep.sh: unknown argument $word (build, minio, test, fuzz or vm)" >&2; exit 2 ;;
     esac
 done
 go=
@@ -38,6 +40,7 @@ lists=
 case $group in
 build) packages=("${build[@]}") ;;
 minio) packages=(ca-certificates) go=1 ;;
+fuzz) packages=(build-essential ca-certificates) ;;
 test) packages=("${build[@]}" "${tests[@]}") go=$([ -n "$without_minio" ] || echo 1) ;;
 vm) packages=("${build[@]}" "${tests[@]}") go=1 ;;
 esac
@@ -123,10 +126,23 @@ if [ -n "$go" ]; then
 fi
 [ "$group" != minio ] || exit 0
 
+PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+if [ "$group" = fuzz ]; then
+    case $(cargo bolero --version 2>/dev/null) in
+    "cargo-bolero $bolero_wanted") ;;
+    *)
+        echo "-- installing cargo-bolero" >&2
+        # From the root folder: no workspace's cargo settings are meant for it.
+        (cd / && env -u CARGO_TARGET_DIR cargo install --quiet --locked cargo-bolero --version "$bolero_wanted") ||
+            die "cannot install cargo-bolero $bolero_wanted"
+        ;;
+    esac
+    exit 0
+fi
+
 [ -e /dev/fuse ] ||
     die "/dev/fuse is missing: load the kernel module (modprobe fuse), or start the container with --device /dev/fuse --cap-add SYS_ADMIN"
 
-PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 if [ "$group" = vm ]; then
     if ! command -v rustup >/dev/null; then
         echo "-- installing Rust through rustup" >&2

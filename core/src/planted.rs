@@ -97,6 +97,7 @@ bugs! {
     ReapWhileOpen, 6, "a file goes with its last name though it is open";
     OrphansKept, 7, "what was unlinked while open is not removed after a crash";
     QueueDroppedFirst, 7, "a slice leaves the deletion queue before its objects are deleted";
+    DeleteWithoutBarrier, 7, "a slice leaves the deletion queue while a power cut may bring its objects back";
     FailedDeleteDropped, 7, "a delete that failed counts as done";
     ListCutShort, 7, "a listing that fails half way counts as complete";
     GivenUpForgotten, 7, "blocks that were put for a file that was deleted meanwhile are not queued for deletion";
