@@ -170,7 +170,7 @@ fn values_with_damage() {
         btime: time,
         commit: 6,
         next_seq: 7,
-        reach: FILE_SIZE_MAX,
+        reach: 1 << 40,
         parent: Ino::ROOT,
         flags: InodeFlags::NODUMP,
     };

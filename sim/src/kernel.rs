@@ -121,8 +121,16 @@ impl Kernel {
 
     /// Does `op`; the bytes are those that a read returns.
     pub async fn run(&mut self, op: &Op) -> Result<Vec<u8>, Errno> {
-        let told = if let Op::Write { slot, .. } | Op::Fsync { slot } = op { self.told(*slot) } else { None };
-        let due = told.as_ref().is_some_and(Told::due);
+        // Told by a write or an fsync; it may be by a fallocate or a copy, which on an O_SYNC handle end with an fsync.
+        let (slot, must) = if let Op::Write { slot, .. } | Op::Fsync { slot } = op {
+            (Some(slot), true)
+        } else if let Op::Fallocate { slot, .. } | Op::CopyRange { to: slot, .. } = op {
+            (Some(slot), false)
+        } else {
+            (None, false)
+        };
+        let told = slot.and_then(|slot| self.told(*slot));
+        let due = must && told.as_ref().is_some_and(Told::due);
         let result = self.attempt(op).await;
         if result == Err(Errno::ENOSPC) && !due {
             self.refused(op);
