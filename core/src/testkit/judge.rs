@@ -157,16 +157,13 @@ impl Judge {
 
     /// `op` has returned without an error; `is_sync`: what it is done to was opened so that writes are durable.
     pub fn promise(&mut self, op: &Op, is_sync: bool) {
-        if let Op::Fsync { slot } = op {
-            self.promise_file(*slot);
-        } else if let Op::Write { slot, .. } = op
-            && is_sync
-        {
-            self.promise_file(*slot);
-        } else if let Op::FsyncDir { .. } = op {
-            self.promises.names = self.steps.len() - 1;
-        } else if let Op::Sync = op {
-            self.promise_all();
+        #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else there is promises nothing")]
+        match op {
+            Op::Fsync { slot } => self.promise_file(*slot),
+            Op::Write { slot, .. } if is_sync => self.promise_file(*slot),
+            Op::FsyncDir { .. } => self.promises.names = self.steps.len() - 1,
+            Op::Sync => self.promise_all(),
+            _ => {}
         }
     }
 
