@@ -33,7 +33,11 @@ mod data;
 mod driver;
 mod files;
 mod ids;
+#[cfg(test)]
+mod mount_tests;
 mod names;
+#[cfg(test)]
+mod read_tests;
 mod upkeep;
 pub(crate) mod wait;
 
