@@ -12,8 +12,8 @@ use kiseki_core::format::values::{
     Cut, DelSlice, Dentry, DirStat, Home, Lease, Location, Session, VOLUME_VERSION, Value, Volume,
 };
 use kiseki_core::types::{
-    Attr, BlockId, FILE_SIZE_MAX, FileType, Geometry, Ino, InodeFlags, Place, STRIPES, SessionId, SliceId, SliceRecord,
-    Timestamp, VolumeId,
+    Attr, BlockId, FileType, Geometry, Ino, InodeFlags, Place, STRIPES, SessionId, SliceId, SliceRecord, Timestamp,
+    VolumeId,
 };
 
 mod kept;

@@ -34,8 +34,12 @@ mod data;
 mod driver;
 mod files;
 mod ids;
+#[cfg(test)]
+mod mount_tests;
 mod names;
 mod ranges;
+#[cfg(test)]
+mod read_tests;
 mod space;
 mod upkeep;
 pub(crate) mod wait;
