@@ -30,7 +30,7 @@ fn a_volume_that_is_nearly_full_is_so_after_a_mount() {
     let flags = OpenFlags { write: true, ..OpenFlags::default() };
     world.block_on(async {
         let client = Client::mount(world.clone(), Options::default()).await.expect("a mount");
-        let caller = Caller { uid: 0, gid: 0, umask: 0 };
+        let caller = Caller { uid: 0, gid: 0, umask: None };
         let (entry, handle) = client.create(caller, Ino::ROOT, b"file", 0o644, flags).await.expect("a file");
         client.write(handle, 0, Bytes::from(vec![1; 9000]), false).await.expect("there is space");
         client.release(handle).await.expect("no error");
