@@ -132,7 +132,8 @@ impl Kernel {
         let told = slot.and_then(|slot| self.told(*slot));
         let due = must && told.as_ref().is_some_and(Told::due);
         let result = self.attempt(op).await;
-        if result == Err(Errno::ENOSPC) && !due {
+        // An fsync tells of the store's space alone.
+        if result == Err(Errno::ENOSPC) && !due && !matches!(op, Op::Fsync { .. }) {
             self.refused(op);
         }
         match (&told, &result) {
@@ -148,7 +149,7 @@ impl Kernel {
 
     /// The volume had no room for `op`, if it has limits.
     fn refused(&self, op: &Op) {
-        let written = matches!(op, Op::Write { .. } | Op::Fsync { .. });
+        let written = matches!(op, Op::Write { .. });
         let limit = if written { Fault::SpaceShort } else { Fault::InodesShort };
         if self.world.faults.level(limit) > 0 {
             self.world.faults.struck_by(limit);
