@@ -43,9 +43,9 @@ test *args:
 sim *args:
     ci/sim.sh {{ args }}
 
-# Run the fuzz targets on random inputs: `just fuzz 1000000` for that many each.
-fuzz iterations="100000":
-    BOLERO_RANDOM_ITERATIONS={{ iterations }} cargo test --locked -p fuzz
+# Fuzz, guided by libFuzzer: `just fuzz 600` for that many seconds; `just fuzz keep` keeps what was found.
+fuzz *args="300":
+    ci/fuzz.sh {{ args }}
 
 # Compare with other file systems on this machine.
 bench *args:

@@ -89,6 +89,7 @@ if [ -n "$full" ]; then
         step "power cuts, MinIO not syncing" ci/powercut.sh --store minio --no-fsync
         step "outages" ci/outage.sh 30
     fi
+    step "guided fuzzing" ci/fuzz.sh 600
     step "fsx" ci/fsx.sh 100000 1 2 3
     step "pjdfstest" ci/pjdfstest.sh
     step "benchmark" ci/bench.sh "${without[@]}"
