@@ -306,6 +306,7 @@ mod tests {
             commit: 0,
             next_seq: 0,
             reach: 0,
+            exact: true,
             parent: Ino::ROOT,
         };
         File::new(ino, &attr, Geometry::DEFAULT, Duration::from_secs(1))

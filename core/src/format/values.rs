@@ -210,8 +210,10 @@ impl Value for Volume {
     }
 }
 
-/// The tail of `Attr` that holds `reach`.
+/// The tails of `Attr`: `reach`, where it is not the length; `stored` counts each byte once; both.
 const TAIL_REACH: u8 = 1;
+const TAIL_EXACT: u8 = 2;
+const TAIL_EXACT_REACH: u8 = 3;
 
 fn kind_code(kind: FileType) -> u8 {
     match kind {
@@ -258,8 +260,15 @@ impl Value for Attr {
             .u64(self.commit)
             .u64(self.next_seq)
             .u64(self.parent.0);
-        let value = if self.reach == length { value } else { value.u8(TAIL_REACH).u64(self.reach) };
-        value.finish()
+        match (self.exact, self.reach == length) {
+            // What never had a slice is exact.
+            (true, true) if self.next_seq == 0 => value,
+            (true, true) => value.u8(TAIL_EXACT),
+            (true, false) => value.u8(TAIL_EXACT_REACH).u64(self.reach),
+            (false, true) => value,
+            (false, false) => value.u8(TAIL_REACH).u64(self.reach),
+        }
+        .finish()
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
@@ -281,12 +290,17 @@ impl Value for Attr {
             next_seq: d.u64()?,
             parent: Ino(d.u64()?),
             reach: 0,
+            exact: false,
         };
         attr.reach = attr.length;
-        if !d.is_empty() {
-            if d.u8()? != TAIL_REACH {
-                return Err(DecodeError::Trailing);
-            }
+        let tail = if d.is_empty() { None } else { Some(d.u8()?) };
+        attr.exact = match tail {
+            None => attr.next_seq == 0,
+            Some(TAIL_EXACT | TAIL_EXACT_REACH) => true,
+            Some(TAIL_REACH) => false,
+            Some(_) => return Err(DecodeError::Trailing),
+        };
+        if matches!(tail, Some(TAIL_REACH | TAIL_EXACT_REACH)) {
             attr.reach = d.u64()?;
             require(attr.length < attr.reach && attr.reach <= FILE_SIZE_MAX, "reach of a file")?;
         }

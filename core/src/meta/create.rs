@@ -49,6 +49,7 @@ pub fn create(txn: &mut dyn Txn, ctx: &OpCtx, dir: Ino, name: &[u8], new: &New) 
         commit: 0,
         next_seq: 0,
         reach: if is_dir { DIRECTORY_LENGTH } else { target_len as u64 },
+        exact: true,
         parent: dir,
     };
     put(txn, keys::attr(new.ino), &attr);
