@@ -80,10 +80,18 @@ marks! {
     FlushOutOfTime: "a flush was given up at its deadline";
     ErrorTold: "a handle was told of an error of its file";
     ErrorOldForHandle: "a handle was not told of an error of which it had been told, or that is older than it";
+    WriteBeyondCapacity: "a write was refused that would not have fit on the volume";
+    CreateBeyondLimit: "a new inode was refused because the volume had as many as it may";
     NoSpaceTold: "a handle was told that the store was full";
     RenameOverWaited: "a rename over a name waited for its file";
     RenameOverOutOfTime: "a rename over a name failed because its file could not be settled";
     ExchangeOfDirty: "two files with uncommitted bytes were exchanged";
+    // Names and attributes.
+    AccessesRecorded: "access times that reads had left were recorded";
+    AclOfDirtyFile: "an ACL was set on a file with uncommitted members";
+    AclInherited: "a new inode started with an ACL of its directory";
+    FlagsForbade: "a flag of an inode forbade a change";
+    WhiteoutLeft: "a rename left a whiteout";
     // Giving up.
     OrphanReaped: "a file that lost its last name was removed when the kernel forgot it";
     OrphanReapedAtMount: "a file that a crashed mount had unlinked and held open was removed";

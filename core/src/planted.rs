@@ -59,9 +59,15 @@ bugs! {
     PresenceForNumber, 2, "a commit counts as applied if its first slice is there, whatever the inode's number says";
     UnknownIsApplied, 2, "a commit without an answer counts as applied";
     RefusedIsApplied, 2, "a commit that was not taken counts as applied";
+    FailedReadIsAbsence, 2, "a name is missing if the metadata that tells of it could not be read";
+    TimesOnlyGrow, 2, "a write by a clock that was set back leaves the time of the one before it";
     CountApart, 2, "a new inode is counted in a transaction of its own";
     MissSwallowed, 2, "a counter that is not fetched yet counts as zero";
     InodeLeaseUnsynced, 2, "an inode number is used before its lease is durable";
+    ImmutableIgnored, 2, "extended attributes of an immutable file change";
+    AclWithOldMask, 2, "an ACL is shown with the mask that it was set with, whatever chmod did since";
+    DefaultAclNotInherited, 2, "a new directory does not get its parent's default ACL";
+    WhiteoutApart, 2, "a whiteout is made in a transaction of its own, after the rename";
     LengthBeforeSlice, 3, "the new length becomes visible in a transaction before that of the slices";
     TruncateWithoutCut, 3, "a truncate sets the length and leaves the slices: old bytes come back";
     HoleForgotten, 3, "a commit that settles takes with it what a later truncate has cut off";
@@ -77,6 +83,7 @@ bugs! {
     FailedGetIsHole, 3, "a block that the store does not give reads as zeros";
     AppendAtOldEnd, 3, "an append goes where the file ended when the kernel asked";
     HandleReuse, 3, "the numbers of handles start again and meet open ones";
+    RenameLooksFirst, 2, "a rename that must not replace looks for its target in a transaction of its own";
     RenameInTwo, 4, "a rename that had to wait first removes the name, in a transaction of its own";
     RenameWithoutWait, 4, "a rename over a name does not wait for the renamed file's bytes";
     FailedPutDropped, 5, "a put that failed counts as done";
@@ -90,11 +97,15 @@ bugs! {
     ReapWhileOpen, 6, "a file goes with its last name though it is open";
     OrphansKept, 7, "what was unlinked while open is not removed after a crash";
     QueueDroppedFirst, 7, "a slice leaves the deletion queue before its objects are deleted";
+    DeleteWithoutBarrier, 7, "a slice leaves the deletion queue while a power cut may bring its objects back";
     FailedDeleteDropped, 7, "a delete that failed counts as done";
     ListCutShort, 7, "a listing that fails half way counts as complete";
     GivenUpForgotten, 7, "blocks that were put for a file that was deleted meanwhile are not queued for deletion";
     UnsureForgotten, 7, "an unmount ends its session as clean though a put may yet take effect";
     PermitKept, 7, "a put that fails keeps its permit";
+    ListedOnce, 7, "the leases of an ended session are dropped after the first listing";
+    CapacityLate, 7, "bytes that were committed count against the capacity when usage is read next";
+    InodeLimitIgnored, 7, "a volume that is full of inodes takes more";
     GetWithoutDeadline, 7, "a read waits for the store however long it takes";
 }
 

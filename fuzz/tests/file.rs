@@ -6,9 +6,11 @@ use bolero::check;
 use bolero::generator::*;
 use kiseki_core::file::machine::{Fallocate, Whence};
 
+mod kept;
 #[path = "file/world.rs"]
 mod world;
 
+use kept::Kept;
 use world::{Outcome, World};
 
 #[derive(Clone, Debug, TypeGenerator)]
@@ -118,9 +120,11 @@ fn step(world: &mut World, op: &Op) {
 
 #[test]
 fn file_keeps_its_promises() {
+    let kept = Kept::of("file_keeps_its_promises");
     let ops = produce::<Vec<Op>>().with().len(0..=120usize);
     let cases = (produce::<bool>(), ops, produce::<Last>());
     check!().with_iterations(4_000).with_max_len(16 << 10).with_generator(cases).for_each(|(filled, ops, last)| {
+        kept.seen();
         let mut world = World::new();
         if *filled {
             world.fill();

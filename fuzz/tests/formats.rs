@@ -12,8 +12,13 @@ use kiseki_core::format::values::{
     Cut, DelSlice, Dentry, DirStat, Home, Lease, Location, Session, VOLUME_VERSION, Value, Volume,
 };
 use kiseki_core::types::{
-    Attr, BlockId, FileType, Geometry, Ino, Place, STRIPES, SessionId, SliceId, SliceRecord, Timestamp, VolumeId,
+    Attr, BlockId, FileType, Geometry, Ino, InodeFlags, Place, STRIPES, SessionId, SliceId, SliceRecord, Timestamp,
+    VolumeId,
 };
+
+mod kept;
+
+use kept::Kept;
 
 const ITERATIONS: usize = 100_000;
 
@@ -54,11 +59,16 @@ fn check_key(bytes: &[u8]) {
 
 #[test]
 fn keys_of_any_bytes() {
-    check!().with_iterations(ITERATIONS).for_each(|bytes: &[u8]| check_key(bytes));
+    let kept = Kept::of("keys_of_any_bytes");
+    check!().with_iterations(ITERATIONS).for_each(|bytes: &[u8]| {
+        kept.seen();
+        check_key(bytes);
+    });
 }
 
 #[test]
 fn keys_with_damage() {
+    let kept = Kept::of("keys_with_damage");
     let (ino, slice) = (Ino(0x1234), SliceId(0x5678));
     let samples = [
         Key::Volume,
@@ -84,6 +94,7 @@ fn keys_with_damage() {
         Key::DelSlice(slice),
     ];
     check!().with_iterations(ITERATIONS).with_type::<Damage>().for_each(|damage| {
+        kept.seen();
         check_key(&damage.apply(damage.pick(&samples).encode()));
     });
 }
@@ -116,7 +127,9 @@ fn check_values(bytes: &[u8]) {
 
 #[test]
 fn values_of_any_bytes() {
+    let kept = Kept::of("values_of_any_bytes");
     check!().with_iterations(ITERATIONS).for_each(|bytes: &[u8]| {
+        kept.seen();
         check_values(bytes);
         check_values(&[&[1], bytes].concat());
     });
@@ -124,6 +137,7 @@ fn values_of_any_bytes() {
 
 #[test]
 fn values_with_damage() {
+    let kept = Kept::of("values_with_damage");
     let time = Timestamp { secs: 1, nanos: 2 };
     let record = |slice, stored_len, place| {
         SliceRecord { slice: SliceId(slice), stored_len, off: 0, pos: 9, len: stored_len, place }.encode()
@@ -139,6 +153,7 @@ fn values_with_damage() {
         capacity: 0,
         inodes: 0,
         created: time,
+        acl: false,
     };
     let attr = Attr {
         kind: FileType::Regular,
@@ -158,6 +173,7 @@ fn values_with_damage() {
         reach: 1 << 40,
         exact: true,
         parent: Ino::ROOT,
+        flags: InodeFlags::NODUMP,
     };
     let samples = [
         volume.encode(),
@@ -177,6 +193,7 @@ fn values_with_damage() {
         DelSlice { stored_len: 1 }.encode(),
     ];
     check!().with_iterations(ITERATIONS).with_type::<Damage>().for_each(|damage| {
+        kept.seen();
         check_values(&damage.apply(damage.pick(&samples)));
     });
 }
@@ -193,7 +210,9 @@ fn sample_block(len: u32) -> (BlockId, Vec<u8>) {
 
 #[test]
 fn blocks_of_any_bytes() {
+    let kept = Kept::of("blocks_of_any_bytes");
     check!().with_iterations(ITERATIONS).for_each(|bytes: &[u8]| {
+        kept.seen();
         let (id, good) = sample_block(40);
         let head: Result<Head, BlockError> = decode_head(VOLUME, id, FRAME, bytes);
         assert!(head.is_err() || bytes.starts_with(&good[..good.len() - 40]));
@@ -204,9 +223,11 @@ fn blocks_of_any_bytes() {
 
 #[test]
 fn blocks_with_damage() {
+    let kept = Kept::of("blocks_with_damage");
     let (id, good) = sample_block(40);
     assert_eq!(good.len() as u64, object_len(FRAME, 40));
     check!().with_iterations(ITERATIONS).with_type::<Damage>().for_each(|damage| {
+        kept.seen();
         let object = Bytes::from(damage.apply(good.clone()));
         let whole = verify_object(VOLUME, id, FRAME, &object);
         assert_eq!(whole.is_ok(), object == good, "{whole:?}");
@@ -226,9 +247,11 @@ fn blocks_with_damage() {
 
 #[test]
 fn markers_and_object_keys() {
+    let kept = Kept::of("markers_and_object_keys");
     let marker = encode_marker(VOLUME);
     let key = object_key(BlockId { slice: SliceId(0x1_2345), index: 6, len: 1 });
     check!().with_iterations(ITERATIONS).with_type::<Damage>().for_each(|damage| {
+        kept.seen();
         let bytes = damage.apply(marker.to_vec());
         if let Ok(volume) = decode_marker(&bytes) {
             assert_eq!(encode_marker(volume), bytes);

@@ -44,6 +44,8 @@ mod score {
         Bug::FailedSyncAccepted,
         Bug::SyncDeadlineAccepted,
         Bug::PresenceForNumber,
+        Bug::DefaultAclNotInherited,
+        Bug::WhiteoutApart,
         Bug::CountApart,
         Bug::InodeLeaseUnsynced,
         Bug::LengthBeforeSlice,
@@ -55,6 +57,9 @@ mod score {
         Bug::DeleteWithoutGrace,
         Bug::GivenUpForgotten,
         Bug::UnsureForgotten,
+        Bug::TimesOnlyGrow,
+        Bug::HoleForgotten,
+        Bug::ListCutShort,
     ];
     const SLOW_SEEDS: u64 = 4;
 

@@ -143,11 +143,9 @@ impl<E: Env> Shared<E> {
         self.env.at(point, Edge::End);
         self.env.pause().await;
         reached_if(Mark::CommitUnknown, || matches!(result, Err(MetaError::Unknown)));
+        let grown = result.as_ref().ok().filter(|committed| committed.value.applied).map(|done| done.value.grown);
         let outcome = match result {
-            Ok(committed) => {
-                self.space.grow(committed.value.grown);
-                CommitOutcome::from(&committed.value)
-            }
+            Ok(committed) => CommitOutcome::from(&committed.value),
             Err(MetaError::Unknown) if planted::is(Bug::UnknownIsApplied) => CommitOutcome::NOT_FRESH,
             Err(MetaError::Retry) if planted::is(Bug::RefusedIsApplied) => CommitOutcome::NOT_FRESH,
             Err(MetaError::Op(OpError::Errno(Errno::ESTALE))) => CommitOutcome::Gone,
@@ -159,7 +157,8 @@ impl<E: Env> Shared<E> {
                 CommitOutcome::Failed { errno: super::errno(error), lasting: true }
             }
         };
-        if frees && matches!(outcome, CommitOutcome::Applied { .. }) {
+        let applied = matches!(outcome, CommitOutcome::Applied { .. });
+        if frees && applied {
             self.collector.kick();
         }
         let gone = matches!(outcome, CommitOutcome::Gone);
@@ -168,6 +167,11 @@ impl<E: Env> Shared<E> {
             lock(&cell.state).file.handle_commit(self.env.now(), outcome, |id, payload| kept.push((id, payload)));
         for (id, payload) in kept {
             self.blocks.insert(id, payload);
+        }
+        // First counted there, then no longer here: rather twice than never. How much a commit took whose answer was lost is
+        // not known: at most this, and the next reading of usage sets it right.
+        if applied && !planted::is(Bug::CapacityLate) {
+            self.space.grow(grown.unwrap_or((freed.bytes + freed.reserved) as i64));
         }
         self.memory.give(freed.bytes);
         self.space.release(freed.reserved);

@@ -21,6 +21,7 @@ use super::wait::lock;
 use crate::env::Env;
 use crate::errno::Errno;
 use crate::file::machine::Unloaded;
+use crate::marks::{Mark, reached};
 use crate::meta;
 
 /// What a volume without a limit could hold: 1 PiB, as JuiceFS says.
@@ -104,23 +105,22 @@ impl<E: Env> Shared<E> {
         Ok(())
     }
 
-    /// Makes sure that there is space for what of `range` takes none. ENOSPC.
-    pub(super) async fn room(self: &Arc<Self>, cell: &Arc<Cell>, range: Range<u64>) -> Result<(), Errno> {
+    /// Makes sure that there is space for what of `range` takes none; false if it needs none. ENOSPC.
+    pub(super) async fn room(self: &Arc<Self>, cell: &Arc<Cell>, range: Range<u64>) -> Result<bool, Errno> {
         if !self.near_capacity(range.end - range.start) {
-            return Ok(());
+            return Ok(true);
         }
         let need = self.unallocated(cell, range.clone()).await?;
-        if need == 0 {
-            return Ok(());
+        if need == 0 || !self.near_capacity(need) {
+            return Ok(need > 0);
         }
-        if self.near_capacity(need) {
-            self.give_back().await?;
-            let need = self.unallocated(cell, range).await?;
-            if need > 0 && self.near_capacity(need) {
-                return Err(Errno::ENOSPC);
-            }
+        self.give_back().await?;
+        let need = self.unallocated(cell, range).await?;
+        if need > 0 && self.near_capacity(need) {
+            reached(Mark::WriteBeyondCapacity);
+            return Err(Errno::ENOSPC);
         }
-        Ok(())
+        Ok(need > 0)
     }
 
     /// Sets aside what of `range` takes no space; returns how much that is. ENOSPC.

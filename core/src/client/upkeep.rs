@@ -10,9 +10,9 @@
 //! - An object is deleted only after a transaction has proved that nothing refers to it, the metadata log was synced
 //!   past that transaction, and every reader that may have seen the reference has left. In this order.
 //! - A failed read, scan, list or sync deletes nothing.
-//! - A queue entry goes only after all objects of its slice are deleted; so a crash at any point, or dropping any of
-//!   these futures, repeats work and loses none. Deleting twice is harmless: identifiers are never used again, which
-//!   is also why a delete that takes effect after its deadline is.
+//! - A queue entry goes only after all objects of its slice are deleted, durably; so a crash at any point, or dropping
+//!   any of these futures, repeats work and loses none. Deleting twice is harmless: identifiers are never used again,
+//!   which is also why a delete that takes effect after its deadline is.
 
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -53,6 +53,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// Deadline of one store request. A dead store then costs one batch, not the task.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
+/// How far a listing may be behind the store. S3 and its kin are not behind since 2020; others and proxies may be.
+const SETTLE: Duration = Duration::from_secs(60);
 /// Objects deleted at once: keeps an S3 connection pool busy without crowding out foreground requests.
 const DELETES: usize = 16;
 /// Queue entries read at once: bounds memory and the size of the transaction that drops them.
@@ -104,6 +106,10 @@ struct State {
     running: bool,
     /// Slice ids leased by ended sessions whose left-overs are yet to be collected.
     ended: Vec<Range<u64>>,
+    /// From when on listings show all that those sessions left.
+    settled_at: Duration,
+    /// They were collected as far as listings showed before that.
+    early: bool,
 }
 
 impl<E: Env> Collector<E> {
@@ -123,7 +129,12 @@ impl<E: Env> Collector<E> {
     /// Hands over slice ids leased by sessions that a transaction has ended: `run` collects what those left, and tries
     /// again after errors.
     pub(crate) fn adopt(&self, ended: Vec<Range<u64>>) {
-        lock(&self.state).ended.extend(ended);
+        {
+            let mut state = lock(&self.state);
+            state.ended.extend(ended);
+            state.settled_at = self.env.now() + SETTLE;
+            state.early = false;
+        }
         self.kick();
     }
 
@@ -203,10 +214,20 @@ impl<E: Env> Collector<E> {
     async fn pass(&self, done: &mut Pass) -> Result<(), UpkeepError> {
         self.env.pause().await;
         let drained = self.drain_into(done).await;
-        let ended = mem::take(&mut lock(&self.state).ended);
-        if !ended.is_empty() {
-            let mut left = HandBack { collector: self, ended };
+        let (ended, early, settled) = {
+            let mut state = lock(&self.state);
+            let settled = self.env.now() >= state.settled_at || planted::is(Bug::ListedOnce);
+            (mem::take(&mut state.ended), state.early, settled)
+        };
+        let mut left = HandBack { collector: self, ended };
+        if left.ended.is_empty() {
+            return drained;
+        }
+        if settled {
             self.collect(&mut left.ended).await?;
+        } else if !early {
+            self.collect_early(&left.ended).await?;
+            lock(&self.state).early = true;
         }
         drained
     }
@@ -340,7 +361,11 @@ impl<E: Env> Collector<E> {
             }
             // 4. The objects.
             let (gone, failed) = self.delete_slices(&batch, &mut done.objects).await;
-            // 5. The entries of slices without objects, and only those.
+            // 5. They are gone for good: no power cut brings back what nobody would look for.
+            if !gone.is_empty() && !planted::is(Bug::DeleteWithoutBarrier) {
+                self.barrier().await?;
+            }
+            // 6. The entries of slices without objects, and only those.
             meta.write(|txn| sweep::drop_delslices(txn, &gone)).await?;
             done.slices += gone.len() as u64;
             if let Some(error) = failed {
@@ -385,6 +410,13 @@ impl<E: Env> Collector<E> {
             Some(Err(error)) => Err(error.into()),
             None => Err(UpkeepError::Deadline),
         }
+    }
+
+    /// Makes the deletes so far durable, within the deadline.
+    async fn barrier(&self) -> Result<(), UpkeepError> {
+        let deadline = self.env.now() + REQUEST_DEADLINE;
+        let done = timeout(&self.env, deadline, self.env.objects().barrier()).await;
+        Ok(done.ok_or(UpkeepError::Deadline)??)
     }
 
     fn ctx(&self) -> OpCtx {

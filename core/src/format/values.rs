@@ -15,11 +15,17 @@ use bytes::Bytes;
 
 use super::codec::{DecodeError, Decoder, Encoder, require};
 use crate::types::{
-    Attr, FILE_SIZE_MAX, FileType, Geometry, Ino, Place, SessionId, SliceId, SliceRecord, Timestamp, VolumeId,
+    Attr, FILE_SIZE_MAX, FileType, Geometry, Ino, InodeFlags, Place, SessionId, SliceId, SliceRecord, Timestamp,
+    VolumeId,
 };
 
-/// Version of the volume format made and understood by this code.
-pub const VOLUME_VERSION: u32 = 1;
+/// Newest version of the volume format that this code understands: 2 says which features the volume has.
+pub const VOLUME_VERSION: u32 = 2;
+/// Version of a volume without features.
+pub const VOLUME_VERSION_PLAIN: u32 = 1;
+
+/// Feature of a volume: POSIX ACLs.
+const FEATURE_ACL: u32 = 1;
 
 /// Most frames in a block: keeps the table of checksums of a block below 512 KiB.
 const FRAMES_MAX: u32 = 1 << 16;
@@ -35,7 +41,7 @@ pub trait Value: Sized {
 /// Settings of a volume, fixed at `format` (but for its limits).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volume {
-    /// Version of the volume format; `VOLUME_VERSION` when made by this code.
+    /// Version of the volume format. (up to `VOLUME_VERSION`; `VOLUME_VERSION_PLAIN` has no features)
     pub version: u32,
     /// Identity.
     pub id: VolumeId,
@@ -53,6 +59,8 @@ pub struct Volume {
     pub inodes: u64,
     /// When it was made.
     pub created: Timestamp,
+    /// It has POSIX ACLs.
+    pub acl: bool,
 }
 
 /// An entry of a directory.
@@ -164,8 +172,9 @@ pub fn check_geometry(geometry: &Geometry) -> Result<(), &'static str> {
 
 impl Value for Volume {
     fn encode(&self) -> Vec<u8> {
-        let Self { version, id, name, storage, bucket, geometry, capacity, inodes, created } = self;
-        Encoder::value(128)
+        let Self { version, id, name, storage, bucket, geometry, capacity, inodes, created, acl } = self;
+        debug_assert!(VOLUME_VERSION_PLAIN < *version || !acl);
+        let head = Encoder::value(128)
             .u32(*version)
             .raw(&id.0)
             .text(name)
@@ -177,14 +186,17 @@ impl Value for Volume {
             .u32(geometry.inline_max)
             .u64(*capacity)
             .u64(*inodes)
-            .time(*created)
-            .finish()
+            .time(*created);
+        if *version == VOLUME_VERSION_PLAIN {
+            return head.finish();
+        }
+        head.u32(if *acl { FEATURE_ACL } else { 0 }).finish()
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut d = Decoder::value(bytes)?;
         let version = d.u32()?;
-        if version != VOLUME_VERSION {
+        if version == 0 || VOLUME_VERSION < version {
             // Whatever follows may have another shape.
             return Err(DecodeError::Version(version));
         }
@@ -203,6 +215,11 @@ impl Value for Volume {
             capacity: d.u64()?,
             inodes: d.u64()?,
             created: d.time()?,
+            acl: match if version == VOLUME_VERSION_PLAIN { 0 } else { d.u32()? } {
+                0 => false,
+                FEATURE_ACL => true,
+                _ => return Err(DecodeError::Invalid("feature of a volume")),
+            },
         };
         d.finish()?;
         check_geometry(&volume.geometry).map_err(DecodeError::Invalid)?;
@@ -210,10 +227,11 @@ impl Value for Volume {
     }
 }
 
-/// The tails of `Attr`: `reach`, where it is not the length; `stored` counts each byte once; both.
+/// Tails of `Attr`, each there only if it says something, in this order: what holds `reach`, what holds `flags`, what
+/// says that `stored` is exact (as it is anyway where there never was a slice).
 const TAIL_REACH: u8 = 1;
-const TAIL_EXACT: u8 = 2;
-const TAIL_EXACT_REACH: u8 = 3;
+const TAIL_FLAGS: u8 = 2;
+const TAIL_EXACT: u8 = 3;
 
 fn kind_code(kind: FileType) -> u8 {
     match kind {
@@ -244,7 +262,7 @@ impl Value for Attr {
     fn encode(&self) -> Vec<u8> {
         let Self { kind, mode, uid, gid, rdev, nlink, length, stored, .. } = *self;
         debug_assert!(mode <= 0o7777 && length <= FILE_SIZE_MAX);
-        let value = Encoder::value(117)
+        let value = Encoder::value(119)
             .u8(kind_code(kind))
             .u16(mode)
             .u32(uid)
@@ -260,15 +278,11 @@ impl Value for Attr {
             .u64(self.commit)
             .u64(self.next_seq)
             .u64(self.parent.0);
-        match (self.exact, self.reach == length) {
-            // What never had a slice is exact.
-            (true, true) if self.next_seq == 0 => value,
-            (true, true) => value.u8(TAIL_EXACT),
-            (true, false) => value.u8(TAIL_EXACT_REACH).u64(self.reach),
-            (false, true) => value,
-            (false, false) => value.u8(TAIL_REACH).u64(self.reach),
-        }
-        .finish()
+        let value = if self.reach == length { value } else { value.u8(TAIL_REACH).u64(self.reach) };
+        let plain = self.flags == InodeFlags::default();
+        let value = if plain { value } else { value.u8(TAIL_FLAGS).u8(self.flags.bits()) };
+        let value = if self.exact && self.next_seq > 0 { value.u8(TAIL_EXACT) } else { value };
+        value.finish()
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
@@ -289,20 +303,30 @@ impl Value for Attr {
             commit: d.u64()?,
             next_seq: d.u64()?,
             parent: Ino(d.u64()?),
+            flags: InodeFlags::default(),
             reach: 0,
             exact: false,
         };
-        attr.reach = attr.length;
-        let tail = if d.is_empty() { None } else { Some(d.u8()?) };
-        attr.exact = match tail {
-            None => attr.next_seq == 0,
-            Some(TAIL_EXACT | TAIL_EXACT_REACH) => true,
-            Some(TAIL_REACH) => false,
-            Some(_) => return Err(DecodeError::Trailing),
-        };
-        if matches!(tail, Some(TAIL_REACH | TAIL_EXACT_REACH)) {
-            attr.reach = d.u64()?;
-            require(attr.length < attr.reach && attr.reach <= FILE_SIZE_MAX, "reach of a file")?;
+        (attr.reach, attr.exact) = (attr.length, attr.next_seq == 0);
+        let mut last = 0;
+        while !d.is_empty() {
+            let tail = d.u8()?;
+            if tail <= last {
+                return Err(DecodeError::Trailing);
+            }
+            last = tail;
+            match tail {
+                TAIL_REACH => {
+                    attr.reach = d.u64()?;
+                    require(attr.length < attr.reach && attr.reach <= FILE_SIZE_MAX, "reach of a file")?;
+                }
+                TAIL_FLAGS => {
+                    attr.flags = InodeFlags::from_bits(d.u8()?).ok_or(DecodeError::Invalid("flags of an inode"))?;
+                    require(attr.flags != InodeFlags::default(), "flags of an inode")?;
+                }
+                TAIL_EXACT => attr.exact = true,
+                _ => return Err(DecodeError::Trailing),
+            }
         }
         d.finish()?;
         require(attr.mode <= 0o7777, "mode")?;

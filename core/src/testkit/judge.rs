@@ -21,8 +21,8 @@ use core::fmt::{self, Write};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::errno::Errno;
-use crate::testkit::model::{Model, Node, NodeId, Stamp};
-use crate::testkit::ops::{Op, RenameFlag};
+use crate::testkit::model::{Model, Node, NodeId, Stamp, with_mode};
+use crate::testkit::ops::{AclEntries, Op, RenameFlag, acl_bytes};
 use crate::types::{Attr, FileType, Ino, Timestamp};
 
 /// Something with a name, as an application sees it.
@@ -36,6 +36,8 @@ pub struct Seen {
     pub data: Vec<u8>,
     /// Its extended attributes.
     pub xattrs: BTreeMap<String, String>,
+    /// Its access and default ACL.
+    pub acls: [Option<AclEntries>; 2],
 }
 
 /// All names.
@@ -103,7 +105,10 @@ pub struct Judge {
 impl Judge {
     /// A judge of an empty volume made at `when`.
     pub fn new(when: Timestamp) -> Self {
-        Self::of(Model::new(Stamp::exactly(when)))
+        let mut model = Model::new(Stamp::exactly(when));
+        // Nothing there records accesses.
+        model.set_noatime();
+        Self::of(model)
     }
 
     /// A judge of what is durable and as in `model`.
@@ -152,12 +157,12 @@ impl Judge {
 
     /// `op` has returned without an error; `is_sync`: what it is done to was opened so that writes are durable.
     pub fn promise(&mut self, op: &Op, is_sync: bool) {
+        #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else there is promises nothing")]
         match op {
             Op::Fsync { slot } => self.promise_file(*slot),
             Op::Write { slot, .. } if is_sync => self.promise_file(*slot),
             Op::FsyncDir { .. } => self.promises.names = self.steps.len() - 1,
             Op::Sync => self.promise_all(),
-            #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else there is promises nothing")]
             _ => {}
         }
     }
@@ -289,13 +294,17 @@ impl Step {
     fn new(model: Model, op: Option<Op>) -> Self {
         let mut bytes = Vec::new();
         model.for_each(|path, id, node| {
-            let Node { kind, mode, uid, gid, rdev, mtime, ctime, data, entries: _, xattrs } = node;
+            let Node { kind, mode, uid, gid, rdev, atime, mtime, ctime, data, entries: _, xattrs, .. } = node;
             bytes.extend_from_slice(path.as_bytes());
             let words = [id.0, *kind as u64, u64::from(*mode), u64::from(*uid), u64::from(*gid), u64::from(*rdev)];
-            let times = [mtime.from.secs as u64, ctime.from.secs as u64];
+            let times = [atime.from.secs as u64, mtime.from.secs as u64, ctime.from.secs as u64];
             words.iter().chain(&times).for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
             for (name, value) in xattrs {
                 bytes.extend_from_slice(format!("{name}={value}\n").as_bytes());
+            }
+            bytes.push(node.flags);
+            for acl in [&node.access_acl, &node.default_acl] {
+                bytes.extend_from_slice(&acl.as_ref().map(acl_bytes).unwrap_or_default());
             }
             bytes.extend_from_slice(&(data.len() as u64).to_le_bytes());
             bytes.extend_from_slice(data);
@@ -352,8 +361,12 @@ fn found(claim: &Claim, steps: &[&Step], at: usize, tree: &Tree) -> Result<Model
             let renamed = (1..=at).rev().find(|&step| steps[step].settled.contains(&id)).map_or(0, |step| step - 1);
             let floor = synced.max(renamed);
             let candidates = (floor..=last).rev().filter_map(|step| steps[step].model.try_node(id));
-            *model.node_mut(id) = one_of(candidates, seen)
+            let found = one_of(candidates, seen)
                 .map_err(|why| format!("{path} is as after none of the steps {floor} to {last}; the last: {why}"))?;
+            // The ordered changes alone: attributes that are written like names are those of step `at`.
+            let node = model.node_mut(id);
+            (node.data, node.mode, node.uid, node.gid) = (found.data.clone(), found.mode, found.uid, found.gid);
+            node.atime = found.atime;
         }
         let node = model.node_mut(id);
         (node.mtime, node.ctime) = (Stamp::exactly(seen.attr.mtime), Stamp::exactly(seen.attr.ctime));
@@ -364,11 +377,11 @@ fn found(claim: &Claim, steps: &[&Step], at: usize, tree: &Tree) -> Result<Model
 }
 
 /// The first of the states of a file that it may be in; or how it differs from the first of all.
-fn one_of<'a>(candidates: impl Iterator<Item = &'a Node>, seen: &Seen) -> Result<Node, String> {
+fn one_of<'a>(candidates: impl Iterator<Item = &'a Node>, seen: &Seen) -> Result<&'a Node, String> {
     let mut why = None;
     for node in candidates {
         match file_difference(node, seen) {
-            None => return Ok(node.clone()),
+            None => return Ok(node),
             Some(difference) => drop(why.get_or_insert(difference)),
         }
     }
@@ -389,7 +402,13 @@ fn names_difference(model: &Model, id: NodeId, seen: &Seen) -> Option<String> {
     if seen.xattrs != node.xattrs {
         return Some(format!("extended attributes should be {:?}, are {:?}", node.xattrs, seen.xattrs));
     }
-    None
+    if seen.attr.flags.bits() != node.flags {
+        return Some(format!("flags should be {}, are {}", node.flags, seen.attr.flags.bits()));
+    }
+    // The mode of a file has an order of its own, and the access ACL always agrees with it.
+    let access = node.access_acl.as_ref().map(|acl| with_mode(acl, seen.attr.mode));
+    let acls = [access, node.default_acl.clone()];
+    (seen.acls != acls).then(|| format!("ACLs should be {acls:?}, are {:?}", seen.acls))
 }
 
 /// What the ordered changes of one file set.
@@ -398,6 +417,9 @@ fn file_difference(node: &Node, seen: &Seen) -> Option<String> {
     if (attr.mode, attr.uid, attr.gid) != (node.mode, node.uid, node.gid) {
         let (found, expected) = ((attr.mode, attr.uid, attr.gid), (node.mode, node.uid, node.gid));
         return Some(format!("mode and owner should be {expected:?}, are {found:?}"));
+    }
+    if !node.atime.holds(attr.atime) {
+        return Some(format!("atime should be {:?}, is {:?}", node.atime, attr.atime));
     }
     if !node.mtime.holds(attr.mtime) {
         return Some(format!("mtime should be {:?}, is {:?}", node.mtime.from, attr.mtime));

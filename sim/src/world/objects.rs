@@ -5,7 +5,7 @@
 //!
 //! Invariants
 //! - An object is whole or absent, and never replaced by other bytes.
-//! - Only a barrier makes objects durable, and only those whose put had returned without an error before it began.
+//! - Only a barrier makes puts and deletes durable, and only those that had returned without an error before it began.
 //!   A power cut decides about each other object on its own.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +31,8 @@ const SPARED: Duration = Duration::from_secs(3);
 const HANG: Duration = Duration::from_secs(20);
 /// Longest time that a slow get takes to find its object.
 const SLOW_GET: Duration = Duration::from_secs(2);
+/// How far a listing may be behind: less than what the client allows for.
+const BEHIND: Duration = Duration::from_secs(30);
 /// Longest outage: longer than the deadline of a wait.
 const OUTAGE_MAX: Duration = Duration::from_secs(8);
 
@@ -41,11 +43,16 @@ struct Object {
     acknowledged: bool,
     /// A power cut leaves it.
     durable: bool,
+    /// When it was put.
+    since: Duration,
 }
 
 #[derive(Debug, Default)]
 struct State {
     objects: BTreeMap<String, Object>,
+    /// Objects that were deleted and that a power cut may bring back; whether a delete of each has returned in the life
+    /// of this client.
+    undoable: BTreeMap<String, (Bytes, bool)>,
     /// Puts that may still take effect, by number.
     puts: BTreeMap<u64, (String, Bytes)>,
     next_put: u64,
@@ -57,6 +64,8 @@ struct State {
     torn: BTreeMap<String, Duration>,
     /// Objects of which a put took effect after its error was answered, in the life of this client.
     late: BTreeSet<String>,
+    /// Objects that were deleted, and when.
+    deleted: BTreeMap<String, Duration>,
 }
 
 /// The object store; clones are the same.
@@ -76,21 +85,27 @@ impl SimObjects {
         let mut state = self.state.lock().unwrap();
         state.epoch += 1;
         state.late.clear();
-        let dice = &self.parts.dice;
+        let (dice, since) = (&self.parts.dice, TimeHandle::current().elapsed());
         for (key, body) in std::mem::take(&mut state.puts).into_values() {
             if dice.chance(500) {
-                state.objects.entry(key).or_insert(Object { body, acknowledged: false, durable: false });
+                state.objects.entry(key).or_insert(Object { body, acknowledged: false, durable: false, since });
             }
         }
         match ending {
             Ending::PowerCut => {
                 state.objects.retain(|_, object| object.durable || dice.chance(500));
+                for (key, (body, _)) in std::mem::take(&mut state.undoable) {
+                    if dice.chance(500) {
+                        state.objects.entry(key).or_insert(Object { body, acknowledged: false, durable: true, since });
+                    }
+                }
                 state.objects.values_mut().for_each(|object| object.durable = true);
             }
             Ending::MetaPowerCut => state.objects.values_mut().for_each(|object| object.durable = true),
             // A later process's barrier knows nothing of what this one has put.
             Ending::Kill | Ending::Unmount => {
                 state.objects.values_mut().for_each(|object| object.acknowledged = false);
+                state.undoable.values_mut().for_each(|(_, returned)| *returned = false);
             }
         }
     }
@@ -194,6 +209,7 @@ impl SimObjects {
             body: body.clone(),
             acknowledged: false,
             durable: false,
+            since: TimeHandle::current().elapsed(),
         });
         object.acknowledged |= acknowledge;
         if object.body != body {
@@ -265,10 +281,19 @@ impl SimObjects {
             {
                 self.parts.alarm.raise(format!("object {key} was deleted though {why}"));
             }
-            state.objects.remove(&key);
+            if let Some(object) = state.objects.remove(&key) {
+                state.undoable.insert(key.clone(), (object.body, false));
+                state.deleted.insert(key.clone(), TimeHandle::current().elapsed());
+            }
         }
         self.delay().await;
-        if self.strikes(Fault::DeleteAnswerLost) { Err(StoreError::Retry) } else { Ok(()) }
+        if self.strikes(Fault::DeleteAnswerLost) {
+            return Err(StoreError::Retry);
+        }
+        if let Some((_, returned)) = self.state.lock().unwrap().undoable.get_mut(&key) {
+            *returned = true;
+        }
+        Ok(())
     }
 
     async fn barrier_now(&self) -> Result<(), StoreError> {
@@ -276,6 +301,10 @@ impl SimObjects {
         let covered: Vec<String> = {
             let state = self.state.lock().unwrap();
             state.objects.iter().filter(|(_, object)| object.acknowledged).map(|(key, _)| key.clone()).collect()
+        };
+        let gone: Vec<String> = {
+            let state = self.state.lock().unwrap();
+            state.undoable.iter().filter(|(_, (_, returned))| *returned).map(|(key, _)| key.clone()).collect()
         };
         let epoch = self.arrive("barrier").await?;
         if self.strikes(Fault::BarrierFailed) {
@@ -288,6 +317,7 @@ impl SimObjects {
                 return Err(StoreError::Retry);
             }
             if self.parts.switches.barrier {
+                gone.iter().for_each(|key| drop(state.undoable.remove(key)));
                 for key in covered {
                     if let Some(object) = state.objects.get_mut(&key) {
                         object.durable = true;
@@ -304,16 +334,31 @@ impl SimObjects {
             return Err(StoreError::Retry);
         }
         let size = 1 + self.parts.dice.below(8) as usize;
-        let mut keys: Vec<String> = {
-            let state = self.state.lock().unwrap();
-            let beyond = |key: &&String| after.as_ref().is_none_or(|after| *key > after);
-            state.objects.keys().filter(|key| key.starts_with(&prefix)).filter(beyond).take(size + 1).cloned().collect()
-        };
+        let mut keys = self.listed(|key| key.starts_with(&prefix) && after.as_ref().is_none_or(|after| key > after));
         let more = keys.len() > size;
         keys.truncate(size);
         let next = if more { keys.last().cloned() } else { None };
         self.delay().await;
         Ok(ObjectPage { keys, next })
+    }
+}
+
+impl SimObjects {
+    /// The keys that a listing shows of those wanted, in order; it may be behind.
+    fn listed(&self, wanted: impl Fn(&String) -> bool) -> Vec<String> {
+        let now = TimeHandle::current().elapsed();
+        let behind = |fault| {
+            let strikes = self.strikes(fault);
+            strikes.then(|| now.saturating_sub(self.parts.dice.time_below(BEHIND)))
+        };
+        let (put_by, deleted_since) = (behind(Fault::ListOmits), behind(Fault::ListShowsDeleted));
+        let state = self.state.lock().unwrap();
+        let shown = |object: &Object| put_by.is_none_or(|by| object.since <= by);
+        let there = state.objects.iter().filter(|(_, object)| shown(object)).map(|(key, _)| key);
+        let still = |at: &Duration| deleted_since.is_some_and(|since| since <= *at);
+        let gone = state.deleted.iter().filter(|(_, at)| still(at)).map(|(key, _)| key);
+        let keys: BTreeSet<&String> = there.chain(gone).filter(|key| wanted(key)).collect();
+        keys.into_iter().cloned().collect()
     }
 }
 

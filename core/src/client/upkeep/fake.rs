@@ -51,6 +51,8 @@ pub(crate) enum Event {
 pub(crate) struct Faults {
     /// Reads of metadata still answered before they fail.
     pub(crate) reads_left: Option<u32>,
+    /// The next read of metadata fails, and no other.
+    pub(crate) read_once: bool,
     pub(crate) sync: bool,
     pub(crate) write: bool,
     pub(crate) every_third_write: bool,
@@ -103,6 +105,9 @@ impl MetaStore for World {
     {
         self.suspend().await;
         let mut state = self.state();
+        if mem::take(&mut state.faults.read_once) {
+            return Err(MetaError::Retry);
+        }
         match &mut state.faults.reads_left {
             Some(0) => return Err(MetaError::Retry),
             Some(left) => *left -= 1,
@@ -288,6 +293,7 @@ impl World {
             capacity: 0,
             inodes: 0,
             created: Timestamp::default(),
+            acl: false,
         }
     }
 
@@ -322,7 +328,17 @@ impl World {
     /// A file in the root whose chunks are the slices, one each, put and committed.
     pub(crate) fn write_file(&self, name: &str, slices: &[(u64, u32)]) -> Ino {
         let ino = Ino(self.txn(|txn, _| volume::lease_inodes(txn, 1)).start);
-        let new = New { ino, kind: FileType::Regular, mode: 0o644, uid: 0, gid: 0, rdev: 0, target: None };
+        let new = New {
+            ino,
+            kind: FileType::Regular,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            target: None,
+            umask: None,
+            inodes_max: None,
+        };
         self.txn(|txn, ctx| create::create(txn, ctx, Ino::ROOT, name.as_bytes(), &new));
         slices.iter().for_each(|(slice, len)| self.put_slice(*slice, *len));
         let slices = slices.iter().zip(0..).map(|((slice, len), chunk)| Change::Slice {

@@ -357,6 +357,24 @@ fn the_task_deletes_soon_after_a_kick_and_tries_again_after_errors() {
     world.block_on(collector.stop());
 }
 
+/// Also while the task waits for nothing but a kick, and not for the end of its pause.
+#[test]
+fn a_kick_is_heard_whenever_it_comes() {
+    let world = World::new();
+    let (_, lease) = world.session();
+    let (collector, _) = world.collector();
+    world.spawn(Arc::clone(&collector).run());
+    for (slice, tenths) in lease.zip([0, 5, 15, 30, 45]) {
+        world.write_file("file", &[(slice, LEN)]);
+        world.remove_file("file");
+        collector.kick();
+        world.block_on(world.sleep_until(world.now() + PASS_INTERVAL));
+        assert_eq!(world.queued(), 0, "a kick {tenths} tenths of a second after a pass");
+        world.block_on(world.sleep_until(world.now() + Duration::from_millis(100 * tenths)));
+    }
+    world.block_on(collector.stop());
+}
+
 #[test]
 fn the_task_does_not_hammer_a_store_that_fails() {
     let (world, _) = deleted_one();
@@ -370,8 +388,9 @@ fn the_task_does_not_hammer_a_store_that_fails() {
 }
 
 #[test]
-fn the_task_collects_leases_until_it_succeeds() {
+fn the_task_collects_leases_until_it_succeeds_and_listings_have_settled() {
     let (world, leases, live) = ended_session();
+    let id = leases[0].start;
     let (collector, _) = world.collector();
     collector.adopt(leases);
     world.spawn(Arc::clone(&collector).run());
@@ -380,6 +399,12 @@ fn the_task_collects_leases_until_it_succeeds() {
     assert_eq!(world.read(|read| session::leases(read)).len(), 3);
     world.state().faults.list = false;
     world.block_on(world.sleep_until(Duration::from_secs(12)));
+    assert_eq!(world.present(id + 2, 16 * GEOMETRY.block_size).0, 0, "what a listing shows goes at once");
+    assert_eq!(world.read(|read| session::leases(read)).len(), 3);
+    // An object that no listing showed so far.
+    world.put_slice(id + 3, LEN);
+    world.block_on(world.sleep_until(SETTLE + 2 * TICK));
+    assert_eq!(world.present(id + 3, LEN).0, 0);
     let left: Vec<u64> = world.read(|read| session::leases(read)).into_iter().map(|(range, _)| range.start).collect();
     assert_eq!(left, [live]);
     world.block_on(collector.stop());
