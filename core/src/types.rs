@@ -145,6 +145,9 @@ pub struct Attr {
     /// No slice record reaches past this offset, also none that a cut hides or that is reserved past the end.
     /// (>= length; regular files, else the length)
     pub reach: u64,
+    /// `stored` counts each byte once. False for files of volumes made before it did, until they are cut to nothing:
+    /// there bytes of slices that lie over each other may count more than once.
+    pub exact: bool,
     /// The directory that holds a directory, or the one name of a file that has no `link` key; `Ino(0)` if every
     /// name of the file has one.
     pub parent: Ino,

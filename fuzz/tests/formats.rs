@@ -171,6 +171,7 @@ fn values_with_damage() {
         commit: 6,
         next_seq: 7,
         reach: 1 << 40,
+        exact: true,
         parent: Ino::ROOT,
         flags: InodeFlags::NODUMP,
     };

@@ -328,6 +328,7 @@ mod tests {
             commit: 0,
             next_seq: 0,
             reach: 0,
+            exact: true,
             parent: Ino::ROOT,
             flags: InodeFlags::default(),
         };

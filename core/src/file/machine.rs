@@ -317,6 +317,7 @@ impl File {
             }
         }
         attr.length = self.length;
+        attr.reach = attr.reach.max(self.length);
         // What was read may hold a commit already that has not returned yet.
         let waiting = self.slices.range(self.key_limit(attr.commit)..);
         attr.stored += waiting.map(|(_, slice)| u64::from(slice.len)).sum::<u64>();

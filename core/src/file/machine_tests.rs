@@ -35,6 +35,7 @@ fn attr(length: u64, commit: u64) -> Attr {
         commit,
         next_seq: 0,
         reach: 0,
+        exact: true,
         parent: Ino::ROOT,
         flags: InodeFlags::default(),
     }

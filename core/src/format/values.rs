@@ -227,9 +227,11 @@ impl Value for Volume {
     }
 }
 
-/// Tails of `Attr`, each there only if it says something, in this order: what holds `reach`, what holds `flags`.
+/// Tails of `Attr`, each there only if it says something, in this order: what holds `reach`, what holds `flags`, what
+/// says that `stored` is exact (as it is anyway where there never was a slice).
 const TAIL_REACH: u8 = 1;
 const TAIL_FLAGS: u8 = 2;
+const TAIL_EXACT: u8 = 3;
 
 fn kind_code(kind: FileType) -> u8 {
     match kind {
@@ -279,6 +281,7 @@ impl Value for Attr {
         let value = if self.reach == length { value } else { value.u8(TAIL_REACH).u64(self.reach) };
         let plain = self.flags == InodeFlags::default();
         let value = if plain { value } else { value.u8(TAIL_FLAGS).u8(self.flags.bits()) };
+        let value = if self.exact && self.next_seq > 0 { value.u8(TAIL_EXACT) } else { value };
         value.finish()
     }
 
@@ -302,8 +305,9 @@ impl Value for Attr {
             parent: Ino(d.u64()?),
             flags: InodeFlags::default(),
             reach: 0,
+            exact: false,
         };
-        attr.reach = attr.length;
+        (attr.reach, attr.exact) = (attr.length, attr.next_seq == 0);
         let mut last = 0;
         while !d.is_empty() {
             let tail = d.u8()?;
@@ -320,6 +324,7 @@ impl Value for Attr {
                     attr.flags = InodeFlags::from_bits(d.u8()?).ok_or(DecodeError::Invalid("flags of an inode"))?;
                     require(attr.flags != InodeFlags::default(), "flags of an inode")?;
                 }
+                TAIL_EXACT => attr.exact = true,
                 _ => return Err(DecodeError::Trailing),
             }
         }

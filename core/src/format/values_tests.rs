@@ -56,8 +56,9 @@ fn attr() -> Attr {
         ctime: Timestamp { secs: i64::MIN, nanos: 1 },
         btime: Timestamp { secs: 0, nanos: 0 },
         commit: 6,
-        next_seq: 7,
+        next_seq: 0,
         reach: FILE_SIZE_MAX,
+        exact: true,
         parent: Ino(8),
         flags: InodeFlags::default(),
     }
@@ -134,9 +135,12 @@ fn check_tail<V: Value + PartialEq + Debug>(value: &V, without: &V) {
 
 #[test]
 fn tails_come_back() {
-    let plain = Attr { length: 70, reach: 70, ..attr() };
+    let plain = Attr { length: 70, reach: 70, next_seq: 7, exact: false, ..attr() };
     check(&plain);
     check_tail(&Attr { reach: 71, ..plain }, &plain);
+    check_tail(&Attr { exact: true, ..plain }, &plain);
+    let far = Attr { reach: 71, ..plain };
+    check_tail(&Attr { exact: true, ..far }, &far);
     check_tail(&Cut { offset: 5, end: 6 }, &Cut { offset: 5, end: u64::MAX });
     assert!(Cut::decode(&Cut { offset: 5, end: 5 }.encode()).is_err());
 }

@@ -69,6 +69,7 @@ pub(super) fn add_inode(txn: &mut dyn Txn, ctx: &OpCtx, dir: Ino, parent: &Attr,
         commit: 0,
         next_seq: 0,
         reach: if is_dir { DIRECTORY_LENGTH } else { target_len as u64 },
+        exact: true,
         parent: dir,
         flags: parent.flags.both(InodeFlags::INHERITED),
     };

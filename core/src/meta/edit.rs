@@ -91,6 +91,9 @@ impl<'a> Edit<'a> {
         }
         if self.remove_all(length, u64::MAX)? {
             self.attr.reach = length;
+            if length == 0 {
+                (self.attr.stored, self.attr.exact) = (0, true);
+            }
             return Ok(());
         }
         // Older cuts at or past this one say nothing any more.

@@ -43,6 +43,7 @@ pub fn format(txn: &mut dyn Txn, ctx: &OpCtx, volume: &Volume, uid: u32, gid: u3
         commit: 0,
         next_seq: 0,
         reach: DIRECTORY_LENGTH,
+        exact: true,
         parent: Ino::ROOT,
         flags: InodeFlags::default(),
     };

@@ -323,8 +323,8 @@ impl Kernel {
                     }
                     let seen = self.see(found.ino).await.map_err(|errno| format!("{path}: {errno:?}"))?;
                     // Commits and sweeps in the background change what is stored.
-                    let Attr { stored, commit, next_seq, .. } = seen.attr;
-                    if seen.attr != (Attr { stored, commit, next_seq, ..found.attr }) {
+                    let Attr { stored, commit, next_seq, reach, .. } = seen.attr;
+                    if seen.attr != (Attr { stored, commit, next_seq, reach, ..found.attr }) {
                         return Err(format!("{path} is looked up with {:?} and has {:?}", found.attr, seen.attr));
                     }
                     if entry.kind == FileType::Directory {

@@ -163,6 +163,7 @@ impl File {
         assert_eq!(known, self.slices.keys().copied().collect::<Vec<_>>());
         let (stored, taken) = (world.attr(self.ino).stored, self.taken.iter().filter(|taken| **taken).count() as u64);
         let swept = world.read(|read| sweep::cutfiles(read, 1)).unwrap().is_empty();
+        assert!(world.attr(self.ino).exact);
         assert!(stored == taken || taken < stored && !swept, "{stored} bytes are counted, {taken} are taken");
         world.check();
     }
