@@ -113,7 +113,10 @@ pub(super) fn open_flags(flags: i32) -> OpenFlags {
     OpenFlags {
         read: access != OFlags::WRONLY,
         write: access != OFlags::RDONLY,
-        append: flags.contains(OFlags::APPEND),
+        // The offset of each write is the kernel's, which alone changes the file and takes its length under the inode's
+        // lock. Here the flag would be wrong: fcntl(2) sets and clears it on an open file, and pages of a shared map
+        // are written where they are, also through a descriptor opened with O_APPEND.
+        append: false,
         truncate: flags.contains(OFlags::TRUNC),
         exclusive: flags.contains(OFlags::EXCL),
         // O_SYNC contains the bit of O_DSYNC.
@@ -223,7 +226,7 @@ mod tests {
         let open = |flags: OFlags| open_flags(flags.bits().cast_signed());
         let none = OpenFlags::default();
         assert_eq!(open(OFlags::RDONLY), OpenFlags { read: true, ..none });
-        assert_eq!(open(OFlags::WRONLY | OFlags::APPEND), OpenFlags { write: true, append: true, ..none });
+        assert_eq!(open(OFlags::WRONLY | OFlags::APPEND), OpenFlags { write: true, ..none });
         assert_eq!(
             open(OFlags::RDWR | OFlags::TRUNC | OFlags::SYNC),
             OpenFlags { read: true, write: true, truncate: true, sync: true, ..none }
