@@ -138,14 +138,18 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// What of a read of `len` bytes none of the states of the file explains.
-pub(crate) fn unexplained<S: AsRef<[u8]>>(states: &[S], offset: u64, len: u32, data: &[u8]) -> Option<String> {
-    for (at, byte) in (offset as usize..).zip(data) {
-        if !states.iter().any(|state| state.as_ref().get(at) == Some(byte)) {
-            let possible: Vec<Option<&u8>> = states.iter().map(|state| state.as_ref().get(at)).take(4).collect();
+pub(crate) fn unexplained<S: AsRef<Vec<u8>>>(states: &[S], offset: u64, len: u32, data: &[u8]) -> Option<String> {
+    let states: Vec<&[u8]> = states.iter().map(|state| state.as_ref().as_slice()).collect();
+    let whole = |state: &&[u8]| state.get(offset as usize..offset as usize + data.len()) == Some(data);
+    // Mostly nothing has happened meanwhile. Otherwise each byte may be of another state.
+    let torn = if states.iter().any(whole) { &[] } else { data };
+    for (at, byte) in (offset as usize..).zip(torn) {
+        if !states.iter().any(|state| state.get(at) == Some(byte)) {
+            let possible: Vec<Option<&u8>> = states.iter().map(|state| state.get(at)).take(4).collect();
             return Some(format!("shows {byte} at {at}, where there was {possible:?}"));
         }
     }
     let end = offset as usize + data.len();
-    let short = (data.len() as u32) < len && !states.iter().any(|state| state.as_ref().len() <= end);
+    let short = (data.len() as u32) < len && !states.iter().any(|state| state.len() <= end);
     short.then(|| format!("ends at {end}, but no state does"))
 }

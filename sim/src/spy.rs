@@ -84,10 +84,10 @@ impl Spy {
         for _ in 0..1 + self.dice.below(4) {
             let from = app.judge().now();
             let attr = self.kernel.client().getattr(ino).await;
-            let possible = states(&app.judge(), from);
+            let possible = contents(&app.judge(), from, id);
             if let Ok(attr) = attr
-                && lengths(&possible, id).next().is_some()
-                && !lengths(&possible, id).any(|length| length == attr.length)
+                && !possible.is_empty()
+                && !possible.iter().any(|data| data.len() as u64 == attr.length)
             {
                 wrong = Ok(Some(format!("{path} has length {}", attr.length)));
                 break;
@@ -101,7 +101,11 @@ impl Spy {
                     break;
                 }
             };
-            if let Some(what) = unexplained_file(&states(&app.judge(), from), id, offset, len, &data) {
+            let possible = contents(&app.judge(), from, id);
+            // Nothing is said of a file that no state knows.
+            if !possible.is_empty()
+                && let Some(what) = unexplained(&possible, offset, len, &data)
+            {
                 wrong = Ok(Some(format!("{path} {what}")));
                 break;
             }
@@ -127,7 +131,8 @@ impl Spy {
             madsim::task::yield_now().await;
         }
         let judge = app.judge();
-        let states = states(&judge, from);
+        let under_way = under_way(&judge);
+        let states = states(&judge, from, under_way.as_ref());
         let holds =
             |model: &Model, name: &String| model.try_node(id).is_some_and(|node| node.entries.contains_key(name));
         let known = states.iter().filter_map(|model| model.try_node(id)).flat_map(|node| node.entries.keys());
@@ -142,25 +147,26 @@ impl Spy {
     }
 }
 
-/// The states from number `from` to this moment, the one under way included.
-fn states(judge: &Judge, from: usize) -> Vec<Model> {
-    let mut states: Vec<Model> = judge.history[from..].iter().map(|step| step.model.clone()).collect();
-    if let Some(doubt) = &judge.doubt {
-        let mut after = judge.model.clone();
-        if after.apply(&doubt.op, Stamp { from: doubt.from, to: World::wall() }).is_ok() {
-            states.push(after);
+/// The states from number `from` to this moment; the last is that of the operation `under_way`.
+fn states<'a>(judge: &'a Judge, from: usize, under_way: Option<&'a Model>) -> Vec<&'a Model> {
+    judge.history[from..].iter().map(|step| &step.model).chain(under_way).collect()
+}
+
+/// The state after the operation under way.
+fn under_way(judge: &Judge) -> Option<Model> {
+    let doubt = judge.doubt.as_ref()?;
+    let mut after = judge.model.clone();
+    after.apply(&doubt.op, Stamp { from: doubt.from, to: World::wall() }).is_ok().then_some(after)
+}
+
+/// The contents of a file in those states, each once.
+fn contents(judge: &Judge, from: usize, id: NodeId) -> Vec<Arc<Vec<u8>>> {
+    let under_way = under_way(judge);
+    let mut contents: Vec<Arc<Vec<u8>>> = Vec::new();
+    for node in states(judge, from, under_way.as_ref()).into_iter().filter_map(|model| model.try_node(id)) {
+        if !contents.last().is_some_and(|last| Arc::ptr_eq(last, &node.data)) {
+            contents.push(node.data.clone());
         }
     }
-    states
-}
-
-fn lengths(states: &[Model], id: NodeId) -> impl Iterator<Item = u64> {
-    states.iter().filter_map(move |model| model.try_node(id)).map(|node| node.data.len() as u64)
-}
-
-/// What of a read no state of the file explains; nothing is said of a file that no state knows.
-fn unexplained_file(states: &[Model], id: NodeId, offset: u64, len: u32, data: &[u8]) -> Option<String> {
-    let contents: Vec<&[u8]> =
-        states.iter().filter_map(|model| model.try_node(id)).map(|node| node.data.as_slice()).collect();
-    if contents.is_empty() { None } else { unexplained(&contents, offset, len, data) }
+    contents
 }

@@ -9,6 +9,7 @@
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::future::Future;
 use core::ops::Range;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
@@ -468,8 +469,25 @@ impl<E: Env> Shared<E> {
         Ok(data)
     }
 
+    /// As `reap_now`. It counts as under way from this call on.
+    pub(super) fn reap(self: Arc<Self>, ino: Ino) -> impl Future<Output = ()> + Send {
+        let reaping = Reaping::new(self);
+        async move { reaping.0.clone().reap_now(ino).await }
+    }
+
+    /// Completes when nothing is being reaped.
+    pub(super) async fn reaped(&self) {
+        loop {
+            let ended = self.reap_ended.listen();
+            if self.reaping.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+
     /// Removes an orphan that nobody can reach any more, and what it had not committed.
-    pub(super) async fn reap(self: Arc<Self>, ino: Ino) {
+    async fn reap_now(self: Arc<Self>, ino: Ino) {
         let mut given_up = Vec::new();
         if let Some(cell) = self.files.get(ino) {
             lock(&cell.state).file.discard();
@@ -514,6 +532,23 @@ impl<E: Env> Shared<E> {
         for ino in self.files.orphans() {
             self.clone().reap(ino).await;
         }
+    }
+}
+
+/// Counts an orphan that is being removed.
+struct Reaping<E: Env>(Arc<Shared<E>>);
+
+impl<E: Env> Reaping<E> {
+    fn new(shared: Arc<Shared<E>>) -> Self {
+        shared.reaping.fetch_add(1, Ordering::AcqRel);
+        Self(shared)
+    }
+}
+
+impl<E: Env> Drop for Reaping<E> {
+    fn drop(&mut self) {
+        self.0.reaping.fetch_sub(1, Ordering::AcqRel);
+        self.0.reap_ended.notify_all();
     }
 }
 

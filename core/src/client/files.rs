@@ -206,7 +206,9 @@ impl Files {
                     cells.push(cell.clone());
                 }
             }
-            shard.aging.extend(again);
+            if !again.is_empty() {
+                shard.aging.extend(again);
+            }
         }
         cells
     }

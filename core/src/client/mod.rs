@@ -153,6 +153,10 @@ struct Shared<E: Env> {
     used_bytes: AtomicU64,
     /// A put failed: it may be applied later, so objects may be left that nothing refers to.
     unsure: AtomicBool,
+    /// Orphans that are being removed.
+    reaping: AtomicU64,
+    /// One of them is gone.
+    reap_ended: Notify,
     stopping: AtomicBool,
     stop: Notify,
 }
@@ -182,11 +186,13 @@ impl<E: Env> Client<E> {
         let left = |errno| Unmounted { errno, dirty_bytes: shared.memory.used() };
         self.sync().await.map_err(left)?;
         shared.reap_all().await;
+        // What the kernel's last FORGETs have begun. What takes too long leaves its objects to the next mount.
+        let reaped = timeout(&shared.env, shared.deadline(), shared.reaped()).await.is_some();
         shared.stopping.store(true, Ordering::Release);
         shared.stop.notify_all();
         shared.collector.stop().await;
         let session = shared.session.expect("a writable mount has a session");
-        let unsure = shared.unsure.load(Ordering::Acquire) && !planted::is(Bug::UnsureForgotten);
+        let unsure = (!reaped || shared.unsure.load(Ordering::Acquire)) && !planted::is(Bug::UnsureForgotten);
         let ended = shared
             .mutate(|txn, _| if unsure { meta::session::fence(txn, session) } else { meta::session::end(txn, session) })
             .await;
@@ -271,6 +277,8 @@ impl<E: Env> Shared<E> {
             waiting: AtomicU64::new(0),
             used_bytes: AtomicU64::new(0),
             unsure: AtomicBool::new(false),
+            reaping: AtomicU64::new(0),
+            reap_ended: Notify::default(),
             stopping: AtomicBool::new(false),
             stop: Notify::default(),
             env,
@@ -457,5 +465,50 @@ fn errno(error: MetaError) -> Errno {
             Errno::EIO
         }
         MetaError::Op(OpError::Kv(_)) | MetaError::Retry | MetaError::Unknown | MetaError::Failed => Errno::EIO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    use bytes::Bytes;
+
+    use super::upkeep::fake::World;
+    use super::*;
+    use crate::types::Ino;
+
+    /// A fuzzed client had a block put after its file was unlinked, closed and forgotten, while it was unmounted: the
+    /// session ended as if it had left nothing, and nobody ever looked for the block.
+    #[test]
+    fn unmount_waits_for_the_end_of_what_was_forgotten() {
+        let world = World::new();
+        let id = world.volume().id;
+        world.state().objects.insert(VOLUME_OBJECT.into(), crate::format::block::encode_marker(id));
+        world.block_on(async {
+            let client = Client::mount(world.clone(), Options::default()).await.expect("a mount");
+            let flags = OpenFlags { write: true, ..OpenFlags::default() };
+            let caller = Caller { uid: 0, gid: 0 };
+            let (entry, handle) = client.create(caller, Ino::ROOT, b"gone", 0o644, flags).await.expect("a file");
+            // Of more than a block: it is put at once.
+            client.write(handle, 0, Bytes::from(vec![1; 5000]), false).await.expect("a write");
+            client.unlink(Ino::ROOT, b"gone").await.expect("no name");
+            client.release(handle).await.expect("not open");
+            // So that its removal is tried again at ever longer intervals.
+            world.state().faults.write = true;
+            client.forget(entry.ino, 1);
+            world.sleep_until(world.now() + Duration::from_secs(1)).await;
+            world.state().faults.write = false;
+            client.unmount().await.expect("an unmount");
+            // The process ends.
+            world.power_cut();
+
+            let client = Client::mount(world.clone(), Options::default()).await.expect("a mount");
+            world.sleep_until(world.now() + Duration::from_secs(60)).await;
+            let left: Vec<String> = world.state().objects.keys().cloned().collect();
+            assert_eq!(left, [VOLUME_OBJECT]);
+            client.unmount().await.expect("an unmount");
+        });
     }
 }

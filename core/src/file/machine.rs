@@ -266,7 +266,9 @@ impl File {
             }
         }
         attr.length = self.length;
-        attr.stored += self.dirty_bytes;
+        // What was read may hold a commit already that has not returned yet.
+        let waiting = self.slices.range(self.key_limit(attr.commit)..);
+        attr.stored += waiting.map(|(_, slice)| u64::from(slice.len)).sum::<u64>();
         attr
     }
 

@@ -357,6 +357,22 @@ fn a_small_write_travels_in_its_commit() {
     assert_eq!((record.slice, &record.place), (SliceId(0), &Place::Inline(Bytes::from_static(b"tiny"))));
 }
 
+/// A fuzzed client saw twice the blocks of a file while the answer to its commit was on its way.
+#[test]
+fn what_a_commit_under_way_has_stored_is_counted_once() {
+    let mut file = File::new(INO, &attr(0, 0), GEOMETRY, Duration::from_secs(60));
+    let wall = Timestamp::default();
+    file.write(Duration::ZERO, wall, 0, b"ab", false);
+    let number = file.flush();
+    file.write(Duration::ZERO, wall, 20, b"c", false);
+    let Some(Action::Commit(commit)) = file.poll_action(Duration::ZERO, &mut || None) else { panic!("no commit") };
+    assert_eq!(commit.number, number);
+    assert_eq!(file.overlay_attr(attr(0, 0)).stored, 3);
+    assert_eq!(file.overlay_attr(Attr { stored: 2, ..attr(2, number) }).stored, 3, "with the commit applied");
+    file.handle_commit(Duration::ZERO, CommitOutcome::Applied { fresh: true }, |_, _| {});
+    assert_eq!(file.overlay_attr(Attr { stored: 2, ..attr(2, number) }).stored, 3, "and answered");
+}
+
 #[test]
 fn an_error_is_raised_at_once_if_waiting_cannot_help_else_after_the_time_out() {
     let mut file = File::new(INO, &attr(0, 0), GEOMETRY, Duration::from_secs(60));

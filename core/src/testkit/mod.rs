@@ -1,4 +1,5 @@
-//! What tests of every crate share: running metadata operations in memory, and conformance suites.
+//! What tests of every crate share: running metadata operations in memory, a model and its operations, judges, and
+//! conformance suites.
 //!
 //! Owns: the rules that every metadata operation and every store is held to.
 //! Leaves to others: the stores under test (`runtime`, `sim`), the world around them.
@@ -10,10 +11,12 @@ use bytes::Bytes;
 use crate::kv::mem::{MemKv, TxnWrites};
 use crate::kv::{KvError, OpError, OpResult, Pairs, Read, Txn};
 
+pub mod judge;
 pub mod kv_conformance;
 pub mod model;
 pub mod ops;
 pub mod store_conformance;
+pub mod stores;
 
 /// How an operation's reads are answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +61,11 @@ pub fn attempt<T>(kv: &MemKv, reads: Reads, op: impl Fn(&mut dyn Txn) -> OpResul
 /// Runs `op` on the state of `kv` as it is and drops what it wrote.
 pub fn peek<T>(kv: &MemKv, op: impl Fn(&mut dyn Read) -> OpResult<T>) -> OpResult<T> {
     attempt(kv, Reads::Direct, |txn| op(txn.as_read())).map(|(value, _)| value)
+}
+
+/// As `peek`, with reads answered as `reads` says, and never twice.
+pub fn peek_once<T>(kv: &MemKv, reads: Reads, op: impl Fn(&mut dyn Read) -> OpResult<T>) -> OpResult<T> {
+    once(kv, reads, |txn| op(txn.as_read())).0
 }
 
 fn once<T>(kv: &MemKv, reads: Reads, op: impl Fn(&mut dyn Txn) -> OpResult<T>) -> (OpResult<T>, TxnWrites) {

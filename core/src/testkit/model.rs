@@ -5,7 +5,7 @@
 //! Invariants
 //! - An operation that answers an error changes nothing.
 //! - Node numbers are never used twice.
-//! - Copies are cheap: contents are shared until they change.
+//! - Copies are cheap: nodes and contents are shared until they change.
 //!
 //! A time that an operation sets is known only as the interval in which the operation ran: see `Stamp`.
 
@@ -72,7 +72,7 @@ struct OpenFile {
 /// The whole tree, and the files that one application holds open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Model {
-    nodes: BTreeMap<NodeId, Node>,
+    nodes: BTreeMap<NodeId, Arc<Node>>,
     next: u64,
     open: [Option<OpenFile>; SLOTS],
 }
@@ -86,7 +86,7 @@ impl Model {
     /// A root directory without entries, made at `when`.
     pub fn new(when: Stamp) -> Self {
         let root = new_node(FileType::Directory, 0o755, when);
-        Self { nodes: BTreeMap::from([(Self::ROOT, root)]), next: 2, open: [None; SLOTS] }
+        Self { nodes: BTreeMap::from([(Self::ROOT, Arc::new(root))]), next: 2, open: [None; SLOTS] }
     }
 
     /// Does `op`, some time in `when`. The bytes are those that a read returns.
@@ -174,12 +174,12 @@ impl Model {
 
     /// As `node`, to correct what only the real thing can know.
     pub fn node_mut(&mut self, id: NodeId) -> &mut Node {
-        self.nodes.get_mut(&id).expect("the node exists")
+        Arc::make_mut(self.nodes.get_mut(&id).expect("the node exists"))
     }
 
     /// The node, if it exists.
     pub fn try_node(&self, id: NodeId) -> Option<&Node> {
-        self.nodes.get(&id)
+        self.nodes.get(&id).map(|node| &**node)
     }
 
     /// All names, parents first, with what they are.
@@ -254,7 +254,7 @@ impl Model {
         }
         let id = NodeId(self.next);
         self.next += 1;
-        self.nodes.insert(id, node);
+        self.nodes.insert(id, Arc::new(node));
         self.enter(parent, &name, id, when);
         Ok(())
     }

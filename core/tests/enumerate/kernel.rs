@@ -1,32 +1,18 @@
 //! System calls: path walks, type checks, open files; and looking at everything there is.
 //!
 //! Owns: what Linux does between a system call and the file system, as far as the operations need it.
-//! Leaves to others: what the client does (`world`), comparing (`judge`).
-
-use std::collections::BTreeMap;
+//! Leaves to others: what the client does (`world`), comparing (`testkit::judge`).
 
 use bytes::Bytes;
 use kiseki_core::errno::Errno;
 use kiseki_core::file::Segment;
 use kiseki_core::format::block::verify_object;
 use kiseki_core::meta::{self, New, RenameMode, SetAttr, XattrMode};
+use kiseki_core::testkit::judge::{Seen, Tree};
 use kiseki_core::testkit::ops::{Op, RenameFlag, split, written_bytes};
-use kiseki_core::types::{Attr, FileType, Ino, Timestamp};
+use kiseki_core::types::{FileType, Ino, Timestamp};
 
 use super::world::{Event, GEOMETRY, OpenFile, VOLUME, World};
-
-/// Something with a name, as an application sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Seen {
-    pub(crate) ino: Ino,
-    pub(crate) attr: Attr,
-    /// Contents of a regular file, target of a symbolic link.
-    pub(crate) data: Vec<u8>,
-    pub(crate) xattrs: BTreeMap<String, String>,
-}
-
-/// All names.
-pub(crate) type Tree = BTreeMap<String, Seen>;
 
 impl World {
     /// Does `op`.

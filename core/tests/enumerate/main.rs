@@ -12,7 +12,6 @@
 
 mod choices;
 mod explore;
-mod judge;
 mod kernel;
 mod mistakes;
 mod recovery;

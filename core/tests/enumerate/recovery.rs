@@ -2,17 +2,14 @@
 //! the stores as they are.
 //!
 //! Owns: the order in which objects are destroyed; what must hold of stores whatever was done before.
-//! Leaves to others: what the files and names must be (`judge`).
+//! Leaves to others: what the files and names must be (`testkit::judge`).
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use kiseki_core::format::block::verify_object;
-use kiseki_core::format::keys;
-use kiseki_core::format::values::Value;
-use kiseki_core::kv::Txn;
-use kiseki_core::meta::{self, invariant};
-use kiseki_core::types::{BlockId, Place, SliceId, SliceRecord};
+use kiseki_core::meta;
+use kiseki_core::testkit::stores::{self, blocks};
+use kiseki_core::types::{BlockId, SliceId};
 
 use super::mistakes::Mistake;
 use super::world::{Event, GEOMETRY, Objects, VOLUME, World};
@@ -48,7 +45,7 @@ impl World {
             self.sync();
         }
         for &(slice, len) in &queued {
-            blocks(slice, len).for_each(|id| self.delete(id));
+            blocks(GEOMETRY, slice, len).for_each(|id| self.delete(id));
         }
         if !early {
             self.forget(&queued);
@@ -83,27 +80,14 @@ impl World {
 
     /// What must hold at every moment: the invariants of the metadata, and every slice that a record refers to has its
     /// blocks, whole.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        let mut findings = Vec::new();
-        let checked = invariant::check(self.kv.begin().as_read(), &mut |_| {}, &mut |finding| findings.push(finding));
-        checked.map_err(|error| format!("the metadata cannot be checked: {error}"))?;
-        if let Some(finding) = findings.first() {
-            return Err(format!("the metadata is not whole: {finding:?}"));
-        }
-        for id in self.referenced() {
-            let Some(object) = self.objects.get(&(id.slice, id.index)) else {
-                return Err(format!("{id:?} is referred to and is not in the store"));
-            };
-            verify_object(VOLUME, id, GEOMETRY.frame_size, &object.bytes)
-                .map_err(|error| format!("{id:?} is referred to and damaged: {error}"))?;
-        }
-        Ok(())
+    pub(crate) fn check(&self) -> Result<Vec<BlockId>, String> {
+        let object = |id: BlockId| self.objects.get(&(id.slice, id.index)).map(|object| object.bytes.clone());
+        stores::check(&self.kv, VOLUME, GEOMETRY, object)
     }
 
     /// What must hold when nothing is under way and nothing dirty: all that is there is used by somebody.
     pub(crate) fn check_tidy(&self) -> Result<(), String> {
-        self.check()?;
-        let used: BTreeSet<(SliceId, u32)> = self.referenced().into_iter().map(|id| (id.slice, id.index)).collect();
+        let used: BTreeSet<(SliceId, u32)> = self.check()?.into_iter().map(|id| (id.slice, id.index)).collect();
         if let Some((slice, index)) = self.objects.keys().find(|key| !used.contains(key)) {
             return Err(format!("block {}-{index} is left, and nothing refers to it", slice.0));
         }
@@ -113,17 +97,6 @@ impl World {
         } else {
             Err(format!("{orphans:?} are unlinked, and {:?} of them open", self.orphans))
         }
-    }
-
-    /// Blocks of all slice records.
-    fn referenced(&self) -> Vec<BlockId> {
-        let (start, end) = keys::all_slices();
-        let records = self.read(|read| Ok(read.scan(&start, &end, usize::MAX)?));
-        let records = records.iter().map(|(_, value)| SliceRecord::decode(value).expect("it was checked"));
-        records
-            .filter(|record| record.place == Place::Blocks)
-            .flat_map(|record| blocks(record.slice, record.stored_len))
-            .collect()
     }
 }
 
@@ -142,12 +115,4 @@ pub(crate) fn survivors(objects: &Objects) -> Vec<Objects> {
         left.extend(volatile.iter().map(|one| with(&|key| key == one)));
     }
     left
-}
-
-/// The blocks of a slice.
-fn blocks(slice: SliceId, stored_len: u32) -> impl Iterator<Item = BlockId> {
-    (0..GEOMETRY.block_count(stored_len)).map(move |index| {
-        let len = (stored_len - index * GEOMETRY.block_size).min(GEOMETRY.block_size);
-        BlockId { slice, index, len }
-    })
 }

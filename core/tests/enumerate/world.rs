@@ -2,7 +2,7 @@
 //!
 //! Owns: what is durable; mounting; a note of every moment at which a crash finds something else than before.
 //! Leaves to others: the order in which `client` composes all this (`files`), system calls (`kernel`), the life after a
-//! crash (`recovery`), what a crash may leave (`judge`).
+//! crash (`recovery`), what a crash may leave (`testkit::judge`).
 //!
 //! Invariants
 //! - Each transaction, put, barrier, sync and delete leaves a `Moment`.

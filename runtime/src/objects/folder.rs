@@ -1,4 +1,4 @@
-//! Objects in a folder of this machine, through OpenDAL's `fs` service.
+//! Objects in a folder of this machine, through OpenDAL's `fs` service; large ones are put and all are read around it.
 //!
 //! Owns: opening the folder, its calls, the barrier.
 //! Leaves to others: which folders a barrier syncs (`barrier`), listing order (`list`), deadlines (`objects`).
@@ -24,6 +24,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::barrier::Folders;
+use super::direct::Direct;
 use super::failure::{Failure, Kind};
 use super::health::{Health, Verb};
 use super::{Access, GETS_MAX, ObjectsError, PUTS_MAX, list};
@@ -39,6 +40,7 @@ pub(super) struct Folder {
     access: Access,
     /// `{bucket}/{prefix}`, absolute.
     root: PathBuf,
+    direct: Direct,
     folders: Mutex<Folders>,
     rounds: Arc<Rounds>,
     puts: Arc<Semaphore>,
@@ -66,6 +68,7 @@ impl Folder {
             operator: Operator::new(builder)?,
             access,
             root,
+            direct: Direct::default(),
             folders: Mutex::default(),
             rounds: Arc::new(Rounds::new(0)),
             puts: Arc::new(Semaphore::new(PUTS_MAX)),
@@ -147,19 +150,24 @@ impl Folder {
     async fn put_now(&self, key: &str, mut body: Vec<Bytes>) -> Result<(), StoreError> {
         self.check_writable(Verb::Put, key)?;
         let len = body.iter().map(|segment| segment.len() as u64).sum();
-        // OpenDAL's `fs` service never gets past an empty segment.
-        body.retain(|segment| !segment.is_empty());
-        let put = match self.operator.write(key, Buffer::from(body)).await {
-            Ok(_) => {
-                self.folders().note_put(key);
-                Ok(())
+        let tmp = self.root.join(TMP).join(format!("direct-{}", uuid::Uuid::new_v4()));
+        let put = match self.direct.put(&tmp, &self.root.join(key), &body) {
+            Some(put) => put.map_err(|error| Failure::new(Kind::of_errno(error), error.to_string())),
+            None => {
+                // OpenDAL's `fs` service never gets past an empty segment.
+                body.retain(|segment| !segment.is_empty());
+                self.operator.write(key, Buffer::from(body)).await.map(drop).map_err(|error| {
+                    match Failure::of_opendal(&error) {
+                        // A folder vanished under the put.
+                        Failure { kind: Kind::NotFound | Kind::Short, text, .. } => Failure::new(Kind::Broken, text),
+                        failure => failure,
+                    }
+                })
             }
-            Err(error) => Err(match Failure::of_opendal(&error) {
-                // A folder vanished under the put.
-                Failure { kind: Kind::NotFound | Kind::Short, text, .. } => Failure::new(Kind::Broken, text),
-                failure => failure,
-            }),
         };
+        if put.is_ok() {
+            self.folders().note_put(key);
+        }
         self.health.note(Verb::Put, key, len, put)
     }
 

@@ -23,6 +23,7 @@ use self::s3::S3;
 
 mod barrier;
 mod credentials;
+mod direct;
 mod error;
 mod failure;
 mod folder;

@@ -73,7 +73,7 @@ impl SimMeta {
 
     /// Runs `op` without latency or fault, for the judges.
     pub fn peek<T>(&self, op: impl Fn(&mut dyn Read) -> OpResult<T>) -> OpResult<T> {
-        testkit::peek(&self.state.lock().unwrap().kv, op)
+        testkit::peek_once(&self.state.lock().unwrap().kv, Reads::Direct, op)
     }
 
     pub(super) fn end(&self, ending: Ending) {
@@ -101,7 +101,7 @@ impl SimMeta {
         }
         state.failed = false;
         let (start, end) = keys::all_slices();
-        let records = testkit::peek(&state.kv, |read| Ok(read.scan(&start, &end, usize::MAX)?));
+        let records = testkit::peek_once(&state.kv, Reads::Direct, |read| Ok(read.scan(&start, &end, usize::MAX)?));
         let records = records.expect("memory can be read");
         self.references.reset(records.iter().filter_map(|(_, value)| slice_of(value)), state.durable);
     }
@@ -129,7 +129,7 @@ impl SimMeta {
             writes.writes().map(|(key, value)| (key.clone(), value.cloned())).collect();
         let seq = state.kv.commit(writes).ok()?;
         if self.parts.switches.oracles {
-            let volume = testkit::peek(&state.kv, |read| Ok(read.get(&keys::volume())?));
+            let volume = testkit::peek_once(&state.kv, Reads::Direct, |read| Ok(read.get(&keys::volume())?));
             if let Some(volume) = volume.ok().flatten().and_then(|bytes| Volume::decode(&bytes).ok()) {
                 self.watch_commit(&volume, &new);
             }
@@ -240,13 +240,13 @@ impl MetaStore for SimMeta {
         let reads = if self.parts.faults.strikes(Fault::Miss) { Reads::MissFirst } else { Reads::Direct };
         let value = {
             let state = self.state.lock().unwrap();
-            testkit::attempt(&state.kv, reads, |txn| op(txn.as_read()))
+            testkit::peek_once(&state.kv, reads, &op)
         };
         // What was read may be old by the time it arrives.
         if self.parts.dice.chance(200) {
             self.parts.delay(OLD_NEWS).await;
         }
-        value.map(|(value, _)| value).map_err(|error: OpError| error.into())
+        value.map_err(|error: OpError| error.into())
     }
 
     fn last(&self) -> TxnSeq {

@@ -8,7 +8,9 @@
 //! - At a crash everything under way in a store is decided, one way or the other; nothing takes effect later.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use kiseki_core::env::{Edge, Env, Point};
@@ -205,6 +207,28 @@ impl Parts {
     }
 }
 
+/// A sleep that sets one timer. That of madsim sets another at each poll, and the client polls many deadlines at once.
+struct Sleep {
+    inner: Pin<Box<time::Sleep>>,
+    /// Who is woken by the timer that is set.
+    waker: Option<Waker>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if self.inner.is_elapsed() {
+            return Poll::Ready(());
+        }
+        if self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return Poll::Pending;
+        }
+        self.waker = Some(cx.waker().clone());
+        self.inner.as_mut().poll(cx)
+    }
+}
+
 /// One client's view of a world.
 #[derive(Clone)]
 pub struct SimEnv {
@@ -239,8 +263,8 @@ impl Env for SimEnv {
         World::wall()
     }
 
-    async fn sleep_until(&self, at: Duration) {
-        time::sleep(at.saturating_sub(self.now())).await;
+    fn sleep_until(&self, at: Duration) -> impl Future<Output = ()> + Send {
+        Sleep { inner: Box::pin(time::sleep(at.saturating_sub(self.now()))), waker: None }
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {

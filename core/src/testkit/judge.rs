@@ -1,28 +1,49 @@
-//! What a crash may leave: the states of the model after each operation, and which of them were promised.
+//! One application at a time: what it sees, and what a crash may leave of it: the states of the model after each
+//! operation, and which of them were promised.
 //!
 //! Owns: promises 1 (fsync), 2 (prefix), 3 (no invented bytes) and 4 (replace by rename), as tests.
-//! Leaves to others: doing the operations (`kernel`), which crashes there are (`explore`).
+//! Leaves to others: doing the operations, which crashes there are (`core/tests/enumerate`, `fuzz/tests/client.rs`).
+//! Several applications at once, and stores that fail, are judged by the simulator.
 //!
 //! A crash leaves the names as they were after one of the steps, at or after the last call that made names durable
 //! (any fsync syncs the whole metadata log; a killed process has lost no name at all); and each file as it was after
 //! one of the steps up to the next change of names, at or after the last call that made it durable, and at or after
 //! the step before a surviving rename that put it in the place of something else.
 
-use std::collections::BTreeMap;
-use std::fmt::{self, Write};
-use std::sync::Arc;
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::fmt::{self, Write};
 
-use kiseki_core::errno::Errno;
-use kiseki_core::testkit::model::{Model, Node, NodeId, Stamp};
-use kiseki_core::testkit::ops::{Op, RenameFlag};
-use kiseki_core::types::{FileType, Ino, Timestamp};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::kernel::{Seen, Tree};
+use crate::errno::Errno;
+use crate::testkit::model::{Model, Node, NodeId, Stamp};
+use crate::testkit::ops::{Op, RenameFlag};
+use crate::types::{Attr, FileType, Ino, Timestamp};
+
+/// Something with a name, as an application sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its inode.
+    pub ino: Ino,
+    /// Its attributes.
+    pub attr: Attr,
+    /// Contents of a regular file, target of a symbolic link.
+    pub data: Vec<u8>,
+    /// Its extended attributes.
+    pub xattrs: BTreeMap<String, String>,
+}
+
+/// All names.
+pub type Tree = BTreeMap<String, Seen>;
 
 /// The tree after an operation that changed something.
 #[derive(Debug)]
-pub(crate) struct Step {
+struct Step {
     model: Model,
     /// None: what the sequence began with.
     op: Option<Op>,
@@ -43,7 +64,7 @@ struct Promises {
 
 /// What may be found after a crash at some moment.
 #[derive(Clone, Debug)]
-pub(crate) struct Claim {
+pub struct Claim {
     /// Number of steps that had returned.
     returned: usize,
     /// The step that may have had its effect.
@@ -53,7 +74,7 @@ pub(crate) struct Claim {
 
 /// How a crash came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Crash {
+pub enum Crash {
     /// The process was killed: what was handed to the stores is there.
     Kill,
     /// The machine lost its power: what was not synced may be lost.
@@ -71,7 +92,7 @@ impl fmt::Display for Crash {
 
 /// The model beside a world.
 #[derive(Clone, Debug)]
-pub(crate) struct Judge {
+pub struct Judge {
     model: Model,
     steps: Vec<Arc<Step>>,
     promises: Promises,
@@ -81,16 +102,25 @@ pub(crate) struct Judge {
 
 impl Judge {
     /// A judge of an empty volume made at `when`.
-    pub(crate) fn new(when: Timestamp) -> Self {
-        let model = Model::new(Stamp::exactly(when));
+    pub fn new(when: Timestamp) -> Self {
+        Self::of(Model::new(Stamp::exactly(when)))
+    }
+
+    /// A judge of what is durable and as in `model`.
+    pub fn of(model: Model) -> Self {
         let steps = vec![Arc::new(Step::new(model.clone(), None))];
         Self { model, steps, promises: Promises::default(), inos: BTreeMap::new() }
     }
 
+    /// What it holds to be there.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
     /// The operation is about to be done at `when`: what it should answer, and the judge after it.
-    pub(crate) fn after(&self, op: &Op, when: Timestamp) -> (Result<(), Errno>, Self) {
+    pub fn after(&self, op: &Op, when: Timestamp) -> (Result<Vec<u8>, Errno>, Self) {
         let mut after = self.clone();
-        let answer = after.model.apply(op, Stamp::exactly(when)).map(drop);
+        let answer = after.model.apply(op, Stamp::exactly(when));
         if answer.is_ok() {
             let mut step = Step::new(after.model.clone(), Some(op.clone()));
             if step.hash != self.last().hash {
@@ -106,7 +136,7 @@ impl Judge {
     }
 
     /// Whether `other`, which came from this one, has another tree or other promises.
-    pub(crate) fn differs(&self, other: &Self) -> bool {
+    pub fn differs(&self, other: &Self) -> bool {
         let promised = |judge: &Self| {
             let Promises { all, names, files } = &judge.promises;
             (*all, *names, files.clone())
@@ -115,25 +145,32 @@ impl Judge {
     }
 
     /// What may be found from here on, while the operation that leads to `after` is under way.
-    pub(crate) fn claim(&self, after: Option<&Self>) -> Claim {
+    pub fn claim(&self, after: Option<&Self>) -> Claim {
         let doubt = after.and_then(|after| after.steps.get(self.steps.len())).cloned();
         Claim { returned: self.steps.len(), doubt, promises: self.promises.clone() }
     }
 
+    /// `op` has returned without an error; `is_sync`: what it is done to was opened so that writes are durable.
+    pub fn promise(&mut self, op: &Op, is_sync: bool) {
+        match op {
+            Op::Fsync { slot } => self.promise_file(*slot),
+            Op::Write { slot, .. } if is_sync => self.promise_file(*slot),
+            Op::FsyncDir { .. } => self.promises.names = self.steps.len() - 1,
+            Op::Sync => self.promise_all(),
+            #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else there is promises nothing")]
+            _ => {}
+        }
+    }
+
     /// An fsync of what is open in `slot` has returned.
-    pub(crate) fn promise_file(&mut self, slot: usize) {
+    fn promise_file(&mut self, slot: usize) {
         let now = self.steps.len() - 1;
         self.promises.names = now;
         self.promises.files.extend(self.model.open_at(slot).map(|node| (node, now)));
     }
 
-    /// An fsync of a folder has returned.
-    pub(crate) fn promise_names(&mut self) {
-        self.promises.names = self.steps.len() - 1;
-    }
-
-    /// A sync has returned.
-    pub(crate) fn promise_all(&mut self) {
+    /// A sync or an unmount has returned.
+    pub fn promise_all(&mut self) {
         let now = self.steps.len() - 1;
         self.promises = Promises { all: now, names: now, files: BTreeMap::new() };
         let model = &self.model;
@@ -141,7 +178,7 @@ impl Judge {
     }
 
     /// Compares everything with what an application sees without a crash; learns which inode is which.
-    pub(crate) fn look(&mut self, tree: &Tree, open: &[Option<Seen>]) -> Result<(), String> {
+    pub fn look(&mut self, tree: &Tree, open: &[Option<Seen>]) -> Result<(), String> {
         if let Some(difference) = self.difference(&self.model, tree, Exactness::Live) {
             return Err(difference);
         }
@@ -163,7 +200,7 @@ impl Judge {
     }
 
     /// Everything that the verdict on a tree depends on.
-    pub(crate) fn hash(&self, claim: &Claim) -> u64 {
+    pub fn hash(&self, claim: &Claim) -> u64 {
         let Promises { all, names, files } = &claim.promises;
         let mut words: Vec<u64> = self.steps[*all..claim.returned].iter().map(|step| step.hash).collect();
         words.extend([u64::MAX, claim.doubt.as_ref().map_or(0, |step| step.hash), (names - all) as u64]);
@@ -174,17 +211,17 @@ impl Judge {
         xxh3_64(&bytes)
     }
 
-    /// Why nothing that may be found explains `tree`.
-    pub(crate) fn explain(&self, claim: &Claim, crash: Crash, tree: &Tree) -> Result<(), String> {
+    /// The model of what was found, with nothing open; or why nothing that may be found explains it.
+    pub fn explain(&self, claim: &Claim, crash: Crash, tree: &Tree) -> Result<Model, String> {
         let steps: Vec<&Step> = self.considered(claim);
         let floor = names_floor(claim, crash);
         let mut why = Vec::new();
         for at in (floor..steps.len()).rev() {
             match self.difference(&steps[at].model, tree, Exactness::Names) {
                 Some(difference) => why.push(format!("not the names of step {at}: {difference}")),
-                None => match files_difference(claim, &steps, at, tree) {
-                    Some(difference) => why.push(format!("the names of step {at}, but {difference}")),
-                    None => return Ok(()),
+                None => match found(claim, &steps, at, tree) {
+                    Err(difference) => why.push(format!("the names of step {at}, but {difference}")),
+                    Ok(model) => return Ok(model),
                 },
             }
         }
@@ -197,7 +234,7 @@ impl Judge {
     }
 
     /// What may be found, in words.
-    pub(crate) fn describe(&self, claim: &Claim, crash: Crash) -> String {
+    pub fn describe(&self, claim: &Claim, crash: Crash) -> String {
         let mut text = String::new();
         let all = claim.promises.all;
         for (at, step) in self.considered(claim).iter().enumerate().skip(all) {
@@ -301,31 +338,41 @@ fn names(model: &Model) -> Vec<(String, NodeId)> {
     found
 }
 
-/// Which file is as it was after none of the steps that it may be left at, if the names are those after step `at`.
-fn files_difference(claim: &Claim, steps: &[&Step], at: usize, tree: &Tree) -> Option<String> {
-    let here = names(&steps[at].model);
+/// The model of what was found, if the names are those after step `at`; or which file is as it was after none of the
+/// steps that it may be left at.
+fn found(claim: &Claim, steps: &[&Step], at: usize, tree: &Tree) -> Result<Model, String> {
+    let mut model = steps[at].model.clone();
+    let here = names(&model);
     // Changes of files move no names: whatever came before the next change of names may have survived with this one.
     let last = (at..steps.len()).take_while(|&later| names(&steps[later].model) == here).last().unwrap_or(at);
-    for (path, seen) in tree.iter().filter(|(_, seen)| seen.attr.kind == FileType::Regular) {
-        let id = steps[at].model.find(path).expect("the names are equal");
-        let synced = claim.promises.files.get(&id).copied().unwrap_or(0).max(claim.promises.all);
-        let renamed = (1..=at).rev().find(|&step| steps[step].settled.contains(&id)).map_or(0, |step| step - 1);
-        let floor = synced.max(renamed);
-        let mut why = None;
-        for node in (floor..=last).rev().filter_map(|step| steps[step].model.try_node(id)) {
-            match file_difference(node, seen) {
-                None => {
-                    why = None;
-                    break;
-                }
-                Some(difference) => drop(why.get_or_insert(difference)),
-            }
+    for (path, seen) in tree {
+        let id = model.find(path).expect("the names are equal");
+        if seen.attr.kind == FileType::Regular {
+            let synced = claim.promises.files.get(&id).copied().unwrap_or(0).max(claim.promises.all);
+            let renamed = (1..=at).rev().find(|&step| steps[step].settled.contains(&id)).map_or(0, |step| step - 1);
+            let floor = synced.max(renamed);
+            let candidates = (floor..=last).rev().filter_map(|step| steps[step].model.try_node(id));
+            *model.node_mut(id) = one_of(candidates, seen)
+                .map_err(|why| format!("{path} is as after none of the steps {floor} to {last}; the last: {why}"))?;
         }
-        if let Some(why) = why {
-            return Some(format!("{path} is as after none of the steps {floor} to {last}; the last: {why}"));
+        let node = model.node_mut(id);
+        (node.mtime, node.ctime) = (Stamp::exactly(seen.attr.mtime), Stamp::exactly(seen.attr.ctime));
+    }
+    model.close_all();
+    steps.iter().for_each(|step| model.number_above(&step.model));
+    Ok(model)
+}
+
+/// The first of the states of a file that it may be in; or how it differs from the first of all.
+fn one_of<'a>(candidates: impl Iterator<Item = &'a Node>, seen: &Seen) -> Result<Node, String> {
+    let mut why = None;
+    for node in candidates {
+        match file_difference(node, seen) {
+            None => return Ok(node.clone()),
+            Some(difference) => drop(why.get_or_insert(difference)),
         }
     }
-    None
+    Err(why.unwrap_or_default())
 }
 
 /// What an operation on names sets.
