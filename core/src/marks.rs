@@ -79,6 +79,12 @@ marks! {
     RenameOverWaited: "a rename over a name waited for its file";
     RenameOverOutOfTime: "a rename over a name failed because its file could not be settled";
     ExchangeOfDirty: "two files with uncommitted bytes were exchanged";
+    // Names and attributes.
+    AccessesRecorded: "access times that reads had left were recorded";
+    AclOfDirtyFile: "an ACL was set on a file with uncommitted members";
+    AclInherited: "a new inode started with an ACL of its directory";
+    FlagsForbade: "a flag of an inode forbade a change";
+    WhiteoutLeft: "a rename left a whiteout";
     // Giving up.
     OrphanReaped: "a file that lost its last name was removed when the kernel forgot it";
     OrphanReapedAtMount: "a file that a crashed mount had unlinked and held open was removed";

@@ -62,6 +62,10 @@ bugs! {
     CountApart, 2, "a new inode is counted in a transaction of its own";
     MissSwallowed, 2, "a counter that is not fetched yet counts as zero";
     InodeLeaseUnsynced, 2, "an inode number is used before its lease is durable";
+    ImmutableIgnored, 2, "extended attributes of an immutable file change";
+    AclWithOldMask, 2, "an ACL is shown with the mask that it was set with, whatever chmod did since";
+    DefaultAclNotInherited, 2, "a new directory does not get its parent's default ACL";
+    WhiteoutApart, 2, "a whiteout is made in a transaction of its own, after the rename";
     LengthBeforeSlice, 3, "the new length becomes visible in a transaction before that of the slices";
     TruncateWithoutCut, 3, "a truncate sets the length and leaves the slices: old bytes come back";
     HoleForgotten, 3, "a commit that settles takes with it what a later truncate has cut off";

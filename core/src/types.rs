@@ -53,6 +53,60 @@ pub enum FileType {
     Socket,
 }
 
+/// Flags of an inode (chattr(1)): what is stored of them, and means something here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InodeFlags(u8);
+
+impl InodeFlags {
+    /// Neither the inode nor its name changes.
+    pub const IMMUTABLE: Self = Self(1);
+    /// A file takes appending writes alone, a directory new names alone.
+    pub const APPEND: Self = Self(2);
+    /// Backups leave it out.
+    pub const NODUMP: Self = Self(4);
+    /// Reading leaves no trace.
+    pub const NOATIME: Self = Self(8);
+    /// What new inodes get from their directory (ext4).
+    pub const INHERITED: Self = Self(Self::NODUMP.0 | Self::NOATIME.0);
+
+    /// The flags of these bits, unless there are others among them.
+    pub const fn from_bits(bits: u8) -> Option<Self> {
+        if bits < 16 { Some(Self(bits)) } else { None }
+    }
+
+    /// One bit for each flag.
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// Whether one of `flags` is set.
+    pub const fn any(self, flags: Self) -> bool {
+        self.0 & flags.0 != 0
+    }
+
+    /// The flags that are in both.
+    pub const fn both(self, flags: Self) -> Self {
+        Self(self.0 & flags.0)
+    }
+
+    /// The flags that are in one of the two.
+    pub const fn with(self, flags: Self) -> Self {
+        Self(self.0 | flags.0)
+    }
+}
+
+/// When reading changes the access time (mount(8)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AtimeMode {
+    /// When it is not later than the last change, or a day old.
+    #[default]
+    Relatime,
+    /// Never.
+    Noatime,
+    /// Always.
+    Strictatime,
+}
+
 /// The attributes of an inode (inode(7)).
 ///
 /// As stored, a directory's `nlink`, `mtime` and `ctime` leave out what its `dirstat` stripes carry;
@@ -90,6 +144,8 @@ pub struct Attr {
     /// The directory that holds a directory, or the one name of a file that has no `link` key; `Ino(0)` if every
     /// name of the file has one.
     pub parent: Ino,
+    /// What chattr(1) has set.
+    pub flags: InodeFlags,
 }
 
 /// One slice as a file refers to it: `[pos, pos + len)` of the chunk shows `[off, off + len)` of the slice.

@@ -13,7 +13,7 @@ use kiseki_core::client::{Client, Options};
 use kiseki_core::env::Env;
 use kiseki_core::testkit::judge::{Claim, Crash, Judge};
 use kiseki_core::testkit::ops::{Generator, Habits, Op, SLOTS, Source};
-use kiseki_core::types::{Geometry, Timestamp};
+use kiseki_core::types::{AtimeMode, Geometry, Timestamp};
 
 mod kept;
 #[path = "client/kernel.rs"]
@@ -112,6 +112,8 @@ impl<'a> Game<'a> {
             max_uploads: one_of([1, 2, 4, 16]) as usize,
             inode_lease: one_of([1, 2, 8, 1 << 16]),
             slice_lease: one_of([1, 3, 20, 4096]),
+            // What the judge knows of access times is what was set.
+            atime: AtimeMode::Noatime,
             ..Options::default()
         };
         let (failures, looks) = (one_of([0, 0, 30, 200]), one_of([1, 1, 4, 16]));

@@ -12,7 +12,8 @@ use kiseki_core::format::values::{
     Cut, DelSlice, Dentry, DirStat, Home, Lease, Location, Session, VOLUME_VERSION, Value, Volume,
 };
 use kiseki_core::types::{
-    Attr, BlockId, FileType, Geometry, Ino, Place, STRIPES, SessionId, SliceId, SliceRecord, Timestamp, VolumeId,
+    Attr, BlockId, FileType, Geometry, Ino, InodeFlags, Place, STRIPES, SessionId, SliceId, SliceRecord, Timestamp,
+    VolumeId,
 };
 
 const ITERATIONS: usize = 100_000;
@@ -139,6 +140,7 @@ fn values_with_damage() {
         capacity: 0,
         inodes: 0,
         created: time,
+        acl: false,
     };
     let attr = Attr {
         kind: FileType::Regular,
@@ -156,6 +158,7 @@ fn values_with_damage() {
         commit: 6,
         next_seq: 7,
         parent: Ino::ROOT,
+        flags: InodeFlags::NODUMP,
     };
     let samples = [
         volume.encode(),

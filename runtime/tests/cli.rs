@@ -129,7 +129,7 @@ fn format_makes_a_volume_that_status_shows() {
     let volume = shown["volume"].as_object().unwrap();
     let expected = json!({
         "name": NAME, "version": 1, "storage": "file", "bucket": world.text("bucket"), "block_size": 1 << 20,
-        "chunk_size": 64 << 20, "capacity": 10_u64 << 30, "inodes": 1000,
+        "chunk_size": 64 << 20, "capacity": 10_u64 << 30, "inodes": 1000, "acl": false,
     });
     for (key, value) in expected.as_object().unwrap() {
         assert_eq!(&volume[key], value, "{key}");

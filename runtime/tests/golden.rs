@@ -78,13 +78,13 @@ fn a_volume_of_a_later_version_is_refused_and_not_touched() {
             Ok(())
         });
     };
-    version(2);
+    version(3);
     fs::create_dir(world.path("mnt")).unwrap();
     let (meta, mnt) = (world.meta(), world.text("mnt"));
     for args in [&["mount", &meta, &mnt][..], &["mount", "-d", &meta, &mnt], &["fsck", &meta], &["status", &meta]] {
-        kiseki(args).fails_with(&["format version 2", "versions up to 1", "newer kiseki"]);
+        kiseki(args).fails_with(&["format version 3", "versions up to 2", "newer kiseki"]);
     }
-    move_bucket(&world).fails_with(&["format version 2"]);
+    move_bucket(&world).fails_with(&["format version 3"]);
     version(1);
     kiseki(&["fsck", &meta, "--data"]).ends(0);
 }

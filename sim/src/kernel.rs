@@ -18,9 +18,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use kiseki_core::client::{Caller, Client, Entry, Handle, OpenFlags, ReadData};
 use kiseki_core::errno::Errno;
+use kiseki_core::meta::acl::AclKind;
 use kiseki_core::meta::{RenameMode, SetAttr, XattrMode};
-use kiseki_core::testkit::ops::{Op, RenameFlag, SLOTS, split, written_bytes};
-use kiseki_core::types::{FileType, Ino, Timestamp};
+use kiseki_core::testkit::ops::{Op, RenameFlag, SLOTS, UMASK, acl_bytes, split, written_bytes};
+use kiseki_core::types::{FileType, Ino, InodeFlags, Timestamp};
 
 use madsim::time::{self, TimeHandle};
 
@@ -28,7 +29,8 @@ use crate::dice::Dice;
 use crate::trace::Trace;
 use crate::world::{SimEnv, World};
 
-const CALLER: Caller = Caller { uid: 0, gid: 0 };
+/// Who all applications are.
+pub const CALLER: Caller = Caller { uid: 0, gid: 0, umask: Some(UMASK) };
 /// No read takes longer: the longest deadline of a mount, and time for its metadata.
 const READ_MAX: Duration = Duration::from_secs(16);
 /// How long a name may be gone before what it led to is looked at.
@@ -234,7 +236,7 @@ impl Kernel {
             }
             Op::Utimes { path, secs } => {
                 let mtime = Some(Timestamp { secs: *secs, nanos: 0 });
-                self.change(path, SetAttr { mtime, ..SetAttr::default() }).await?;
+                self.change(path, SetAttr { atime: mtime, mtime, ..SetAttr::default() }).await?;
             }
             Op::SetXattr { path, name, value } => {
                 let ino = self.walk(path).await?;
@@ -245,6 +247,22 @@ impl Kernel {
             Op::RemoveXattr { path, name } => {
                 let ino = self.walk(path).await?;
                 self.client.removexattr(ino, name.as_bytes()).await?;
+            }
+            Op::SetAcl { path, default, entries } => {
+                let ino = self.walk(path).await?;
+                let kind = if *default { AclKind::Default } else { AclKind::Access };
+                if entries.is_empty() && self.dice.chance(500) {
+                    self.client.removexattr(ino, kind.name()).await?;
+                } else {
+                    self.client.set_acl(ino, kind, &acl_bytes(entries), false).await?;
+                }
+            }
+            Op::SetFlags { path, flags } => {
+                let ino = self.walk(path).await?;
+                if !matches!(self.kinds[&ino], FileType::Regular | FileType::Directory) {
+                    return Err(Errno::EOPNOTSUPP);
+                }
+                self.client.set_flags(ino, InodeFlags::from_bits(*flags).expect("four flags")).await?;
             }
         }
         Ok(Vec::new())
@@ -373,7 +391,7 @@ impl Kernel {
         match flag {
             RenameFlag::NoReplace if target => return Err(Errno::EEXIST),
             RenameFlag::Exchange if !target => return Err(Errno::ENOENT),
-            RenameFlag::Replace | RenameFlag::NoReplace | RenameFlag::Exchange => {}
+            RenameFlag::Replace | RenameFlag::NoReplace | RenameFlag::Exchange | RenameFlag::Whiteout => {}
         }
         let below = |path: &str, above: &str| path.strip_prefix(above).is_some_and(|rest| rest.starts_with('/'));
         if below(to, from) && self.dice.chance(500) {
@@ -383,11 +401,13 @@ impl Kernel {
             return Err(if flag == RenameFlag::Exchange { Errno::EINVAL } else { Errno::ENOTEMPTY });
         }
         let mode = match flag {
-            RenameFlag::Replace => RenameMode::Replace,
+            RenameFlag::Replace | RenameFlag::Whiteout => RenameMode::Replace,
             RenameFlag::NoReplace => RenameMode::NoReplace,
             RenameFlag::Exchange => RenameMode::Exchange,
         };
-        self.client.rename(old_dir, old_name.as_bytes(), new_dir, new_name.as_bytes(), mode).await?;
+        let names = [(old_dir, old_name.as_bytes()), (new_dir, new_name.as_bytes())];
+        let whiteout = (flag == RenameFlag::Whiteout).then_some(CALLER);
+        self.client.rename_leaving(names, mode, whiteout).await?;
         self.names.clear();
         Ok(())
     }

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kiseki_core::client::{Handle, OpenFlags};
 use kiseki_core::errno::Errno;
-use kiseki_core::testkit::ops::Habits;
+use kiseki_core::meta::acl::AclKind;
+use kiseki_core::testkit::ops::{AclEntries, Habits, acl_entries};
 use kiseki_core::types::{Attr, FileType, Ino};
 
 use crate::dice::Dice;
@@ -23,6 +24,8 @@ pub struct Seen {
     pub target: String,
     /// Extended attributes.
     pub xattrs: BTreeMap<String, String>,
+    /// Access and default ACL.
+    pub acls: [Option<AclEntries>; 2],
     /// Contents of a regular file, if they were read.
     pub data: Option<Vec<u8>>,
 }
@@ -46,10 +49,15 @@ pub async fn observe(kernel: &mut Kernel, dice: &Dice, habits: &Habits, contents
     while let Some(path) = todo.pop() {
         let ino = kernel.walk(&path).await?;
         let attr = kernel.client().getattr(ino).await?;
-        let mut seen = Seen { ino, attr, target: String::new(), xattrs: BTreeMap::new(), data: None };
+        let mut seen =
+            Seen { ino, attr, target: String::new(), xattrs: BTreeMap::new(), acls: [None, None], data: None };
         for name in kernel.client().listxattr(ino).await? {
             let value = kernel.client().getxattr(ino, &name).await?;
-            seen.xattrs.insert(text(&name), text(&value));
+            match AclKind::of(&name) {
+                Some(AclKind::Access) => seen.acls[0] = acl_entries(&value),
+                Some(AclKind::Default) => seen.acls[1] = acl_entries(&value),
+                None => drop(seen.xattrs.insert(text(&name), text(&value))),
+            }
         }
         match attr.kind {
             FileType::Directory => {
@@ -116,7 +124,7 @@ pub async fn observe_open(kernel: &mut Kernel, handle: Handle, ino: Ino) -> Resu
         Err(Errno::EIO) => None,
         Err(errno) => return Err(errno),
     };
-    Ok(Seen { ino, attr, target: String::new(), xattrs: BTreeMap::new(), data })
+    Ok(Seen { ino, attr, target: String::new(), xattrs: BTreeMap::new(), acls: [None, None], data })
 }
 
 /// The whole file; `None` if the store could not give it.

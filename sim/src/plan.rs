@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use kiseki_core::client::Options;
 use kiseki_core::format::block::LEASE_SLICES;
-use kiseki_core::types::Geometry;
+use kiseki_core::types::{AtimeMode, Geometry};
 
 use crate::dice::Dice;
 use crate::faults::Fault;
@@ -107,6 +107,7 @@ impl Knobs {
             max_uploads: one_of(&[1, 1, 2, 3, 4, 6]) as usize,
             inode_lease: one_of(&[1, 8, 1 << 16, 1 << 16]),
             slice_lease: one_of(&[1, 5, 60, LEASE_SLICES]),
+            atime: [AtimeMode::Relatime, AtimeMode::Noatime, AtimeMode::Strictatime][dice.below(3) as usize],
             ..Options::default()
         };
         Self { geometry, options, looks: one_of(&[1000, 300, 300, 100]) }

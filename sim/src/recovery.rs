@@ -12,7 +12,7 @@
 
 use std::time::Duration;
 
-use kiseki_core::testkit::model::{Model, NodeId, Stamp};
+use kiseki_core::testkit::model::{Model, Node, NodeId, Stamp};
 use kiseki_core::testkit::ops::{Op, RenameFlag};
 use kiseki_core::types::FileType;
 
@@ -135,8 +135,9 @@ fn way(model: &Model, node: NodeId, entries: bool) -> Vec<(String, Vec<NodeId>)>
     };
     let mut way: Vec<(String, Vec<NodeId>)> = paths.iter().map(|path| (path.clone(), chain(path))).collect();
     if let Some(node) = model.try_node(node) {
-        // Extended attributes are written like names: at once.
-        way.push((format!("{:?}", node.xattrs), Vec::new()));
+        // Extended attributes, ACLs and flags are written like names: at once.
+        let Node { xattrs, access_acl, default_acl, flags, .. } = node;
+        way.push((format!("{xattrs:?} {access_acl:?} {default_acl:?} {flags}"), Vec::new()));
     }
     way
 }
@@ -171,6 +172,7 @@ fn files(judge: &Judge, history: &[Step], step: usize, tree: &Tree) -> Result<Mo
             };
             let node = model.node_mut(id);
             (node.data, node.mode, node.uid, node.gid) = (found.data, found.mode, found.uid, found.gid);
+            node.atime = found.atime;
         }
         let node = model.node_mut(id);
         (node.mtime, node.ctime) = (Stamp::exactly(seen.attr.mtime), Stamp::exactly(seen.attr.ctime));

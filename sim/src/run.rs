@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use kiseki_core::client::{Caller, Client, MountError, Options};
+use kiseki_core::client::{Client, MountError, Options};
 use kiseki_core::env::{MetaStore, ObjectStore, Point};
 use kiseki_core::format::block::{self, VOLUME_OBJECT};
 use kiseki_core::format::keys;
@@ -21,7 +21,7 @@ use kiseki_core::format::values::{VOLUME_VERSION, Value, Volume};
 use kiseki_core::meta::{self, OpCtx};
 use kiseki_core::testkit::model::{Model, Stamp};
 use kiseki_core::testkit::ops::{Habits, Op};
-use kiseki_core::types::{FileType, Geometry, Ino, Place, SliceRecord, VolumeId};
+use kiseki_core::types::{AtimeMode, FileType, Geometry, Ino, Place, SliceRecord, VolumeId};
 use madsim::runtime::{Handle, NodeHandle};
 use madsim::task::JoinHandle;
 use madsim::time::{self, TimeHandle};
@@ -30,7 +30,7 @@ use crate::apps::{App, Life};
 use crate::dice::Dice;
 use crate::faults::{Counts, Ending};
 use crate::judge::Judge;
-use crate::kernel::Kernel;
+use crate::kernel::{CALLER, Kernel};
 use crate::observe::{Contents, Tree};
 use crate::plan::{Knobs, Plan};
 use crate::recovery;
@@ -148,12 +148,10 @@ impl Run {
         let client = mount(&world, &Handle::current().create_node().name("first").build(), &options).await;
         let client = client.expect("nothing fails yet");
         for name in ["a", "b", "s"] {
-            let caller = Caller { uid: 0, gid: 0 };
-            let made = client.mknod(caller, Ino::ROOT, name.as_bytes(), FileType::Directory, 0o755, 0).await;
+            let made = client.mknod(CALLER, Ino::ROOT, name.as_bytes(), FileType::Directory, 0o755, 0).await;
             made.expect("nothing fails yet");
         }
-        let caller = Caller { uid: 0, gid: 0 };
-        let made = client.mknod(caller, Ino::ROOT, rivals::NAME.as_bytes(), FileType::Regular, 0o644, 0).await;
+        let made = client.mknod(CALLER, Ino::ROOT, rivals::NAME.as_bytes(), FileType::Regular, 0o644, 0).await;
         made.expect("nothing fails yet");
         client.unmount().await.expect("nothing fails yet");
         world.end(Ending::Unmount);
@@ -161,6 +159,9 @@ impl Run {
             let stamp = Stamp::exactly(World::wall());
             let homes = vec![home.to_string(), "/s".to_string()];
             let mut model = Model::new(stamp);
+            if options.atime == AtimeMode::Noatime {
+                model.set_noatime();
+            }
             for path in &homes {
                 let made = model.apply(&Op::Mkdir { path: path.clone(), mode: 0o755 }, stamp);
                 made.expect("the model is empty");
@@ -478,6 +479,7 @@ async fn format(world: &World, geometry: Geometry) {
         capacity: 0,
         inodes: 0,
         created: World::wall(),
+        acl: true,
     };
     let ctx = OpCtx { now: World::wall(), stripe: 0, geometry };
     let formatted = world.meta.write(|txn| meta::volume::format(txn, &ctx, &volume, 0, 0)).await;

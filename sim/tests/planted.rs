@@ -44,6 +44,8 @@ mod score {
         Bug::FailedSyncAccepted,
         Bug::SyncDeadlineAccepted,
         Bug::PresenceForNumber,
+        Bug::DefaultAclNotInherited,
+        Bug::WhiteoutApart,
         Bug::CountApart,
         Bug::InodeLeaseUnsynced,
         Bug::LengthBeforeSlice,

@@ -27,7 +27,7 @@ use crate::format::block::object_key;
 use crate::marks::{Mark, reached, reached_if};
 use crate::meta::{self, SetAttr};
 use crate::planted::{self, Bug};
-use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino};
+use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino, InodeFlags};
 
 /// Zeros for holes; longer ones are made of several.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -67,17 +67,40 @@ impl ReadData {
 }
 
 impl<E: Env> Client<E> {
-    /// Opens a regular file. EISDIR, EINVAL (neither file nor directory), EROFS.
+    /// Opens a regular file. EISDIR, EINVAL (neither file nor directory), EROFS, EPERM (its flags).
     pub async fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Handle, Errno> {
+        self.open_telling(ino, flags).await.map(|(handle, _)| handle)
+    }
+
+    /// The same; true if this open is an access that getattr shows: attributes that were got before are stale.
+    pub async fn open_telling(&self, ino: Ino, flags: OpenFlags) -> Result<(Handle, bool), Errno> {
         let shared = &self.0;
         if flags.write && shared.options.read_only {
             return Err(Errno::EROFS);
         }
-        let cell = shared.pin(ino).await?;
+        let (cell, fresh) = shared.pin_fresh(ino).await?;
+        let allowed = match meta::attr::check_open(cell.flags(), flags.write, flags.append, flags.truncate) {
+            Ok(()) if flags.truncate => shared.drop_capability(ino).await,
+            other => other,
+        };
+        if let Err(errno) = allowed {
+            shared.files.unpin(&cell);
+            return Err(errno);
+        }
         if flags.truncate {
             shared.truncate(&cell, 0);
         }
-        Ok(shared.files.open(cell, flags))
+        // What the kernel reads from its own memory does not come by here: an open that is for reading alone counts.
+        let mut shows = false;
+        if flags.read && !flags.write && !flags.noatime {
+            // A machine that is there may hold what the attributes do not say yet.
+            let attr = match fresh {
+                Some(attr) => Some(attr),
+                None => shared.accepted_attr(ino).await.ok(),
+            };
+            shows = attr.is_some_and(|attr| shared.accessed_showing(ino, &attr));
+        }
+        Ok((shared.files.open(cell, flags), shows))
     }
 
     /// Ends a handle. What it wrote stays on its way.
@@ -136,6 +159,9 @@ impl<E: Env> Client<E> {
         }
         // Before the plan is made: what it refers to is not deleted while the guard lives.
         let _reading = shared.grace.enter();
+        if !file.flags.noatime {
+            shared.accessed(file.cell.ino);
+        }
         let segments = shared.plan(&file.cell, offset, len).await?;
         let end = offset + segments.iter().map(segment_len).sum::<u64>();
         let fetch = shared.read_ahead(&file, offset..end);
@@ -211,10 +237,15 @@ impl<E: Env> Client<E> {
 impl<E: Env> Shared<E> {
     /// The machine of a regular file, pinned: `files.unpin` ends that.
     pub(super) async fn pin(&self, ino: Ino) -> Result<Arc<Cell>, Errno> {
+        self.pin_fresh(ino).await.map(|(cell, _)| cell)
+    }
+
+    /// The same, with the attributes that were read for it, if they had to be.
+    async fn pin_fresh(&self, ino: Ino) -> Result<(Arc<Cell>, Option<Attr>), Errno> {
         loop {
             self.env.pause().await;
             let ticket = match self.files.pin(ino) {
-                Ok(cell) => return Ok(cell),
+                Ok(cell) => return Ok((cell, None)),
                 Err(ticket) => ticket,
             };
             let attr = self.read(|read| meta::attr::load(read, ino)).await?;
@@ -227,8 +258,8 @@ impl<E: Env> Shared<E> {
                 | FileType::BlockDevice
                 | FileType::Socket => return Err(Errno::EINVAL),
             }
-            if let Some(cell) = self.files.insert(ino, ticket, || self.machine(ino, &attr)) {
-                return Ok(cell);
+            if let Some(cell) = self.files.insert(ino, attr.flags, ticket, || self.machine(ino, &attr)) {
+                return Ok((cell, Some(attr)));
             }
         }
     }
@@ -265,6 +296,9 @@ impl<E: Env> Shared<E> {
         let file = self.files.handle(handle)?;
         if !file.flags.write {
             return Err(Errno::EBADF);
+        }
+        if file.cell.flags().any(InodeFlags::IMMUTABLE) {
+            return Err(Errno::EPERM);
         }
         match offset.checked_add(len as u64) {
             Some(end) if end <= FILE_SIZE_MAX => Ok(file),
@@ -511,6 +545,7 @@ impl<E: Env> Shared<E> {
             cell.changed.notify_all();
             self.files.retire(&cell);
         }
+        self.accesses.forget(ino);
         match self.mutate(|txn, ctx| meta::remove::reap(txn, ctx, ino, &given_up)).await {
             Ok(()) => {
                 reached(Mark::OrphanReaped);

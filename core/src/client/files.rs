@@ -11,7 +11,7 @@
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use core::time::Duration;
 use std::sync::Mutex;
 
@@ -22,7 +22,7 @@ use crate::file::File;
 use crate::file::readahead::Readahead;
 use crate::marks::{Mark, reached};
 use crate::planted::{self, Bug};
-use crate::types::Ino;
+use crate::types::{Ino, InodeFlags};
 
 const SHARDS: usize = 64;
 
@@ -45,15 +45,31 @@ pub struct OpenFlags {
     pub sync: bool,
     /// The file must not exist yet (O_EXCL; `create` only).
     pub exclusive: bool,
+    /// Reads leave no access time (O_NOATIME).
+    pub noatime: bool,
 }
 
 /// One inode's machine and those who wait for it.
 #[derive(Debug)]
 pub(super) struct Cell {
     pub(super) ino: Ino,
+    /// `InodeFlags` as they are now.
+    flags: AtomicU8,
     pub(super) state: Mutex<CellState>,
     /// Something completed, or a pin was dropped.
     pub(super) changed: Notify,
+}
+
+impl Cell {
+    /// The inode's flags.
+    pub(super) fn flags(&self) -> InodeFlags {
+        InodeFlags::from_bits(self.flags.load(Ordering::Acquire)).expect("they are of an inode")
+    }
+
+    /// The inode's flags were changed.
+    pub(super) fn set_flags(&self, flags: InodeFlags) {
+        self.flags.store(flags.bits(), Ordering::Release);
+    }
 }
 
 #[derive(Debug)]
@@ -143,7 +159,13 @@ impl Files {
 
     /// Puts a machine in place and pins it, or pins the one that got there first; `None`: what `make` knows may be
     /// stale (a machine came and went since the ticket).
-    pub(super) fn insert(&self, ino: Ino, ticket: u64, make: impl FnOnce() -> File) -> Option<Arc<Cell>> {
+    pub(super) fn insert(
+        &self,
+        ino: Ino,
+        flags: InodeFlags,
+        ticket: u64,
+        make: impl FnOnce() -> File,
+    ) -> Option<Arc<Cell>> {
         let mut shard = lock(self.shard(ino));
         if let Some(cell) = shard.cells.get(&ino) {
             lock(&cell.state).pins += 1;
@@ -154,7 +176,7 @@ impl Files {
             return None;
         }
         let state = Mutex::new(CellState { file: make(), pins: 1, timer: None, leasing: false, aging: false });
-        let cell = Arc::new(Cell { ino, state, changed: Notify::default() });
+        let cell = Arc::new(Cell { ino, flags: AtomicU8::new(flags.bits()), state, changed: Notify::default() });
         shard.cells.insert(ino, cell.clone());
         Some(cell)
     }
@@ -306,6 +328,7 @@ mod tests {
             commit: 0,
             next_seq: 0,
             parent: Ino::ROOT,
+            flags: InodeFlags::default(),
         };
         File::new(ino, &attr, Geometry::DEFAULT, Duration::from_secs(1))
     }
@@ -314,8 +337,8 @@ mod tests {
     #[test]
     fn what_is_flushed_by_age_is_still_among_the_dirty() {
         let files = Files::new();
-        let cell = files.insert(Ino(2), 0, || machine(Ino(2))).expect("there is none");
-        let clean = files.insert(Ino(3), 0, || machine(Ino(3))).expect("there is none");
+        let cell = files.insert(Ino(2), InodeFlags::default(), 0, || machine(Ino(2))).expect("there is none");
+        let clean = files.insert(Ino(3), InodeFlags::default(), 0, || machine(Ino(3))).expect("there is none");
         let at = Duration::from_secs(10);
         for cell in [&cell, &clean] {
             lock(&cell.state).file.write(at, Timestamp::default(), 0, b"bytes", false);

@@ -23,8 +23,9 @@ use crate::kv::{OpError, OpResult, Read, Txn};
 use crate::marks::{Mark, reached_if};
 use crate::meta::{self, OpCtx};
 use crate::planted::{self, Bug};
-use crate::types::{Geometry, SessionId};
+use crate::types::{AtimeMode, Geometry, SessionId};
 
+mod access;
 mod admin;
 mod blocks;
 mod budget;
@@ -42,6 +43,7 @@ pub use data::ReadData;
 pub use files::{Handle, OpenFlags};
 pub use names::{Caller, Entry, StatFs};
 
+use access::AccessTable;
 use blocks::Blocks;
 use budget::Budget;
 use files::Files;
@@ -71,6 +73,8 @@ pub struct Options {
     pub inode_lease: u64,
     /// Slice ids of each lease that are used; the others never are. (1..=LEASE_SLICES)
     pub slice_lease: u64,
+    /// When reading changes the access time.
+    pub atime: AtimeMode,
 }
 
 impl Default for Options {
@@ -84,6 +88,7 @@ impl Default for Options {
             // A few seconds of creates.
             inode_lease: 1 << 16,
             slice_lease: LEASE_SLICES,
+            atime: AtimeMode::default(),
         }
     }
 }
@@ -137,6 +142,7 @@ struct Shared<E: Env> {
     session: Option<SessionId>,
     started: Duration,
     files: Files,
+    accesses: AccessTable,
     inodes: IdPool,
     slices: IdPool,
     blocks: Blocks<E>,
@@ -184,6 +190,7 @@ impl<E: Env> Client<E> {
             return Ok(());
         }
         let left = |errno| Unmounted { errno, dirty_bytes: shared.memory.used() };
+        shared.record_accesses().await.map_err(left)?;
         self.sync().await.map_err(left)?;
         shared.reap_all().await;
         // What the kernel's last FORGETs have begun. What takes too long leaves its objects to the next mount.
@@ -269,6 +276,7 @@ impl<E: Env> Shared<E> {
             memory: Budget::new(options.buffer_size - cache),
             uploads: Budget::new(options.max_uploads as u64),
             files: Files::new(),
+            accesses: AccessTable::new(options.atime),
             inodes: IdPool::new(),
             slices: IdPool::new(),
             session,
@@ -441,6 +449,8 @@ impl<E: Env> Shared<E> {
                 synced_at = now;
                 let shared = self.clone();
                 self.env.spawn(async move {
+                    // A failure leaves them to the next time.
+                    let _ = shared.record_accesses().await;
                     if let Err(errno) = shared.sync_meta().await {
                         tracing::warn!(?errno, "the metadata log could not be synced");
                     }
@@ -489,7 +499,7 @@ mod tests {
         world.block_on(async {
             let client = Client::mount(world.clone(), Options::default()).await.expect("a mount");
             let flags = OpenFlags { write: true, ..OpenFlags::default() };
-            let caller = Caller { uid: 0, gid: 0 };
+            let caller = Caller { uid: 0, gid: 0, umask: None };
             let (entry, handle) = client.create(caller, Ino::ROOT, b"gone", 0o644, flags).await.expect("a file");
             // Of more than a block: it is put at once.
             client.write(handle, 0, Bytes::from(vec![1; 5000]), false).await.expect("a write");

@@ -11,13 +11,14 @@ use bytes::Bytes;
 use super::files::{Handle, OpenFlags};
 use super::wait::lock;
 use super::{Client, Shared};
-use crate::env::{Edge, Env, Point};
+use crate::env::{Edge, Env, MetaError, Point};
 use crate::errno::Errno;
-use crate::kv::OpError;
+use crate::kv::{OpError, Txn};
 use crate::marks::{Mark, reached, reached_if};
-use crate::meta::{self, DirEntry, New, Removed, RenameMode, SetAttr, XattrMode};
+use crate::meta::acl::{self, Acl, AclKind};
+use crate::meta::{self, DirEntry, New, OpCtx, Removed, RenameMode, SECURITY_CAPABILITY, SetAttr, XattrMode};
 use crate::planted::{self, Bug};
-use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino, SYMLINK_MAX};
+use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino, InodeFlags, SYMLINK_MAX};
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +27,14 @@ pub struct Caller {
     pub uid: u32,
     /// Group that new inodes belong to, unless the directory is sgid.
     pub gid: u32,
+    /// Permission bits that new inodes do not get where the directory has no default ACL; `None`: they are taken away
+    /// already, or the volume has no ACLs.
+    pub umask: Option<u16>,
 }
+
+/// Inodes that may be created between a look at the volume's usage and a transaction: so near to its limit each
+/// creation proves in its own transaction that there is room.
+const INODES_NEAR: u64 = 4096;
 
 /// An inode as a lookup shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +68,7 @@ impl<E: Env> Client<E> {
         if attr.kind == FileType::Regular && shared.may_be_dirty(ino, retired) {
             attr = shared.getattr(ino).await?;
         }
+        shared.accesses.show(ino, &mut attr);
         shared.files.remember(ino);
         Ok(Entry { ino, attr })
     }
@@ -81,7 +90,8 @@ impl<E: Env> Client<E> {
         self.0.getattr(ino).await
     }
 
-    /// Changes attributes, and the length if `size` is given. EISDIR, EINVAL (length of what has none), EFBIG.
+    /// Changes attributes, and the length if `size` is given. EISDIR, EINVAL (length of what has none), EFBIG,
+    /// EPERM (the inode's flags).
     pub async fn setattr(&self, ino: Ino, set: SetAttr, size: Option<u64>) -> Result<Attr, Errno> {
         let shared = &self.0;
         if shared.options.read_only {
@@ -92,6 +102,12 @@ impl<E: Env> Client<E> {
                 return Err(Errno::EFBIG);
             }
             let cell = shared.pin(ino).await?;
+            let allowed =
+                meta::attr::check_open(cell.flags(), true, false, true).and_then(|()| set.check(cell.flags()));
+            if let Err(errno) = allowed {
+                shared.files.unpin(&cell);
+                return Err(errno);
+            }
             shared.truncate(&cell, length);
             if set != SetAttr::default() {
                 shared.set_attr(&cell, &set);
@@ -100,14 +116,22 @@ impl<E: Env> Client<E> {
             shared.files.unpin(&cell);
             return attr;
         }
+        if set.atime.is_some() {
+            shared.accesses.forget(ino);
+        }
         // In its place among what is accepted and not committed; else at once.
         if let Ok(cell) = shared.files.pin(ino) {
             let dirty = lock(&cell.state).file.dirty_since().is_some();
-            if dirty {
+            let allowed = set.check(cell.flags());
+            if dirty && allowed.is_ok() {
                 reached(Mark::AttributesInOrder);
                 shared.set_attr(&cell, &set);
             }
-            let attr = if dirty { Some(shared.getattr(ino).await) } else { None };
+            let attr = match allowed {
+                Ok(()) if dirty => Some(shared.getattr(ino).await),
+                Ok(()) => None,
+                Err(errno) => Some(Err(errno)),
+            };
             shared.files.unpin(&cell);
             if let Some(attr) = attr {
                 return attr;
@@ -157,7 +181,9 @@ impl<E: Env> Client<E> {
                 let cell = match shared.files.pin(entry.ino) {
                     Ok(cell) => cell,
                     Err(ticket) => {
-                        let made = shared.files.insert(entry.ino, ticket, || shared.machine(entry.ino, &entry.attr));
+                        let made = shared
+                            .files
+                            .insert(entry.ino, entry.attr.flags, ticket, || shared.machine(entry.ino, &entry.attr));
                         match made {
                             Some(cell) => cell,
                             None => shared.pin(entry.ino).await?,
@@ -216,9 +242,23 @@ impl<E: Env> Client<E> {
         new_name: &[u8],
         mode: RenameMode,
     ) -> Result<(), Errno> {
+        self.rename_leaving([(dir, name), (new_dir, new_name)], mode, None).await
+    }
+
+    /// As `rename` of the first name to the second; with `whiteout` a whiteout of this caller is under the old name
+    /// then (RENAME_WHITEOUT): a character device 0:0 that nobody may read.
+    pub async fn rename_leaving(
+        &self,
+        names: [(Ino, &[u8]); 2],
+        mode: RenameMode,
+        whiteout: Option<Caller>,
+    ) -> Result<(), Errno> {
         let shared = &self.0;
         shared.env.pause().await;
-        let names = [(dir, name), (new_dir, new_name)];
+        let whiteout = match whiteout {
+            Some(caller) => Some(shared.new_inode(caller, FileType::CharDevice, 0, 0, None).await?),
+            None => None,
+        };
         let mut settled: [Option<Ino>; 2] = [None, None];
         loop {
             let over = settled.iter().any(Option::is_some);
@@ -232,7 +272,8 @@ impl<E: Env> Client<E> {
                     if wanted.iter().any(|ino| ino.is_some() && !settled.contains(ino) && shared.is_dirty(*ino)) {
                         return Ok(Err(wanted));
                     }
-                    meta::rename::rename(txn, ctx, dir, name, new_dir, new_name, mode).map(Ok)
+                    let leaving = whiteout.as_ref().filter(|_| !planted::is(Bug::WhiteoutApart));
+                    meta::rename::rename_leaving(txn, ctx, names, mode, leaving).map(Ok)
                 })
                 .await;
             if over {
@@ -242,6 +283,10 @@ impl<E: Env> Client<E> {
                 Ok(renamed) => {
                     if let Some(removed) = renamed.replaced {
                         shared.removed(removed);
+                    }
+                    if let (true, Some(new)) = (planted::is(Bug::WhiteoutApart), &whiteout) {
+                        let (dir, name) = names[0];
+                        _ = shared.mutate(|txn, ctx| meta::create::create(txn, ctx, dir, name, new)).await;
                     }
                     return Ok(());
                 }
@@ -258,7 +303,7 @@ impl<E: Env> Client<E> {
                     reached(Mark::RenameOverWaited);
                     settled = wanted;
                     if planted::is(Bug::RenameInTwo) && mode == RenameMode::Replace && names[0] != names[1] {
-                        _ = self.unlink(new_dir, new_name).await;
+                        _ = self.unlink(names[1].0, names[1].1).await;
                     }
                 }
             }
@@ -267,12 +312,16 @@ impl<E: Env> Client<E> {
 
     /// The target of a symbolic link.
     pub async fn readlink(&self, ino: Ino) -> Result<Bytes, Errno> {
-        self.0.read(|read| meta::lookup::readlink(read, ino)).await
+        let target = self.0.read(|read| meta::lookup::readlink(read, ino)).await?;
+        self.0.accessed(ino);
+        Ok(target)
     }
 
     /// Up to `limit` entries after `cookie` (0: from the start), without `.` and `..`.
     pub async fn readdir(&self, dir: Ino, cookie: u64, limit: usize) -> Result<Vec<DirEntry>, Errno> {
-        self.0.read(|read| meta::lookup::readdir(read, dir, cookie, limit)).await
+        let entries = self.0.read(|read| meta::lookup::readdir(read, dir, cookie, limit)).await?;
+        self.0.accessed(dir);
+        Ok(entries)
     }
 
     /// The same with attributes. Counts no lookup: `remember` does, for each entry that reaches the kernel.
@@ -286,7 +335,9 @@ impl<E: Env> Client<E> {
                 entries.into_iter().map(with_attr).collect::<Result<Vec<_>, OpError>>()
             })
             .await?;
+        shared.accessed(dir);
         for (entry, attr) in &mut entries {
+            shared.accesses.show(entry.ino, attr);
             if entry.kind == FileType::Regular && shared.may_be_dirty(entry.ino, retired) {
                 match shared.getattr(entry.ino).await {
                     // Removed since the listing: it shows what was there.
@@ -310,12 +361,46 @@ impl<E: Env> Client<E> {
         })
     }
 
-    /// The value of an extended attribute. ENODATA.
-    pub async fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Bytes, Errno> {
-        self.0.read(|read| meta::xattr::get(read, ino, name)).await
+    /// Sets the inode's flags (chattr(1)).
+    pub async fn set_flags(&self, ino: Ino, flags: InodeFlags) -> Result<(), Errno> {
+        let shared = &self.0;
+        // Pinned before the change: whoever opens it from here on finds what is noted below.
+        let cell = match shared.pin(ino).await {
+            Ok(cell) => Some(cell),
+            Err(Errno::EISDIR | Errno::EINVAL) => None,
+            Err(errno) => return Err(errno),
+        };
+        let set = shared.mutate(|txn, ctx| meta::attr::set_flags(txn, ctx, ino, flags)).await;
+        if let Some(cell) = cell {
+            if set.is_ok() {
+                cell.set_flags(flags);
+            }
+            shared.files.unpin(&cell);
+        }
+        set.map(drop)
     }
 
-    /// Sets an extended attribute.
+    /// The value of an extended attribute. ENODATA, and what a name can be wrong in: ERANGE, EINVAL, EOPNOTSUPP.
+    pub async fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Bytes, Errno> {
+        let shared = &self.0;
+        let kind = shared.acl_kind(name)?;
+        let value = shared.read(|read| meta::xattr::get(read, ino, name)).await?;
+        let Some(kind) = kind else { return Ok(value) };
+        let mode = shared.getattr(ino).await?.mode;
+        acl::shown(&value, kind, mode).map_err(|error| super::errno(MetaError::Op(error)))
+    }
+
+    /// Sets an ACL to the value of its extended attribute; without entries it goes. With `drop_sgid` an access ACL
+    /// takes the sgid bit (of a caller outside of the file's group). EOPNOTSUPP (a volume without ACLs, a symbolic link),
+    /// EINVAL, EACCES (a default ACL of what is no directory), EPERM (the inode's flags).
+    pub async fn set_acl(&self, ino: Ino, kind: AclKind, value: &[u8], drop_sgid: bool) -> Result<(), Errno> {
+        self.0.acl_kind(kind.name())?;
+        let new = Acl::decode(value)?;
+        self.0.set_acl(ino, kind, new.as_ref(), drop_sgid).await
+    }
+
+    /// Sets an extended attribute that is no ACL. EEXIST, ENODATA, E2BIG, EPERM (the inode's flags), and what a name can
+    /// be wrong in.
     pub async fn setxattr(&self, ino: Ino, name: &[u8], value: Bytes, mode: XattrMode) -> Result<(), Errno> {
         self.0.mutate(|txn, ctx| meta::xattr::set(txn, ctx, ino, name, &value, mode)).await
     }
@@ -325,19 +410,80 @@ impl<E: Env> Client<E> {
         self.0.read(|read| meta::xattr::list(read, ino)).await
     }
 
-    /// Removes an extended attribute. ENODATA.
+    /// Removes an extended attribute. ENODATA (but for an ACL), EPERM (the inode's flags), and what a name can be wrong in.
     pub async fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<(), Errno> {
+        if let Some(kind) = self.0.acl_kind(name)? {
+            return self.0.set_acl(ino, kind, None, false).await;
+        }
         self.0.mutate(|txn, ctx| meta::xattr::remove(txn, ctx, ino, name)).await
     }
 }
 
 impl<E: Env> Shared<E> {
+    /// Which ACL an extended attribute of this name is. EOPNOTSUPP if the volume has none.
+    fn acl_kind(&self, name: &[u8]) -> Result<Option<AclKind>, Errno> {
+        match AclKind::of(name) {
+            Some(_) if !self.volume.acl => Err(Errno::EOPNOTSUPP),
+            kind => Ok(kind),
+        }
+    }
+
+    /// The mode that an access ACL brings takes its place among what is accepted and not committed.
+    async fn set_acl(
+        self: &Arc<Self>,
+        ino: Ino,
+        kind: AclKind,
+        new: Option<&Acl>,
+        drop_sgid: bool,
+    ) -> Result<(), Errno> {
+        let pinned = self.files.pin(ino).ok();
+        let dirty = pinned.as_ref().filter(|cell| lock(&cell.state).file.dirty_since().is_some());
+        let result = async {
+            let mode_apart = match dirty {
+                Some(_) => Some(self.getattr(ino).await?.mode),
+                None => None,
+            };
+            let set = |txn: &mut dyn Txn, ctx: &OpCtx| acl::set(txn, ctx, ino, kind, new, drop_sgid, mode_apart);
+            let mode = self.mutate(set).await?;
+            if let (Some(cell), AclKind::Access, Some(_)) = (dirty, kind, new) {
+                reached(Mark::AclOfDirtyFile);
+                self.set_attr(cell, &SetAttr { mode: Some(mode), ..SetAttr::default() });
+            }
+            Ok(())
+        };
+        let result = result.await;
+        if let Some(cell) = pinned {
+            self.files.unpin(&cell);
+        }
+        result
+    }
+
+    /// What opening with O_TRUNC does to security.capability; other changes leave it to the kernel to remove.
+    pub(super) async fn drop_capability(&self, ino: Ino) -> Result<(), Errno> {
+        match self.read(|read| meta::xattr::get(read, ino, SECURITY_CAPABILITY)).await {
+            Ok(_) => {}
+            Err(Errno::ENODATA) => return Ok(()),
+            Err(errno) => return Err(errno),
+        }
+        match self.mutate(|txn, ctx| meta::xattr::remove(txn, ctx, ino, SECURITY_CAPABILITY)).await {
+            Err(Errno::ENODATA) => Ok(()),
+            other => other,
+        }
+    }
+
     /// What the store says of a file at a time when `retired` was read may be behind what was accepted.
     fn may_be_dirty(&self, ino: Ino, retired: u64) -> bool {
         self.files.get(ino).is_some() || self.files.retired() != retired
     }
 
     pub(super) async fn getattr(&self, ino: Ino) -> Result<Attr, Errno> {
+        let mut attr = self.accepted_attr(ino).await?;
+        self.accesses.show(ino, &mut attr);
+        Ok(attr)
+    }
+
+    /// Attributes with everything accepted, without the accesses that are not recorded.
+    pub(super) async fn accepted_attr(&self, ino: Ino) -> Result<Attr, Errno> {
         loop {
             self.env.pause().await;
             let (cell, retired) = self.files.get_counted(ino);
@@ -377,17 +523,30 @@ impl<E: Env> Shared<E> {
         if self.options.read_only {
             return Err(Errno::EROFS);
         }
-        if self.volume.inodes > 0 && self.read(meta::volume::usage).await?.inodes >= self.volume.inodes {
-            return Err(Errno::ENOSPC);
-        }
-        let ino = Ino(self.next_ino().await?);
-        let new = New { ino, kind, mode, uid: caller.uid, gid: caller.gid, rdev, target };
+        let new = self.new_inode(caller, kind, mode, rdev, target).await?;
+        let ino = new.ino;
         let attr = self.mutate(|txn, ctx| meta::create::create(txn, ctx, dir, name, &new)).await?;
         if planted::is(Bug::CountApart) {
             self.mutate(planted::count_inode).await?;
         }
         self.files.remember(ino);
         Ok(Entry { ino, attr })
+    }
+
+    /// An inode to create. ENOSPC if the volume holds no more.
+    async fn new_inode(
+        self: &Arc<Self>,
+        caller: Caller,
+        kind: FileType,
+        mode: u16,
+        rdev: u32,
+        target: Option<Bytes>,
+    ) -> Result<New, Errno> {
+        let Caller { uid, gid, umask } = caller;
+        let max = self.volume.inodes;
+        let near = max > 0 && max <= self.read(meta::volume::usage).await?.inodes + INODES_NEAR;
+        let ino = Ino(self.next_ino().await?);
+        Ok(New { ino, kind, mode, uid, gid, rdev, target, umask, inodes_max: near.then_some(max) })
     }
 
     async fn next_ino(self: &Arc<Self>) -> Result<u64, Errno> {

@@ -12,7 +12,7 @@ use super::machine::{Action, CommitOutcome, File, PutOutcome};
 use super::view::Segment;
 use crate::errno::Errno;
 use crate::meta::{Change, Commit, SetAttr};
-use crate::types::{Attr, BlockId, FileType, Geometry, Ino, Place, SliceId, SliceRecord, Timestamp};
+use crate::types::{Attr, BlockId, FileType, Geometry, Ino, InodeFlags, Place, SliceId, SliceRecord, Timestamp};
 
 const GEOMETRY: Geometry = Geometry { chunk_size: 64, block_size: 16, frame_size: 8, inline_max: 4 };
 const INO: Ino = Ino(7);
@@ -35,6 +35,7 @@ fn attr(length: u64, commit: u64) -> Attr {
         commit,
         next_seq: 0,
         parent: Ino::ROOT,
+        flags: InodeFlags::default(),
     }
 }
 

@@ -186,6 +186,11 @@ impl<'a> Decoder<'a> {
         core::mem::take(&mut self.0)
     }
 
+    /// Nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Checks that nothing is left.
     pub fn finish(self) -> Result<(), DecodeError> {
         if self.0.is_empty() { Ok(()) } else { Err(DecodeError::Trailing) }

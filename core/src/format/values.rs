@@ -5,6 +5,7 @@
 //!
 //! Invariants
 //! - The first byte is the version of the format.
+//! - What was added to a value since is a tail that may be absent, and is where it says the usual.
 //! - What decodes is in range: no reader of a decoded value checks it again.
 
 use alloc::string::String;
@@ -14,11 +15,17 @@ use bytes::Bytes;
 
 use super::codec::{DecodeError, Decoder, Encoder, require};
 use crate::types::{
-    Attr, FILE_SIZE_MAX, FileType, Geometry, Ino, Place, SessionId, SliceId, SliceRecord, Timestamp, VolumeId,
+    Attr, FILE_SIZE_MAX, FileType, Geometry, Ino, InodeFlags, Place, SessionId, SliceId, SliceRecord, Timestamp,
+    VolumeId,
 };
 
-/// Version of the volume format made and understood by this code.
-pub const VOLUME_VERSION: u32 = 1;
+/// Newest version of the volume format that this code understands: 2 says which features the volume has.
+pub const VOLUME_VERSION: u32 = 2;
+/// Version of a volume without features.
+pub const VOLUME_VERSION_PLAIN: u32 = 1;
+
+/// Feature of a volume: POSIX ACLs.
+const FEATURE_ACL: u32 = 1;
 
 /// Most frames in a block: keeps the table of checksums of a block below 512 KiB.
 const FRAMES_MAX: u32 = 1 << 16;
@@ -34,7 +41,7 @@ pub trait Value: Sized {
 /// Settings of a volume, fixed at `format` (but for its limits).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volume {
-    /// Version of the volume format; `VOLUME_VERSION` when made by this code.
+    /// Version of the volume format. (up to `VOLUME_VERSION`; `VOLUME_VERSION_PLAIN` has no features)
     pub version: u32,
     /// Identity.
     pub id: VolumeId,
@@ -52,6 +59,8 @@ pub struct Volume {
     pub inodes: u64,
     /// When it was made.
     pub created: Timestamp,
+    /// It has POSIX ACLs.
+    pub acl: bool,
 }
 
 /// An entry of a directory.
@@ -161,8 +170,9 @@ pub fn check_geometry(geometry: &Geometry) -> Result<(), &'static str> {
 
 impl Value for Volume {
     fn encode(&self) -> Vec<u8> {
-        let Self { version, id, name, storage, bucket, geometry, capacity, inodes, created } = self;
-        Encoder::value(128)
+        let Self { version, id, name, storage, bucket, geometry, capacity, inodes, created, acl } = self;
+        debug_assert!(VOLUME_VERSION_PLAIN < *version || !acl);
+        let head = Encoder::value(128)
             .u32(*version)
             .raw(&id.0)
             .text(name)
@@ -174,14 +184,17 @@ impl Value for Volume {
             .u32(geometry.inline_max)
             .u64(*capacity)
             .u64(*inodes)
-            .time(*created)
-            .finish()
+            .time(*created);
+        if *version == VOLUME_VERSION_PLAIN {
+            return head.finish();
+        }
+        head.u32(if *acl { FEATURE_ACL } else { 0 }).finish()
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut d = Decoder::value(bytes)?;
         let version = d.u32()?;
-        if version != VOLUME_VERSION {
+        if version == 0 || VOLUME_VERSION < version {
             // Whatever follows may have another shape.
             return Err(DecodeError::Version(version));
         }
@@ -200,12 +213,20 @@ impl Value for Volume {
             capacity: d.u64()?,
             inodes: d.u64()?,
             created: d.time()?,
+            acl: match if version == VOLUME_VERSION_PLAIN { 0 } else { d.u32()? } {
+                0 => false,
+                FEATURE_ACL => true,
+                _ => return Err(DecodeError::Invalid("feature of a volume")),
+            },
         };
         d.finish()?;
         check_geometry(&volume.geometry).map_err(DecodeError::Invalid)?;
         Ok(volume)
     }
 }
+
+/// The tail of `Attr` that holds `flags`.
+const TAIL_FLAGS: u8 = 2;
 
 fn kind_code(kind: FileType) -> u8 {
     match kind {
@@ -236,7 +257,7 @@ impl Value for Attr {
     fn encode(&self) -> Vec<u8> {
         let Self { kind, mode, uid, gid, rdev, nlink, length, stored, .. } = *self;
         debug_assert!(mode <= 0o7777 && length <= FILE_SIZE_MAX);
-        Encoder::value(108)
+        let value = Encoder::value(110)
             .u8(kind_code(kind))
             .u16(mode)
             .u32(uid)
@@ -251,13 +272,15 @@ impl Value for Attr {
             .time(self.btime)
             .u64(self.commit)
             .u64(self.next_seq)
-            .u64(self.parent.0)
-            .finish()
+            .u64(self.parent.0);
+        let plain = self.flags == InodeFlags::default();
+        let value = if plain { value } else { value.u8(TAIL_FLAGS).u8(self.flags.bits()) };
+        value.finish()
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut d = Decoder::value(bytes)?;
-        let attr = Self {
+        let mut attr = Self {
             kind: kind_of(&mut d)?,
             mode: d.u16()?,
             uid: d.u32()?,
@@ -273,7 +296,15 @@ impl Value for Attr {
             commit: d.u64()?,
             next_seq: d.u64()?,
             parent: Ino(d.u64()?),
+            flags: InodeFlags::default(),
         };
+        if !d.is_empty() {
+            if d.u8()? != TAIL_FLAGS {
+                return Err(DecodeError::Trailing);
+            }
+            attr.flags = InodeFlags::from_bits(d.u8()?).ok_or(DecodeError::Invalid("flags of an inode"))?;
+            require(attr.flags != InodeFlags::default(), "flags of an inode")?;
+        }
         d.finish()?;
         require(attr.mode <= 0o7777, "mode")?;
         require(attr.length <= FILE_SIZE_MAX, "length of a file")?;

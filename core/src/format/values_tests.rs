@@ -37,6 +37,7 @@ fn volume() -> Volume {
         capacity: 1 << 40,
         inodes: 0,
         created: TIME,
+        acl: false,
     }
 }
 
@@ -57,6 +58,7 @@ fn attr() -> Attr {
         commit: 6,
         next_seq: 7,
         parent: Ino(8),
+        flags: InodeFlags::default(),
     }
 }
 
@@ -79,6 +81,8 @@ fn inline(bytes: &'static [u8]) -> SliceRecord {
 #[test]
 fn values_come_back() {
     check(&volume());
+    check(&Volume { acl: true, ..volume() });
+    check(&Volume { version: VOLUME_VERSION_PLAIN, ..volume() });
     check(&attr());
     for kind in [
         FileType::Regular,
@@ -129,9 +133,28 @@ fn values_that_end_in_raw_bytes_come_back() {
 }
 
 #[test]
+fn flags_are_a_tail_of_attributes() {
+    let flags = InodeFlags::IMMUTABLE.with(InodeFlags::NOATIME);
+    let flagged = Attr { flags, ..attr() };
+    let bytes = flagged.encode();
+    assert_eq!(Attr::decode(&bytes), Ok(flagged));
+    let (plain, tail) = bytes.split_at(bytes.len() - 2);
+    assert_eq!(Attr::decode(plain), Ok(attr()));
+    for (tail, error) in [
+        (&tail[..1], DecodeError::Short),
+        (&[2, 0], DecodeError::Invalid("flags of an inode")),
+        (&[2, 16], DecodeError::Invalid("flags of an inode")),
+        (&[255, 1], DecodeError::Trailing),
+        (&[2, 1, 0], DecodeError::Trailing),
+    ] {
+        assert_eq!(Attr::decode(&[plain, tail].concat()), Err(error));
+    }
+}
+
+#[test]
 fn volume_from_the_future_says_its_version() {
-    let bytes = Volume { version: 2, ..volume() }.encode();
-    assert_eq!(Volume::decode(&bytes), Err(DecodeError::Version(2)));
+    let bytes = Volume { version: VOLUME_VERSION + 1, ..volume() }.encode();
+    assert_eq!(Volume::decode(&bytes), Err(DecodeError::Version(VOLUME_VERSION + 1)));
     assert_eq!(Volume::decode(&[1, 0, 0, 1, 0, 0xff]), Err(DecodeError::Version(256)));
     assert_eq!(Volume::decode(&[3, 0xff]), Err(DecodeError::Version(3)));
 }

@@ -22,6 +22,7 @@ use crate::format::values::Value;
 use crate::kv::{OpResult, Pairs, Read, Txn};
 use crate::types::{Attr, FileType, Geometry, Ino, NAME_MAX, SliceRecord, Timestamp};
 
+pub mod acl;
 pub mod attr;
 mod cover;
 pub mod create;
@@ -86,6 +87,8 @@ pub struct SetAttr {
     /// Drop suid, sgid (if group-executable) and security.capability of what is not a directory,
     /// before `mode` is applied.
     pub drop_suid_sgid: bool,
+    /// The times are those of this moment (utimensat(2) without times), which an append-only file allows.
+    pub touch: bool,
 }
 
 /// One member of a commit.
@@ -158,6 +161,20 @@ pub struct New {
     pub rdev: u32,
     /// Target of a symbolic link; there exactly when `kind` is `Symlink`.
     pub target: Option<Bytes>,
+    /// Permission bits that are taken away where the directory has no default ACL; `None` on a volume without ACLs,
+    /// where the kernel has done it.
+    pub umask: Option<u16>,
+    /// Most inodes that the volume may hold then, to be proved here: such creations conflict with each other.
+    pub inodes_max: Option<u64>,
+}
+
+/// Reads of an inode that its access time does not show yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accesses {
+    /// The first of them.
+    pub first: Timestamp,
+    /// The last of them.
+    pub last: Timestamp,
 }
 
 /// A name that went away.

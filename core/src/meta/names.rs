@@ -15,7 +15,7 @@ use crate::format::keys::{self, Counter};
 use crate::format::values::DirStat;
 use crate::kv::{OpResult, Read, Txn};
 use crate::planted::{self, Bug};
-use crate::types::{Attr, FileType, Ino, STRIPES, Timestamp};
+use crate::types::{Attr, FileType, Ino, InodeFlags, STRIPES, Timestamp};
 
 /// Earlier than every time: a stripe that says nothing about times.
 pub(super) const NEVER: Timestamp = Timestamp { secs: i64::MIN, nanos: 0 };
@@ -30,6 +30,17 @@ pub(super) fn live_dir(txn: &mut dyn Txn, dir: Ino) -> OpResult<Attr> {
         return Err(Errno::ENOENT.into());
     }
     Ok(attr)
+}
+
+/// EPERM if the directory takes no entries. (may_create of Linux)
+pub(super) fn may_add(dir: &Attr) -> OpResult<()> {
+    if dir.flags.any(InodeFlags::IMMUTABLE) { Err(Errno::EPERM.into()) } else { Ok(()) }
+}
+
+/// EPERM if the directory does not give up its entry for `child`. (may_delete of Linux)
+pub(super) fn may_take(dir: &Attr, child: &Attr) -> OpResult<()> {
+    let fixed = InodeFlags::IMMUTABLE.with(InodeFlags::APPEND);
+    if dir.flags.any(fixed) || child.flags.any(fixed) { Err(Errno::EPERM.into()) } else { Ok(()) }
 }
 
 /// Records that entries of `dir` (stored attributes `attr`) came or went.

@@ -8,7 +8,7 @@
 //! - Reaping gives the usage back at once; the inode's slices are queued as `delslice` in the transaction that removes
 //!   their records, be it this one or a sweeper's.
 
-use super::names::{count, forget_name, live_dir, note_entries, sum_stripes};
+use super::names::{count, forget_name, live_dir, may_take, note_entries, sum_stripes};
 use super::{DIRECT_MAX, OpCtx, Removed, check_name, get, put};
 use crate::errno::Errno;
 use crate::format::keys::{self, Counter, Key};
@@ -18,12 +18,12 @@ use crate::types::{Attr, FileType, Ino, Place, STRIPES, SliceId, SliceRecord};
 
 const MISSING: OpError = OpError::Damaged("a name of an inode that does not exist");
 
-/// Removes a name of what is not a directory. ENAMETOOLONG, ENOTDIR, ENOENT, EISDIR.
+/// Removes a name of what is not a directory. ENAMETOOLONG, ENOTDIR, ENOENT, EISDIR, EPERM (flags).
 pub fn unlink(txn: &mut dyn Txn, ctx: &OpCtx, dir: Ino, name: &[u8]) -> OpResult<Removed> {
     remove(txn, ctx, dir, name, false)
 }
 
-/// Removes an empty directory. ENAMETOOLONG, ENOTDIR, ENOENT, ENOTEMPTY.
+/// Removes an empty directory. ENAMETOOLONG, ENOTDIR, ENOENT, EPERM (flags), ENOTEMPTY.
 pub fn rmdir(txn: &mut dyn Txn, ctx: &OpCtx, dir: Ino, name: &[u8]) -> OpResult<Removed> {
     remove(txn, ctx, dir, name, true)
 }
@@ -33,12 +33,13 @@ fn remove(txn: &mut dyn Txn, ctx: &OpCtx, dir: Ino, name: &[u8], directory: bool
     let parent = live_dir(txn, dir)?;
     let key = keys::dentry(dir, name);
     let dentry: Dentry = get(txn, &key)?.ok_or(Errno::ENOENT)?;
+    let attr = get(txn, keys::attr(dentry.ino))?.ok_or(MISSING)?;
     match (directory, dentry.kind == FileType::Directory) {
         (false, true) => return Err(Errno::EISDIR.into()),
         (true, false) => return Err(Errno::ENOTDIR.into()),
         (false, false) | (true, true) => {}
     }
-    let attr = get(txn, keys::attr(dentry.ino))?.ok_or(MISSING)?;
+    may_take(&parent, &attr)?;
     let removed = detach(txn, ctx, dir, name, dentry.ino, attr)?;
     txn.delete(&key);
     note_entries(txn, ctx, dir, &parent, -1, -i64::from(directory))?;

@@ -7,14 +7,16 @@
 //! Invariant: a directory that moves to another one has read `attr` of every ancestor of the target, and every move of
 //! a directory writes its `attr`: two moves that would make a loop together conflict.
 
+use super::create::add_inode;
 use super::lookup::{DEPTH_MAX, child};
-use super::names::{forget_name, learn_name, live_dir, note_entries};
+use super::names::{forget_name, learn_name, live_dir, may_add, may_take, note_entries};
 use super::remove::detach;
-use super::{OpCtx, RenameMode, Renamed, check_name, get, put};
+use super::{New, OpCtx, RenameMode, Renamed, check_name, get, put};
 use crate::errno::Errno;
 use crate::format::keys;
 use crate::format::values::Dentry;
 use crate::kv::{OpError, OpResult, Read, Txn};
+use crate::marks::{Mark, reached};
 use crate::types::{Attr, FileType, Ino};
 
 /// A name on one side of a rename, with the directory that it is in.
@@ -56,7 +58,7 @@ impl<'a> Side<'a> {
 }
 
 /// Renames `src_name` in `src_dir` to `dst_name` in `dst_dir`. Two names of one inode: nothing happens.
-/// ENAMETOOLONG, ENOTDIR, ENOENT, EEXIST (`NoReplace`), EINVAL (into itself), EISDIR, ENOTEMPTY.
+/// ENAMETOOLONG, ENOENT, EEXIST (`NoReplace`), EINVAL (into itself), ENOTDIR, EISDIR, EPERM (flags), ENOTEMPTY.
 pub fn rename(
     txn: &mut dyn Txn,
     ctx: &OpCtx,
@@ -66,6 +68,18 @@ pub fn rename(
     dst_name: &[u8],
     mode: RenameMode,
 ) -> OpResult<Renamed> {
+    rename_leaving(txn, ctx, [(src_dir, src_name), (dst_dir, dst_name)], mode, None)
+}
+
+/// As `rename` of the first name to the second; `whiteout` (not with `Exchange`) is made under the old name. ENOSPC.
+pub fn rename_leaving(
+    txn: &mut dyn Txn,
+    ctx: &OpCtx,
+    [(src_dir, src_name), (dst_dir, dst_name)]: [(Ino, &[u8]); 2],
+    mode: RenameMode,
+    whiteout: Option<&New>,
+) -> OpResult<Renamed> {
+    assert!(whiteout.is_none() || mode != RenameMode::Exchange, "an exchange leaves no name free");
     check_name(src_name)?;
     check_name(dst_name)?;
     let src = Side::load(txn, src_dir, src_name)?;
@@ -80,10 +94,24 @@ pub fn rename(
     if moved.is_dir() && src_dir != dst_dir {
         forbid_ancestor(txn, moved.ino, dst_dir)?;
     }
+    if target.as_ref().is_none_or(|target| target.ino != moved.ino) {
+        if let (Some(target), true) = (&target, mode != RenameMode::Exchange) {
+            match (moved.is_dir(), target.is_dir()) {
+                (true, false) => return Err(Errno::ENOTDIR.into()),
+                (false, true) => return Err(Errno::EISDIR.into()),
+                (true, true) | (false, false) => {}
+            }
+        }
+        may_take(&src.dir_attr, &moved.attr)?;
+        match &target {
+            Some(target) => may_take(&dst.dir_attr, &target.attr)?,
+            None => may_add(&dst.dir_attr)?,
+        }
+    }
     match target {
         Some(target) if target.ino == moved.ino => Ok(Renamed { moved: moved.ino, replaced: None, exchanged: None }),
         Some(target) if mode == RenameMode::Exchange => exchange(txn, ctx, &src, &dst, moved, target),
-        target => replace(txn, ctx, &src, &dst, moved, target),
+        target => replace(txn, ctx, &src, &dst, moved, target, whiteout),
     }
 }
 
@@ -117,23 +145,26 @@ fn replace(
     dst: &Side<'_>,
     moved: Found,
     target: Option<Found>,
+    whiteout: Option<&New>,
 ) -> OpResult<Renamed> {
     let moved_dirs = i64::from(moved.is_dir());
     let (mut lost, mut lost_dirs, mut replaced) = (0, 0, None);
     if let Some(target) = target {
-        match (moved.is_dir(), target.is_dir()) {
-            (true, false) => return Err(Errno::ENOTDIR.into()),
-            (false, true) => return Err(Errno::EISDIR.into()),
-            (true, true) | (false, false) => {}
-        }
         (lost, lost_dirs) = (1, i64::from(target.is_dir()));
         replaced = Some(detach(txn, ctx, dst.dir, dst.name, target.ino, target.attr)?);
     }
-    txn.delete(&src.key);
+    match whiteout {
+        Some(new) => {
+            reached(Mark::WhiteoutLeft);
+            add_inode(txn, ctx, src.dir, &src.dir_attr, new)?;
+            put(txn, &src.key, &Dentry { ino: new.ino, kind: new.kind });
+        }
+        None => txn.delete(&src.key),
+    }
     put(txn, &dst.key, &moved.dentry());
     let moved_ino = moved.ino;
     rehome(txn, ctx, moved, src, dst)?;
-    note_entries(txn, ctx, src.dir, &src.dir_attr, -1, -moved_dirs)?;
+    note_entries(txn, ctx, src.dir, &src.dir_attr, if whiteout.is_some() { 0 } else { -1 }, -moved_dirs)?;
     note_entries(txn, ctx, dst.dir, &dst.dir_attr, 1 - lost, moved_dirs - lost_dirs)?;
     Ok(Renamed { moved: moved_ino, replaced, exchanged: None })
 }

@@ -16,7 +16,7 @@ use crate::format::block::LEASE_SLICES;
 use crate::format::keys::{self, Counter};
 use crate::format::values::{Lease, Session, Value, Volume};
 use crate::kv::{OpResult, Read, Txn};
-use crate::types::{Attr, FileType, Ino, STRIPES, SessionId};
+use crate::types::{Attr, FileType, Ino, InodeFlags, STRIPES, SessionId};
 
 /// Length that a directory shows.
 pub(super) const DIRECTORY_LENGTH: u64 = 4096;
@@ -43,6 +43,7 @@ pub fn format(txn: &mut dyn Txn, ctx: &OpCtx, volume: &Volume, uid: u32, gid: u3
         commit: 0,
         next_seq: 0,
         parent: Ino::ROOT,
+        flags: InodeFlags::default(),
     };
     put(txn, keys::attr(Ino::ROOT), &root);
     put(txn, keys::counter(Counter::Inodes, ctx.stripe), &1_i64);
@@ -69,7 +70,7 @@ pub fn usage(read: &mut dyn Read) -> OpResult<Usage> {
     Ok(Usage { bytes: total(read, Counter::Bytes)?, inodes: total(read, Counter::Inodes)? })
 }
 
-fn total(read: &mut dyn Read, counter: Counter) -> OpResult<u64> {
+pub(super) fn total(read: &mut dyn Read, counter: Counter) -> OpResult<u64> {
     let mut sum = 0_i64;
     for stripe in 0..STRIPES {
         sum = sum.saturating_add(get(read, keys::counter(counter, stripe))?.unwrap_or(0));

@@ -21,8 +21,8 @@ use core::fmt::{self, Write};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::errno::Errno;
-use crate::testkit::model::{Model, Node, NodeId, Stamp};
-use crate::testkit::ops::{Op, RenameFlag};
+use crate::testkit::model::{Model, Node, NodeId, Stamp, with_mode};
+use crate::testkit::ops::{AclEntries, Op, RenameFlag, acl_bytes};
 use crate::types::{Attr, FileType, Ino, Timestamp};
 
 /// Something with a name, as an application sees it.
@@ -36,6 +36,8 @@ pub struct Seen {
     pub data: Vec<u8>,
     /// Its extended attributes.
     pub xattrs: BTreeMap<String, String>,
+    /// Its access and default ACL.
+    pub acls: [Option<AclEntries>; 2],
 }
 
 /// All names.
@@ -103,7 +105,10 @@ pub struct Judge {
 impl Judge {
     /// A judge of an empty volume made at `when`.
     pub fn new(when: Timestamp) -> Self {
-        Self::of(Model::new(Stamp::exactly(when)))
+        let mut model = Model::new(Stamp::exactly(when));
+        // Nothing there records accesses.
+        model.set_noatime();
+        Self::of(model)
     }
 
     /// A judge of what is durable and as in `model`.
@@ -289,13 +294,17 @@ impl Step {
     fn new(model: Model, op: Option<Op>) -> Self {
         let mut bytes = Vec::new();
         model.for_each(|path, id, node| {
-            let Node { kind, mode, uid, gid, rdev, mtime, ctime, data, entries: _, xattrs } = node;
+            let Node { kind, mode, uid, gid, rdev, atime, mtime, ctime, data, entries: _, xattrs, .. } = node;
             bytes.extend_from_slice(path.as_bytes());
             let words = [id.0, *kind as u64, u64::from(*mode), u64::from(*uid), u64::from(*gid), u64::from(*rdev)];
-            let times = [mtime.from.secs as u64, ctime.from.secs as u64];
+            let times = [atime.from.secs as u64, mtime.from.secs as u64, ctime.from.secs as u64];
             words.iter().chain(&times).for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
             for (name, value) in xattrs {
                 bytes.extend_from_slice(format!("{name}={value}\n").as_bytes());
+            }
+            bytes.push(node.flags);
+            for acl in [&node.access_acl, &node.default_acl] {
+                bytes.extend_from_slice(&acl.as_ref().map(acl_bytes).unwrap_or_default());
             }
             bytes.extend_from_slice(&(data.len() as u64).to_le_bytes());
             bytes.extend_from_slice(data);
@@ -389,7 +398,13 @@ fn names_difference(model: &Model, id: NodeId, seen: &Seen) -> Option<String> {
     if seen.xattrs != node.xattrs {
         return Some(format!("extended attributes should be {:?}, are {:?}", node.xattrs, seen.xattrs));
     }
-    None
+    if seen.attr.flags.bits() != node.flags {
+        return Some(format!("flags should be {}, are {}", node.flags, seen.attr.flags.bits()));
+    }
+    // The mode of a file has an order of its own, and the access ACL always agrees with it.
+    let access = node.access_acl.as_ref().map(|acl| with_mode(acl, seen.attr.mode));
+    let acls = [access, node.default_acl.clone()];
+    (seen.acls != acls).then(|| format!("ACLs should be {acls:?}, are {:?}", seen.acls))
 }
 
 /// What the ordered changes of one file set.
@@ -398,6 +413,9 @@ fn file_difference(node: &Node, seen: &Seen) -> Option<String> {
     if (attr.mode, attr.uid, attr.gid) != (node.mode, node.uid, node.gid) {
         let (found, expected) = ((attr.mode, attr.uid, attr.gid), (node.mode, node.uid, node.gid));
         return Some(format!("mode and owner should be {expected:?}, are {found:?}"));
+    }
+    if !node.atime.holds(attr.atime) {
+        return Some(format!("atime should be {:?}, is {:?}", node.atime, attr.atime));
     }
     if !node.mtime.holds(attr.mtime) {
         return Some(format!("mtime should be {:?}, is {:?}", node.mtime.from, attr.mtime));

@@ -16,7 +16,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::errno::Errno;
-use crate::testkit::ops::{Op, RenameFlag, SLOTS, split, written_bytes};
+use crate::testkit::ops::{AclEntries, Op, RenameFlag, SLOTS, UMASK, split, written_bytes};
 use crate::types::{FileType, NAME_MAX, Timestamp};
 
 /// An inode of the model.
@@ -53,6 +53,8 @@ pub struct Node {
     pub uid: u32,
     pub gid: u32,
     pub rdev: u32,
+    /// Reads are not followed: without `noatime` it is at least the time that was set last.
+    pub atime: Stamp,
     pub mtime: Stamp,
     pub ctime: Stamp,
     /// Contents of a regular file, target of a symbolic link.
@@ -61,6 +63,42 @@ pub struct Node {
     pub entries: BTreeMap<String, NodeId>,
     /// Extended attributes.
     pub xattrs: BTreeMap<String, String>,
+    /// Access ACL, with nothing in the entries that the mode stands for: see `with_mode`.
+    pub access_acl: Option<AclEntries>,
+    /// Default ACL of a directory.
+    pub default_acl: Option<AclEntries>,
+    /// Immutable 1, append-only 2, nodump 4, noatime 8.
+    pub flags: u8,
+}
+
+const IMMUTABLE: u8 = 1;
+const APPEND: u8 = 2;
+/// nodump and noatime: a new inode gets them from its directory.
+const INHERITED: u8 = 12;
+
+/// An ACL in which the owner, the mask (or, without one, the group) and others may what `mode` says.
+pub fn with_mode(entries: &AclEntries, mode: u16) -> AclEntries {
+    let masked = entries.iter().any(|(tag, ..)| *tag == 16);
+    let entry = |&(tag, perm, id): &(u16, u16, u32)| match tag {
+        1 => (tag, mode >> 6 & 7, id),
+        4 if !masked => (tag, mode >> 3 & 7, id),
+        16 => (tag, mode >> 3 & 7, id),
+        32 => (tag, mode & 7, id),
+        _ => (tag, perm, id),
+    };
+    entries.iter().map(entry).collect()
+}
+
+/// The nine bits of a mode that say what an ACL does.
+fn mode_of(entries: &AclEntries) -> u16 {
+    let perm = |wanted| entries.iter().find(|(tag, ..)| *tag == wanted).map(|(_, perm, _)| *perm);
+    let get = |wanted| perm(wanted).expect("a class has an entry");
+    get(1) << 6 | perm(16).unwrap_or_else(|| get(4)) << 3 | get(32)
+}
+
+/// What is kept of an access ACL: nothing if a mode says it all.
+fn kept(entries: &AclEntries) -> Option<AclEntries> {
+    entries.iter().any(|(tag, ..)| *tag == 16).then(|| with_mode(entries, 0))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +113,8 @@ pub struct Model {
     nodes: BTreeMap<NodeId, Arc<Node>>,
     next: u64,
     open: [Option<OpenFile>; SLOTS],
+    /// Reads change no access time.
+    noatime: bool,
 }
 
 type Answer<T> = Result<T, Errno>;
@@ -86,7 +126,12 @@ impl Model {
     /// A root directory without entries, made at `when`.
     pub fn new(when: Stamp) -> Self {
         let root = new_node(FileType::Directory, 0o755, when);
-        Self { nodes: BTreeMap::from([(Self::ROOT, Arc::new(root))]), next: 2, open: [None; SLOTS] }
+        Self { nodes: BTreeMap::from([(Self::ROOT, Arc::new(root))]), next: 2, open: [None; SLOTS], noatime: false }
+    }
+
+    /// From here on reads change no access time.
+    pub fn set_noatime(&mut self) {
+        self.noatime = true;
     }
 
     /// Does `op`, some time in `when`. The bytes are those that a read returns.
@@ -105,7 +150,7 @@ impl Model {
             Op::Rmdir { path } => self.rmdir(path, when)?,
             Op::Rename { from, to, flag } => self.rename(from, to, *flag, when)?,
             Op::Open { path, slot, create, append, sync: _, truncate } => {
-                let node = self.open_node(path, *create, *truncate, when)?;
+                let node = self.open_node(path, *create, *append, *truncate, when)?;
                 self.open[*slot] = Some(OpenFile { node, append: *append });
             }
             Op::Close { slot } => {
@@ -114,6 +159,7 @@ impl Model {
             }
             Op::Write { slot, offset, len, number, drop_privileges } => {
                 let file = self.slot(*slot)?;
+                self.allow(file.node, IMMUTABLE)?;
                 let at = if file.append { self.node(file.node).data.len() as u64 } else { *offset };
                 self.write(file.node, at as usize, &written_bytes(*number, at, *len), *drop_privileges, when);
             }
@@ -127,26 +173,54 @@ impl Model {
             Op::Sync => {}
             Op::Truncate { path, length } => {
                 let node = self.regular(path)?;
+                self.allow(node, IMMUTABLE | APPEND)?;
                 self.truncate(node, *length, when);
             }
-            Op::Ftruncate { slot, length } => self.truncate(self.slot(*slot)?.node, *length, when),
+            Op::Ftruncate { slot, length } => {
+                let node = self.slot(*slot)?.node;
+                self.allow(node, IMMUTABLE | APPEND)?;
+                self.truncate(node, *length, when);
+            }
             Op::Chmod { path, mode } => self.change(path, when, |node| node.mode = *mode)?,
             Op::Chown { path, uid, gid } => self.change(path, when, |node| (node.uid, node.gid) = (*uid, *gid))?,
             Op::Utimes { path, secs } => {
                 let mtime = Stamp::exactly(Timestamp { secs: *secs, nanos: 0 });
-                self.change(path, when, |node| node.mtime = mtime)?;
+                let atime = self.shown_atime(mtime);
+                self.change(path, when, |node| (node.atime, node.mtime) = (atime, mtime))?;
             }
             Op::SetXattr { path, name, value } => {
                 self.change(path, when, |node| drop(node.xattrs.insert(name.clone(), value.clone())))?;
             }
             Op::RemoveXattr { path, name } => {
-                if !self.node(self.find(path)?).xattrs.contains_key(name) {
+                let id = self.find(path)?;
+                self.allow(id, IMMUTABLE | APPEND)?;
+                if !self.node(id).xattrs.contains_key(name) {
                     return Err(Errno::ENODATA);
                 }
                 self.change(path, when, |node| drop(node.xattrs.remove(name)))?;
             }
+            Op::SetAcl { path, default, entries } => self.set_acl(path, *default, entries, when)?,
+            Op::SetFlags { path, flags } => {
+                let node = self.find(path)?;
+                let node = self.node_mut(node);
+                if !matches!(node.kind, FileType::Regular | FileType::Directory) {
+                    return Err(Errno::EOPNOTSUPP);
+                }
+                (node.flags, node.ctime) = (*flags, when);
+            }
         }
         Ok(Vec::new())
+    }
+
+    /// Does what may be left of an `op` that failed: an ACL without the mode that it brings, which a file with
+    /// uncommitted bytes gets in its turn. False: it is done as a whole or not at all.
+    pub fn apply_half(&mut self, op: &Op, when: Stamp) -> bool {
+        let Op::SetAcl { path, default: false, entries } = op else { return false };
+        let Ok(id) = self.find(path) else { return false };
+        let mode = self.node(id).mode;
+        let done = self.set_acl(path, false, entries, when).is_ok();
+        self.node_mut(id).mode = mode;
+        done
     }
 
     // --- what the judges ask ---
@@ -186,6 +260,17 @@ impl Model {
     pub fn paths(&self) -> Vec<(String, FileType)> {
         let mut found = Vec::new();
         self.walk(Self::ROOT, "", &mut |path, _, node| found.push((path.to_string(), node.kind)));
+        found
+    }
+
+    /// The names of what is immutable or append-only.
+    pub fn flagged(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        self.walk(Self::ROOT, "", &mut |path, _, node| {
+            if node.flags & (IMMUTABLE | APPEND) != 0 {
+                found.push(path.to_string());
+            }
+        });
         found
     }
 
@@ -245,17 +330,64 @@ impl Model {
 
     fn make(&mut self, path: &str, mut node: Node, when: Stamp) -> Answer<()> {
         let (parent, name) = self.vacancy(path)?;
+        self.allow(parent, IMMUTABLE)?;
+        self.beget(parent, &mut node);
+        let id = NodeId(self.next);
+        self.next += 1;
+        self.nodes.insert(id, Arc::new(node));
+        self.enter(parent, &name, id, when);
+        Ok(())
+    }
+
+    /// Gives a new node what it has from its directory, or from the umask.
+    fn beget(&self, parent: NodeId, node: &mut Node) {
         let directory = self.node(parent);
+        node.flags = directory.flags & INHERITED;
+        node.atime = self.shown_atime(node.mtime);
         if directory.mode & 0o2000 != 0 {
             node.gid = directory.gid;
             if node.kind == FileType::Directory {
                 node.mode |= 0o2000;
             }
         }
-        let id = NodeId(self.next);
-        self.next += 1;
-        self.nodes.insert(id, Arc::new(node));
-        self.enter(parent, &name, id, when);
+        if node.kind == FileType::Symlink {
+            return;
+        }
+        let Some(default) = &directory.default_acl else {
+            node.mode &= !UMASK;
+            return;
+        };
+        node.mode &= 0o7000 | mode_of(default);
+        node.access_acl = kept(default);
+        if node.kind == FileType::Directory {
+            node.default_acl = Some(default.clone());
+        }
+    }
+
+    /// An access time that was set at that moment, as it may be found later.
+    fn shown_atime(&self, set: Stamp) -> Stamp {
+        let forever = Timestamp { secs: i64::MAX, nanos: 0 };
+        if self.noatime { set } else { Stamp { from: set.from, to: forever } }
+    }
+
+    fn set_acl(&mut self, path: &str, default: bool, entries: &AclEntries, when: Stamp) -> Answer<()> {
+        let id = self.find(path)?;
+        self.allow(id, IMMUTABLE | APPEND)?;
+        let node = self.node_mut(id);
+        let given = !entries.is_empty();
+        match (node.kind, default) {
+            (FileType::Symlink, _) => return Err(Errno::EOPNOTSUPP),
+            (FileType::Directory, true) => node.default_acl = given.then(|| entries.clone()),
+            (_, true) if given => return Err(Errno::EACCES),
+            (_, true) => {}
+            (_, false) => {
+                node.access_acl = kept(entries);
+                if given {
+                    node.mode = node.mode & 0o7000 | mode_of(entries);
+                }
+            }
+        }
+        node.ctime = when;
         Ok(())
     }
 
@@ -267,6 +399,8 @@ impl Model {
             return Err(Errno::EPERM);
         }
         let (parent, name) = self.vacancy(to)?;
+        self.allow(parent, IMMUTABLE)?;
+        self.allow(id, IMMUTABLE | APPEND)?;
         self.enter(parent, &name, id, when);
         self.node_mut(id).ctime = when;
         Ok(())
@@ -277,6 +411,7 @@ impl Model {
         if self.node(id).kind == FileType::Directory {
             return Err(Errno::EISDIR);
         }
+        self.may_take(self.parent(path)?.0, id)?;
         self.node_mut(id).ctime = when;
         self.leave(path, when);
         Ok(())
@@ -287,6 +422,7 @@ impl Model {
         if self.node(id).kind != FileType::Directory {
             return Err(Errno::ENOTDIR);
         }
+        self.may_take(self.parent(path)?.0, id)?;
         if !self.node(id).entries.is_empty() {
             return Err(Errno::ENOTEMPTY);
         }
@@ -317,15 +453,21 @@ impl Model {
         if target == Some(moved) {
             return Ok(());
         }
-        if let Some(target) = target
-            && flag != RenameFlag::Exchange
-        {
-            let directory = |id| self.node(id).kind == FileType::Directory;
-            match (directory(moved), directory(target)) {
-                (true, false) => return Err(Errno::ENOTDIR),
-                (false, true) => return Err(Errno::EISDIR),
-                (true, true) if !self.node(target).entries.is_empty() => return Err(Errno::ENOTEMPTY),
-                (true, true) | (false, false) => {}
+        let replaced = target.filter(|_| flag != RenameFlag::Exchange);
+        let directory = |id| self.node(id).kind == FileType::Directory;
+        match replaced.map(|target| (directory(moved), directory(target))) {
+            Some((true, false)) => return Err(Errno::ENOTDIR),
+            Some((false, true)) => return Err(Errno::EISDIR),
+            Some((true, true) | (false, false)) | None => {}
+        }
+        self.may_take(old_parent, moved)?;
+        match target {
+            Some(target) => self.may_take(new_parent, target)?,
+            None => self.allow(new_parent, IMMUTABLE)?,
+        }
+        if let Some(target) = replaced {
+            if !self.node(target).entries.is_empty() {
+                return Err(Errno::ENOTEMPTY);
             }
             self.node_mut(target).ctime = when;
         }
@@ -342,12 +484,22 @@ impl Model {
                 directory.entries.remove(&old_name);
                 (directory.mtime, directory.ctime) = (when, when);
                 self.drop_unreachable();
+                if flag == RenameFlag::Whiteout {
+                    self.make(from, new_node(FileType::CharDevice, 0, when), when)?;
+                }
             }
         }
         Ok(())
     }
 
-    fn open_node(&mut self, path: &str, create: Option<u16>, truncate: bool, when: Stamp) -> Answer<NodeId> {
+    fn open_node(
+        &mut self,
+        path: &str,
+        create: Option<u16>,
+        append: bool,
+        truncate: bool,
+        when: Stamp,
+    ) -> Answer<NodeId> {
         match (self.find(path), create) {
             (Err(Errno::ENOENT), Some(mode)) => {
                 self.make(path, new_node(FileType::Regular, mode, when), when)?;
@@ -359,6 +511,7 @@ impl Model {
                 FileType::Symlink => Err(Errno::ELOOP),
                 FileType::Fifo | FileType::CharDevice | FileType::BlockDevice | FileType::Socket => Err(Errno::ENXIO),
                 FileType::Regular => {
+                    self.allow(node, if append && !truncate { IMMUTABLE } else { IMMUTABLE | APPEND })?;
                     if truncate {
                         self.truncate(node, 0, when);
                     }
@@ -396,6 +549,7 @@ impl Model {
 
     fn change(&mut self, path: &str, when: Stamp, with: impl FnOnce(&mut Node)) -> Answer<()> {
         let id = self.find(path)?;
+        self.allow(id, IMMUTABLE | APPEND)?;
         let node = self.node_mut(id);
         with(node);
         node.ctime = when;
@@ -403,6 +557,17 @@ impl Model {
     }
 
     // --- helpers ---
+
+    /// EPERM if the node has one of `flags`.
+    fn allow(&self, id: NodeId, flags: u8) -> Answer<()> {
+        if self.node(id).flags & flags == 0 { Ok(()) } else { Err(Errno::EPERM) }
+    }
+
+    /// EPERM if a flag keeps `child` in `parent`.
+    fn may_take(&self, parent: NodeId, child: NodeId) -> Answer<()> {
+        self.allow(parent, IMMUTABLE | APPEND)?;
+        self.allow(child, IMMUTABLE | APPEND)
+    }
 
     fn slot(&self, slot: usize) -> Answer<OpenFile> {
         self.open[slot].ok_or(Errno::EBADF)
@@ -477,11 +642,15 @@ fn new_node(kind: FileType, mode: u16, when: Stamp) -> Node {
         uid: 0,
         gid: 0,
         rdev: 0,
+        atime: when,
         mtime: when,
         ctime: when,
         data: Arc::default(),
         entries: BTreeMap::new(),
         xattrs: BTreeMap::new(),
+        access_acl: None,
+        default_acl: None,
+        flags: 0,
     }
 }
 

@@ -43,6 +43,34 @@ pub enum RenameFlag {
     NoReplace,
     /// Both names change places.
     Exchange,
+    /// An existing target is replaced, and a whiteout stays under the old name.
+    Whiteout,
+}
+
+/// The permission bits that no new inode gets, unless its directory has a default ACL.
+pub const UMASK: u16 = 0o027;
+
+/// Entries of an ACL as linux/posix_acl_xattr.h has them: tag, permissions, id. In the order of the tags.
+pub type AclEntries = Vec<(u16, u16, u32)>;
+
+/// Tags of entries: owner, named user, owning group, named group, mask, others.
+pub const ACL_TAGS: [u16; 6] = [1, 2, 4, 8, 16, 32];
+
+/// The value of an ACL's extended attribute.
+pub fn acl_bytes(entries: &AclEntries) -> Vec<u8> {
+    let mut bytes = 2_u32.to_le_bytes().to_vec();
+    for (tag, perm, id) in entries {
+        bytes.extend([tag.to_le_bytes(), perm.to_le_bytes()].concat());
+        bytes.extend(id.to_le_bytes());
+    }
+    bytes
+}
+
+/// The entries in the value of an ACL's extended attribute; `None` if it is none.
+pub fn acl_entries(bytes: &[u8]) -> Option<AclEntries> {
+    let (entries, []) = bytes.strip_prefix(&2_u32.to_le_bytes())?.as_chunks::<8>() else { return None };
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |sum, byte| sum << 8 | u32::from(*byte));
+    Some(entries.iter().map(|e| (number(&e[..2]) as u16, number(&e[2..4]) as u16, number(&e[4..]))).collect())
 }
 
 /// One operation. Paths are absolute, `/`-separated, and no symbolic link in them is followed.
@@ -70,6 +98,8 @@ pub enum Op {
     Utimes { path: String, secs: i64 },
     SetXattr { path: String, name: String, value: String },
     RemoveXattr { path: String, name: String },
+    SetAcl { path: String, default: bool, entries: AclEntries },
+    SetFlags { path: String, flags: u8 },
 }
 
 /// The bytes of write `number` at `offset`: never zero, and telling both.
@@ -248,7 +278,8 @@ impl<S: Source> Generator<S> {
         let flag = match self.source.below(10) {
             0..=6 => RenameFlag::Replace,
             7 => RenameFlag::NoReplace,
-            _ => RenameFlag::Exchange,
+            8 => RenameFlag::Exchange,
+            _ => RenameFlag::Whiteout,
         };
         Op::Rename { from, to, flag }
     }
@@ -259,7 +290,13 @@ impl<S: Source> Generator<S> {
         match self.source.below(10) {
             0..=5 => Op::Mkdir { path, mode: if self.source.chance(15) { mode | 0o2000 } else { mode } },
             6..=7 => Op::Symlink { path, target: format!("to/{}", self.source.below(1000)) },
-            8 => Op::Mknod { path, kind: FileType::Fifo, mode, rdev: 0 },
+            8 => {
+                let kinds = [FileType::Fifo, FileType::Socket, FileType::CharDevice, FileType::BlockDevice];
+                let kind = kinds[self.source.below(4) as usize];
+                let device = matches!(kind, FileType::CharDevice | FileType::BlockDevice);
+                let rdev = if device { self.source.below(1 << 32) as u32 } else { 0 };
+                Op::Mknod { path, kind, mode, rdev }
+            }
             _ => Op::Mknod { path, kind: FileType::Regular, mode, rdev: 0 },
         }
     }
@@ -267,7 +304,20 @@ impl<S: Source> Generator<S> {
     fn attributes(&mut self, model: &Model) -> Op {
         let directory = self.source.chance(30);
         let path = self.existing(model, directory);
-        match self.source.below(8) {
+        match self.source.below(11) {
+            8..=9 => {
+                let default = directory && self.source.chance(60);
+                Op::SetAcl { path, default, entries: self.acl() }
+            }
+            10 => {
+                // What is flagged refuses nearly everything, so it does not stay so for long.
+                let flagged = model.flagged();
+                if !flagged.is_empty() && self.source.chance(80) {
+                    let path = flagged[self.source.below(flagged.len() as u64) as usize].clone();
+                    return Op::SetFlags { path, flags: 0 };
+                }
+                Op::SetFlags { path, flags: self.source.below(16) as u8 }
+            }
             0..=2 => Op::Chmod { path, mode: self.source.below(0o10000) as u16 },
             3 => Op::Chown { path, uid: self.source.below(3) as u32, gid: self.source.below(3) as u32 },
             4..=5 => Op::Utimes { path, secs: self.source.below(1_000_000) as i64 },
@@ -277,6 +327,26 @@ impl<S: Source> Generator<S> {
             }
             _ => Op::RemoveXattr { path, name: format!("user.{}", self.source.below(3)) },
         }
+    }
+
+    /// An ACL: mostly with named entries, now and then one that a mode can say, or none.
+    fn acl(&mut self) -> AclEntries {
+        let mut entries = AclEntries::new();
+        let named = self.source.chance(70);
+        if !named && self.source.chance(30) {
+            return entries;
+        }
+        for tag in ACL_TAGS {
+            let (there, id) = match tag {
+                2 | 8 => (named && self.source.chance(60), self.source.below(3) as u32),
+                16 => (named, u32::MAX),
+                _ => (true, u32::MAX),
+            };
+            if there {
+                entries.push((tag, self.source.below(8) as u16, id));
+            }
+        }
+        entries
     }
 
     /// A path of something that is no home and is (or is not) a directory; rarely one that may not exist.

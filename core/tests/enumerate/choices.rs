@@ -5,7 +5,7 @@
 //! An instance is one thing that a program does, with the opening and closing around it. Instance and position in the
 //! sequence determine every byte and time, so that equal states of different sequences are equal.
 
-use kiseki_core::testkit::ops::{Op, RenameFlag};
+use kiseki_core::testkit::ops::{AclEntries, Op, RenameFlag};
 use kiseki_core::types::FileType;
 
 /// Holds what is opened for one instance.
@@ -218,11 +218,15 @@ impl Instances {
             (Triples, "/A/x", "/A/y", RenameFlag::Exchange),
             (Pairs, "/A/x", "/B/x", RenameFlag::Exchange),
             (Pairs, "/A/z", "/B", RenameFlag::Exchange),
+            (Pairs, "/A/x", "/B/z", RenameFlag::Whiteout),
+            (Pairs, "/A/x", "/B/x", RenameFlag::Whiteout),
+            (Pairs, "/B", "/A/z", RenameFlag::Whiteout),
         ] {
             let kind = match flag {
                 RenameFlag::Replace => "rename",
                 RenameFlag::NoReplace => "rename-noreplace",
                 RenameFlag::Exchange => "exchange",
+                RenameFlag::Whiteout => "rename-whiteout",
             };
             let ops = vec![Op::Rename { from: from.into(), to: to.into(), flag }];
             self.at(within, &format!("{kind}-from-{from}"), to, ops);
@@ -300,7 +304,38 @@ impl Instances {
             let set = Op::SetXattr { path: path.into(), name: "user.a".into(), value: "1".into() };
             self.at(Pairs, "setxattr", path, vec![set]);
         }
+        self.acls();
+        for (kind, path, flags) in [
+            ("chattr+i", "/A/x", 1),
+            ("chattr+a", "/A/x", 2),
+            ("chattr+i", "/A", 1),
+            ("chattr+a", "/A", 2),
+            ("chattr+d", "/B", 4),
+        ] {
+            self.at(Pairs, kind, path, vec![Op::SetFlags { path: path.into(), flags }]);
+        }
+        let flags = [2, 0].map(|flags| Op::SetFlags { path: "/A/y".into(), flags });
+        self.on_file(Pairs, "chattr-and-write", "/A/y", vec![flags[0].clone(), write(SLOT, 1, 5), flags[1].clone()]);
         let remove = Op::RemoveXattr { path: "/B/x".into(), name: "user.b".into() };
         self.at(Pairs, "removexattr", "/B/x", vec![remove]);
+    }
+
+    fn acls(&mut self) {
+        let named = vec![(1, 6, u32::MAX), (2, 7, 5), (4, 1, u32::MAX), (16, 4, u32::MAX), (32, 2, u32::MAX)];
+        let set = |path: &str, default, entries: &AclEntries| Op::SetAcl {
+            path: path.into(),
+            default,
+            entries: entries.clone(),
+        };
+        for path in ["/A/x", "/A"] {
+            self.at(Pairs, "setfacl", path, vec![set(path, false, &named)]);
+            self.at(Pairs, "setfacl-none", path, vec![set(path, false, &vec![])]);
+        }
+        self.on_file(Pairs, "write-and-setfacl", "/A/x", vec![write(SLOT, 4, 20), set("/A/x", false, &named)]);
+        let chmod = Op::Chmod { path: "/A/x".into(), mode: 0o751 };
+        self.on_file(Pairs, "setfacl-write-chmod", "/A/x", vec![set("/A/x", false, &named), write(SLOT, 4, 20), chmod]);
+        self.at(Pairs, "setfacl-default", "/A", vec![set("/A", true, &named)]);
+        let inside = vec![set("/B", true, &named), create("/B/z", SLOT), write(SLOT, 0, 5), close(SLOT)];
+        self.at(Pairs, "setfacl-default-and-create", "/B/z", inside);
     }
 }

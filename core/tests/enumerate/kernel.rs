@@ -7,10 +7,11 @@ use bytes::Bytes;
 use kiseki_core::errno::Errno;
 use kiseki_core::file::Segment;
 use kiseki_core::format::block::verify_object;
+use kiseki_core::meta::acl::{Acl, AclKind};
 use kiseki_core::meta::{self, New, RenameMode, SetAttr, XattrMode};
 use kiseki_core::testkit::judge::{Seen, Tree};
-use kiseki_core::testkit::ops::{Op, RenameFlag, split, written_bytes};
-use kiseki_core::types::{FileType, Ino, Timestamp};
+use kiseki_core::testkit::ops::{Op, RenameFlag, UMASK, acl_bytes, acl_entries, split, written_bytes};
+use kiseki_core::types::{FileType, Ino, InodeFlags, Timestamp};
 
 use super::world::{Event, GEOMETRY, OpenFile, VOLUME, World};
 
@@ -46,7 +47,7 @@ impl World {
             }
             Op::Rename { from, to, flag } => self.rename_at(from, to, *flag),
             Op::Open { path, slot, create, append, sync, truncate } => {
-                let ino = self.open_at(path, *create, *truncate)?;
+                let ino = self.open_at(path, *create, *append, *truncate)?;
                 self.open[*slot] = Some(OpenFile { ino, append: *append, sync: *sync });
                 Ok(())
             }
@@ -57,6 +58,7 @@ impl World {
             }
             Op::Write { slot, offset, len, number, drop_privileges } => {
                 let file = self.open[*slot].ok_or(Errno::EBADF)?;
+                self.allow(file.ino, true, true, false)?;
                 let end = self.machine(file.ino).expect("it is open").length();
                 let offset = if file.append { end } else { *offset };
                 self.write(file, offset, &written_bytes(*number, offset, *len), *drop_privileges);
@@ -100,7 +102,7 @@ impl World {
             }
             Op::Utimes { path, secs } => {
                 let mtime = Some(Timestamp { secs: *secs, nanos: 0 });
-                self.change(path, &SetAttr { mtime, ..SetAttr::default() })
+                self.change(path, &SetAttr { atime: mtime, mtime, ..SetAttr::default() })
             }
             Op::SetXattr { path, name, value } => {
                 let (ino, _) = self.walk(path)?;
@@ -112,6 +114,19 @@ impl World {
             Op::RemoveXattr { path, name } => {
                 let (ino, _) = self.walk(path)?;
                 self.txn(Event::Txn("removexattr"), |txn, ctx| meta::xattr::remove(txn, ctx, ino, name.as_bytes()))
+            }
+            Op::SetAcl { path, default, entries } => {
+                let (ino, _) = self.walk(path)?;
+                let kind = if *default { AclKind::Default } else { AclKind::Access };
+                self.set_acl(ino, kind, Acl::decode(&acl_bytes(entries))?.as_ref())
+            }
+            Op::SetFlags { path, flags } => {
+                let (ino, kind) = self.walk(path)?;
+                if !matches!(kind, FileType::Regular | FileType::Directory) {
+                    return Err(Errno::EOPNOTSUPP);
+                }
+                let flags = InodeFlags::from_bits(*flags).expect("four flags");
+                self.txn(Event::Txn("set flags"), |txn, ctx| meta::attr::set_flags(txn, ctx, ino, flags)).map(drop)
             }
         }
     }
@@ -143,18 +158,24 @@ impl World {
         if self.walk(path).is_ok() { Err(Errno::EEXIST) } else { Ok(vacancy) }
     }
 
+    fn new_inode(&mut self, kind: FileType, mode: u16, rdev: u32, target: Option<Bytes>) -> New {
+        let (ino, umask) = (self.next_ino(), Some(UMASK));
+        New { ino, kind, mode, uid: 0, gid: 0, rdev, target, umask, inodes_max: None }
+    }
+
     fn make(&mut self, path: &str, kind: FileType, mode: u16, rdev: u32, target: Option<Bytes>) -> Result<Ino, Errno> {
         let (dir, name) = self.vacancy(path)?;
-        let new = New { ino: self.next_ino(), kind, mode, uid: 0, gid: 0, rdev, target };
+        let new = self.new_inode(kind, mode, rdev, target);
         self.txn(Event::Txn("create"), |txn, ctx| meta::create::create(txn, ctx, dir, name, &new))?;
         Ok(new.ino)
     }
 
-    fn open_at(&mut self, path: &str, create: Option<u16>, truncate: bool) -> Result<Ino, Errno> {
+    fn open_at(&mut self, path: &str, create: Option<u16>, append: bool, truncate: bool) -> Result<Ino, Errno> {
         let ino = match (self.walk(path), create) {
             (Err(Errno::ENOENT), Some(mode)) => self.make(path, FileType::Regular, mode, 0, None)?,
             (Err(errno), _) => return Err(errno),
             (Ok((ino, FileType::Regular)), _) => {
+                self.allow(ino, true, append, truncate)?;
                 if truncate {
                     self.truncate(ino, 0)?;
                 }
@@ -183,14 +204,15 @@ impl World {
         let mode = match flag {
             RenameFlag::NoReplace if target => return Err(Errno::EEXIST),
             RenameFlag::Exchange if !target => return Err(Errno::ENOENT),
-            RenameFlag::Replace => RenameMode::Replace,
+            RenameFlag::Replace | RenameFlag::Whiteout => RenameMode::Replace,
             RenameFlag::NoReplace => RenameMode::NoReplace,
             RenameFlag::Exchange => RenameMode::Exchange,
         };
         if from.strip_prefix(to).is_some_and(|rest| rest.starts_with('/')) {
             return Err(if flag == RenameFlag::Exchange { Errno::EINVAL } else { Errno::ENOTEMPTY });
         }
-        self.rename([(dir, name), (new_dir, new_name)], mode)
+        let whiteout = (flag == RenameFlag::Whiteout).then(|| self.new_inode(FileType::CharDevice, 0, 0, None));
+        self.rename([(dir, name), (new_dir, new_name)], mode, whiteout.as_ref())
     }
 
     fn change(&mut self, path: &str, set: &SetAttr) -> Result<(), Errno> {
@@ -237,8 +259,14 @@ impl World {
         let names = self.read(|read| meta::xattr::list(read, ino));
         let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
         let value = |name: &Bytes| text(&self.read(|read| meta::xattr::get(read, ino, name)));
-        let xattrs = names.iter().map(|name| (text(name), value(name))).collect();
-        Ok(Seen { ino, attr, data, xattrs })
+        let plain = names.iter().filter(|name| AclKind::of(name).is_none());
+        let xattrs = plain.map(|name| (text(name), value(name))).collect();
+        let acls = [AclKind::Access, AclKind::Default].map(|kind| {
+            let stored = self.try_read(|read| meta::xattr::get(read, ino, kind.name())).ok()?;
+            let shown = meta::acl::shown(&stored, kind, attr.mode).expect("it is an ACL");
+            Some(acl_entries(&shown).expect("it is an ACL"))
+        });
+        Ok(Seen { ino, attr, data, xattrs, acls })
     }
 
     /// The bytes of a file, through its machine, each block read and verified.

@@ -107,6 +107,7 @@ fn mistakes_of_fsync_are_found() {
 fn mistakes_of_rename_are_found() {
     check_found(Mistake::RenameDoesNotWait);
     check_found(Mistake::ExchangeWaitsForOne);
+    check_found(Mistake::WhiteoutApart);
 }
 
 #[test]

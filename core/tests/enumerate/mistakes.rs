@@ -21,6 +21,8 @@ pub(crate) enum Mistake {
     LengthWithoutSlice,
     /// chmod goes ahead of what was accepted before it.
     ChmodOvertakes,
+    /// A whiteout is made after the rename that leaves it.
+    WhiteoutApart,
     /// Objects are deleted before the proof that they are free is durable.
     DeleteBeforeSync,
     /// Queue entries go before the objects.

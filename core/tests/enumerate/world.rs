@@ -142,6 +142,7 @@ impl World {
             capacity: 0,
             inodes: 0,
             created: world.wall(),
+            acl: true,
         };
         world.txn(Event::Txn("format"), |txn, ctx| meta::volume::format(txn, ctx, &volume, 0, 0)).expect("it is new");
         world.mount();

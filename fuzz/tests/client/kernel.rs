@@ -12,14 +12,15 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use kiseki_core::client::{Caller, Client, Entry, Handle, OpenFlags, ReadData};
 use kiseki_core::errno::Errno;
+use kiseki_core::meta::acl::AclKind;
 use kiseki_core::meta::{RenameMode, SetAttr, XattrMode};
 use kiseki_core::testkit::judge::{Seen, Tree};
-use kiseki_core::testkit::ops::{Op, RenameFlag, SLOTS, split, written_bytes};
-use kiseki_core::types::{Attr, FileType, Ino, Timestamp};
+use kiseki_core::testkit::ops::{Op, RenameFlag, SLOTS, UMASK, acl_bytes, acl_entries, split, written_bytes};
+use kiseki_core::types::{Attr, FileType, Ino, InodeFlags, Timestamp};
 
 use super::world::World;
 
-const CALLER: Caller = Caller { uid: 0, gid: 0 };
+const CALLER: Caller = Caller { uid: 0, gid: 0, umask: Some(UMASK) };
 
 #[derive(Clone, Copy)]
 struct OpenFile {
@@ -86,7 +87,7 @@ impl Kernel {
             Op::Rename { from, to, flag } => self.rename(from, to, *flag).await?,
             Op::Open { path, slot, create, append, sync, truncate } => {
                 let (append, sync, truncate) = (*append, *sync, *truncate);
-                let flags = OpenFlags { read: true, write: true, append, truncate, sync, exclusive: false };
+                let flags = OpenFlags { read: true, write: true, append, truncate, sync, ..OpenFlags::default() };
                 let (handle, ino) = self.open(path, *create, flags).await?;
                 self.open[*slot] = Some(OpenFile { handle, ino, append, sync });
             }
@@ -132,7 +133,7 @@ impl Kernel {
             }
             Op::Utimes { path, secs } => {
                 let mtime = Some(Timestamp { secs: *secs, nanos: 0 });
-                self.change(path, SetAttr { mtime, ..SetAttr::default() }).await?;
+                self.change(path, SetAttr { atime: mtime, mtime, ..SetAttr::default() }).await?;
             }
             Op::SetXattr { path, name, value } => {
                 let (ino, _) = self.walk(path).await?;
@@ -142,6 +143,18 @@ impl Kernel {
             Op::RemoveXattr { path, name } => {
                 let (ino, _) = self.walk(path).await?;
                 self.client.removexattr(ino, name.as_bytes()).await?;
+            }
+            Op::SetAcl { path, default, entries } => {
+                let (ino, _) = self.walk(path).await?;
+                let kind = if *default { AclKind::Default } else { AclKind::Access };
+                self.client.set_acl(ino, kind, &acl_bytes(entries), false).await?;
+            }
+            Op::SetFlags { path, flags } => {
+                let (ino, kind) = self.walk(path).await?;
+                if !matches!(kind, FileType::Regular | FileType::Directory) {
+                    return Err(Errno::EOPNOTSUPP);
+                }
+                self.client.set_flags(ino, InodeFlags::from_bits(*flags).expect("four flags")).await?;
             }
         }
         Ok(Vec::new())
@@ -251,7 +264,7 @@ impl Kernel {
         let mode = match flag {
             RenameFlag::NoReplace if target => return Err(Errno::EEXIST),
             RenameFlag::Exchange if !target => return Err(Errno::ENOENT),
-            RenameFlag::Replace => RenameMode::Replace,
+            RenameFlag::Replace | RenameFlag::Whiteout => RenameMode::Replace,
             RenameFlag::NoReplace => RenameMode::NoReplace,
             RenameFlag::Exchange => RenameMode::Exchange,
         };
@@ -262,7 +275,9 @@ impl Kernel {
         if below(from, to) {
             return Err(if flag == RenameFlag::Exchange { Errno::EINVAL } else { Errno::ENOTEMPTY });
         }
-        self.client.rename(old_dir, old_name.as_bytes(), new_dir, new_name.as_bytes(), mode).await
+        let names = [(old_dir, old_name.as_bytes()), (new_dir, new_name.as_bytes())];
+        let whiteout = (flag == RenameFlag::Whiteout).then_some(CALLER);
+        self.client.rename_leaving(names, mode, whiteout).await
     }
 
     async fn truncate(&mut self, ino: Ino, length: u64) -> Result<(), Errno> {
@@ -321,7 +336,7 @@ impl Kernel {
             let seen = async {
                 let attr = self.client.getattr(ino).await?;
                 let data = self.contents(handle, attr.length).await?;
-                Ok::<_, Errno>(Seen { ino, attr, data, xattrs: BTreeMap::new() })
+                Ok::<_, Errno>(Seen { ino, attr, data, xattrs: BTreeMap::new(), acls: [None, None] })
             };
             all.push(Some(seen.await.map_err(|errno| format!("what is open in slot {slot}: {errno:?}"))?));
         }
@@ -345,10 +360,16 @@ impl Kernel {
         };
         let mut xattrs = BTreeMap::new();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let mut acls = [None, None];
         for name in self.client.listxattr(ino).await? {
-            xattrs.insert(text(&name), text(&self.client.getxattr(ino, &name).await?));
+            let value = self.client.getxattr(ino, &name).await?;
+            match AclKind::of(&name) {
+                Some(AclKind::Access) => acls[0] = acl_entries(&value),
+                Some(AclKind::Default) => acls[1] = acl_entries(&value),
+                None => drop(xattrs.insert(text(&name), text(&value))),
+            }
         }
-        Ok(Seen { ino, attr, data, xattrs })
+        Ok(Seen { ino, attr, data, xattrs, acls })
     }
 
     /// One byte more is asked for: that shows whether the file ends where its attributes say.

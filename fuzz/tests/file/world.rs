@@ -106,8 +106,19 @@ fn new_volume() -> MemKv {
         capacity: 0,
         inodes: 0,
         created: ctx().now,
+        acl: false,
     };
-    let new = New { ino: INO, kind: FileType::Regular, mode: 0o644, uid: 0, gid: 0, rdev: 0, target: None };
+    let new = New {
+        ino: INO,
+        kind: FileType::Regular,
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        target: None,
+        umask: None,
+        inodes_max: None,
+    };
     testkit::run(&mut kv, |txn| {
         meta::volume::format(txn, &ctx(), &volume, 0, 0)?;
         meta::create::create(txn, &ctx(), Ino::ROOT, NAME, &new)

@@ -18,7 +18,7 @@ use clap::Args;
 use kiseki_core::env::{MetaStore, ObjectStore, StoreError};
 use kiseki_core::format::block::{self, VOLUME_OBJECT, decode_marker, encode_marker};
 use kiseki_core::format::keys;
-use kiseki_core::format::values::{VOLUME_VERSION, Value, Volume};
+use kiseki_core::format::values::{VOLUME_VERSION, VOLUME_VERSION_PLAIN, Value, Volume};
 use kiseki_core::meta::{self, OpCtx};
 use kiseki_core::types::{Geometry, VolumeId};
 use tokio::runtime::Runtime;
@@ -58,7 +58,7 @@ are not there; a bucket is not.
 
 Nothing is ever deleted or overwritten: a META that holds a volume is refused, and so is a folder NAME that holds
 another volume or any file. With --force, settings of the existing volume are changed: the limits (--capacity,
---inodes); and --storage, --bucket, --region, --style and --ca-cert, if its objects are there.";
+--inodes); --enable-acl, which cannot be taken back; and --storage, --bucket, --region, --style and --ca-cert, if its objects are there.";
 
 const JSON_HELP: &str = "Keys of --json: those of `kiseki status --json`.";
 
@@ -90,6 +90,9 @@ pub(super) struct FormatArgs {
     /// Limit of the number of files and folders; 0 for none [default: none]
     #[arg(long, value_name = "COUNT")]
     inodes: Option<u64>,
+    /// Give the volume POSIX ACLs (setfacl, getfacl); programs older than this feature cannot mount it
+    #[arg(long)]
+    enable_acl: bool,
     /// Change the limits of the volume that is already there
     #[arg(long)]
     force: bool,
@@ -135,7 +138,7 @@ pub(super) fn run(args: &FormatArgs) -> Outcome {
 fn wanted(args: &FormatArgs, bucket: String) -> Volume {
     let geometry = Geometry::DEFAULT;
     Volume {
-        version: VOLUME_VERSION,
+        version: version_for(args.enable_acl),
         id: VolumeId(uuid::Uuid::new_v4().into_bytes()),
         name: args.name.clone(),
         storage: args.storage.name().into(),
@@ -144,7 +147,13 @@ fn wanted(args: &FormatArgs, bucket: String) -> Volume {
         capacity: args.capacity.unwrap_or(0),
         inodes: args.inodes.unwrap_or(0),
         created: timestamp(SystemTime::now()),
+        acl: args.enable_acl,
     }
+}
+
+/// The least version of the format that has these features.
+fn version_for(acl: bool) -> u32 {
+    if acl { VOLUME_VERSION } else { VOLUME_VERSION_PLAIN }
 }
 
 /// `--force` on a volume that exists: other limits, another way to its objects, nothing else.
@@ -172,10 +181,13 @@ fn change(
                 view::objects(&volume),
                 show_size(volume.geometry.block_size.into())
             ),
-            "--force changes --capacity, --inodes, and --bucket if the objects were moved there. Nothing was changed.",
+            "--force changes --capacity, --inodes, --enable-acl, and --bucket if the objects were moved there. Nothing was changed.",
         ));
     }
+    let acl = volume.acl || args.enable_acl;
     let changed = Volume {
+        version: volume.version.max(version_for(acl)),
+        acl,
         storage: wanted.storage.clone(),
         bucket: wanted.bucket.clone(),
         capacity: args.capacity.unwrap_or(volume.capacity),
@@ -367,7 +379,7 @@ fn text(status: &Status, changed: bool) -> String {
     let volume = &status.volume;
     let verb = if changed && status.usage.inodes > 0 { "Volume" } else { "Formatted volume" };
     format!(
-        "{verb} '{}' ({})\n  metadata  {}\n  objects   {}\n  blocks    {}\n  capacity  {}\n  inodes    {}\nMount it: kiseki mount {} MOUNTPOINT",
+        "{verb} '{}' ({})\n  metadata  {}\n  objects   {}\n  blocks    {}\n  capacity  {}\n  inodes    {}\n  ACLs      {}\nMount it: kiseki mount {} MOUNTPOINT",
         volume.name,
         volume.id,
         status.meta,
@@ -375,6 +387,7 @@ fn text(status: &Status, changed: bool) -> String {
         show_size(volume.block_size.into()),
         show_limit(volume.capacity, show_size),
         show_limit(volume.inodes, |n| n.to_string()),
+        if volume.acl { "yes" } else { "no" },
         status.meta,
     )
 }

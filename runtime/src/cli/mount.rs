@@ -41,7 +41,8 @@ an operation that waits for the store fails after --store-timeout. `kiseki statu
 whose store cannot be reached at the start is not made.
 
 Options for -o: allow_other (the default when root mounts), allow_root, nonempty, ro, rw, [no]dev, [no]suid, [no]exec,
-sync, async, dirsync. Permissions are always checked by the kernel (default_permissions).
+sync, async, dirsync, relatime (the default), noatime, strictatime. Permissions are always checked by the kernel
+(default_permissions). With strictatime every read comes to this process, past the kernel's page cache.
 
 At boot: with links to kiseki as /sbin/mount.fuse.kiseki and /sbin/umount.fuse.kiseki, a line of /etc/fstab is
   kiseki:/srv/kiseki/meta  /mnt/kiseki  fuse.kiseki  noatime,buffer-size=1G,_netdev  0  0

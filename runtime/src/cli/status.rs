@@ -19,7 +19,7 @@ Examples:
 Keys of --json:
   meta                  path of the metadata store
   volume                name, id, version, storage, bucket, objects (where exactly), block_size, chunk_size,
-                        created (seconds since 1970), capacity and inodes (limits; 0: none)
+                        created (seconds since 1970), capacity and inodes (limits; 0: none), acl (it has POSIX ACLs)
   usage                 bytes, inodes
   mount                 null, or: mountpoint, pid, read_only, session, uptime_secs, open_files, buffer_size,
                         cached_bytes, dirty_bytes and dirty_files (written, not stored yet), waiting_bytes (writes
@@ -71,6 +71,7 @@ fn text(status: &Status) -> String {
         ("Block size", show_size(volume.block_size.into())),
         ("Used", format!("{} {}", show_size(usage.bytes), limit(volume.capacity, show_size))),
         ("Inodes", format!("{} {}", usage.inodes, limit(volume.inodes, |n| n.to_string()))),
+        ("POSIX ACLs", if volume.acl { "yes" } else { "no" }.into()),
     ];
     match &status.mount {
         None => rows.push(("Mounted", "no".into())),

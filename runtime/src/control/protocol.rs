@@ -75,6 +75,9 @@ pub struct VolumeView {
     pub inodes: u64,
     /// When it was formatted.
     pub created: i64,
+    /// Whether it has POSIX ACLs.
+    #[serde(default)]
+    pub acl: bool,
 }
 
 /// What a volume holds.

@@ -32,6 +32,7 @@ pub(crate) fn volume(volume: &Volume) -> VolumeView {
         capacity: volume.capacity,
         inodes: volume.inodes,
         created: volume.created.secs,
+        acl: volume.acl,
     }
 }
 

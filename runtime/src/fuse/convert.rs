@@ -121,18 +121,21 @@ pub(super) fn open_flags(flags: i32) -> OpenFlags {
         exclusive: flags.contains(OFlags::EXCL),
         // O_SYNC contains the bit of O_DSYNC.
         sync: flags.contains(OFlags::DSYNC),
+        noatime: flags.contains(OFlags::NOATIME),
     }
 }
 
-/// The flags of renameat2(2). What we do not have (a whiteout) is EINVAL, as the system call says.
-pub(super) fn rename_mode(flags: u32) -> Result<RenameMode, Errno> {
+/// The flags of renameat2(2): how it treats the target, and whether it leaves a whiteout.
+pub(super) fn rename_mode(flags: u32) -> Result<(RenameMode, bool), Errno> {
     let flags = RenameFlags::from_bits_retain(flags);
-    if flags.is_empty() {
-        Ok(RenameMode::Replace)
-    } else if flags == RenameFlags::NOREPLACE {
-        Ok(RenameMode::NoReplace)
-    } else if flags == RenameFlags::EXCHANGE {
-        Ok(RenameMode::Exchange)
+    let whiteout = flags.contains(RenameFlags::WHITEOUT);
+    let how = flags - RenameFlags::WHITEOUT;
+    if how.is_empty() {
+        Ok((RenameMode::Replace, whiteout))
+    } else if how == RenameFlags::NOREPLACE {
+        Ok((RenameMode::NoReplace, whiteout))
+    } else if how == RenameFlags::EXCHANGE && !whiteout {
+        Ok((RenameMode::Exchange, false))
     } else {
         Err(Errno::EINVAL)
     }
@@ -235,12 +238,15 @@ mod tests {
     }
 
     #[test]
-    fn rename_flags_that_we_do_not_have_are_refused() {
+    fn rename_flags_that_make_no_sense_together_are_refused() {
         for (flags, expected) in [
-            (RenameFlags::empty(), Ok(RenameMode::Replace)),
-            (RenameFlags::NOREPLACE, Ok(RenameMode::NoReplace)),
-            (RenameFlags::EXCHANGE, Ok(RenameMode::Exchange)),
-            (RenameFlags::WHITEOUT, Err(Errno::EINVAL)),
+            (RenameFlags::empty(), Ok((RenameMode::Replace, false))),
+            (RenameFlags::NOREPLACE, Ok((RenameMode::NoReplace, false))),
+            (RenameFlags::EXCHANGE, Ok((RenameMode::Exchange, false))),
+            (RenameFlags::WHITEOUT, Ok((RenameMode::Replace, true))),
+            (RenameFlags::WHITEOUT | RenameFlags::NOREPLACE, Ok((RenameMode::NoReplace, true))),
+            (RenameFlags::WHITEOUT | RenameFlags::EXCHANGE, Err(Errno::EINVAL)),
+            (RenameFlags::from_bits_retain(8), Err(Errno::EINVAL)),
             (RenameFlags::NOREPLACE | RenameFlags::EXCHANGE, Err(Errno::EINVAL)),
         ] {
             assert_eq!(rename_mode(flags.bits()), expected, "{flags:?}");

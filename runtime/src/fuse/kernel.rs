@@ -3,9 +3,11 @@
 //! All of it rests on one fact: the process owns the volume, so nothing changes behind this kernel's back. A volume that
 //! several clients mount needs other answers here.
 
+use std::io;
 use std::time::Duration;
 
 use fuser::{FopenFlags, InitFlags, KernelConfig};
+use kiseki_core::types::AtimeMode;
 use tracing::debug;
 
 /// How long the kernel may keep names, names that do not exist, and attributes without asking again.
@@ -29,8 +31,8 @@ const CONGESTION_THRESHOLD: u16 = 48;
 ///
 /// Not wanted: WRITEBACK_CACHE (a write is accepted when we answer it, and the promises about the order of writes and
 /// renames hold from there on), AUTO_INVAL_DATA (it drops cached pages when mtime moves, and only we move it),
-/// SPLICE (fuser copies), POSIX_LOCKS and FLOCK_LOCKS (the kernel's own locks suffice while it is alone), DONT_MASK
-/// (the kernel applies the umask), POSIX_ACL, EXPORT_SUPPORT.
+/// SPLICE (fuser copies), POSIX_LOCKS and FLOCK_LOCKS (the kernel's own locks suffice while it is alone),
+/// EXPORT_SUPPORT.
 const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     // Several pages in one WRITE.
     .union(InitFlags::FUSE_BIG_WRITES)
@@ -55,14 +57,30 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     // Targets of symbolic links never change: 100 looks are one READLINK, not 100.
     .union(InitFlags::FUSE_CACHE_SYMLINKS);
 
+/// What a volume with ACLs cannot do without: the kernel checks them, and leaves the umask to us, for a default ACL
+/// stands in its place.
+const FOR_ACLS: InitFlags = InitFlags::FUSE_POSIX_ACL.union(InitFlags::FUSE_DONT_MASK);
+
 /// Sets up the connection.
-pub(super) fn configure(config: &mut KernelConfig) {
+pub(super) fn configure(config: &mut KernelConfig, acl: bool, atime: AtimeMode) -> io::Result<()> {
     let offered = config.capabilities();
-    let missing = WANTED - offered;
+    let mut wanted = WANTED;
+    if acl {
+        if !offered.contains(FOR_ACLS) {
+            return Err(io::Error::other("the volume has POSIX ACLs, which the FUSE of this kernel does not know"));
+        }
+        wanted |= FOR_ACLS;
+    }
+    if every_read_comes(atime) {
+        wanted -= InitFlags::FUSE_CACHE_SYMLINKS;
+        // Files are opened for direct I/O then; shared mappings go on working.
+        wanted |= InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
+    }
+    let missing = wanted - offered;
     if !missing.is_empty() {
         debug!(?missing, "the kernel lacks some FUSE capabilities");
     }
-    let added = config.add_capabilities(WANTED & offered);
+    let added = config.add_capabilities(wanted & offered);
     debug_assert_eq!(added, Ok(()), "only what is offered is asked for");
     // The setters refuse only 0 and what exceeds their maximum, and name it: both are constants below it,
     // except readahead, whose maximum is the kernel's offer.
@@ -77,15 +95,24 @@ pub(super) fn configure(config: &mut KernelConfig) {
         let taken = config.set_max_readahead(most);
         debug_assert!(taken.is_ok());
     }
+    Ok(())
+}
+
+/// Only a read that comes to us can change an access time: strictatime does without the kernel's caches of contents.
+fn every_read_comes(atime: AtimeMode) -> bool {
+    atime == AtimeMode::Strictatime
 }
 
 /// Whether the kernel may skip OPENDIR: it then keeps listings until a name changes, and asks nothing for a cached one.
-pub(super) fn can_skip_opendir(config: &KernelConfig) -> bool {
-    config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT)
+pub(super) fn can_skip_opendir(config: &KernelConfig, atime: AtimeMode) -> bool {
+    !every_read_comes(atime) && config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT)
 }
 
 /// Flags of an open file.
-pub(super) fn file_flags() -> FopenFlags {
+pub(super) fn file_flags(atime: AtimeMode) -> FopenFlags {
+    if every_read_comes(atime) {
+        return FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
+    }
     // The page cache of the last opener is good: a file that was written or read is read again without a READ.
     FopenFlags::FOPEN_KEEP_CACHE
         // close(2) costs no round trip (the others of a small file: LOOKUP, CREATE, GETXATTR, WRITE, and RELEASE, for which
@@ -97,7 +124,10 @@ pub(super) fn file_flags() -> FopenFlags {
 }
 
 /// Flags of an open directory, on kernels that insist on opening it.
-pub(super) fn directory_flags() -> FopenFlags {
+pub(super) fn directory_flags(atime: AtimeMode) -> FopenFlags {
+    if every_read_comes(atime) {
+        return FopenFlags::empty();
+    }
     // The listing stays cached until a name in the directory changes.
     FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR
 }

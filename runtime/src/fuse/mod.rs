@@ -9,6 +9,7 @@
 //! - Every lookup that a reply gives to the kernel is counted by the client: entries by the call that made them, those
 //!   of a listing by `remember`, `.` and `..` and names that do not exist not at all.
 
+mod attributes;
 mod convert;
 mod dir;
 mod kernel;
@@ -16,12 +17,12 @@ mod requests;
 mod running;
 mod serve;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use fuser::INodeNo;
+use fuser::{INodeNo, Notifier};
 use kiseki_core::client::Client;
 use kiseki_core::env::Env;
-use kiseki_core::types::Ino;
+use kiseki_core::types::{AtimeMode, Ino};
 use tokio::runtime::Handle;
 
 /// A mounted volume, as fuser sees it.
@@ -33,13 +34,41 @@ pub struct Adapter<E: Env> {
     executor: Handle,
     /// OPENDIR is answered "not implemented": the kernel then neither sends it again nor RELEASEDIR.
     skip_opendir: bool,
+    atime: AtimeMode,
+    stale: Stale,
     running: Arc<running::Running>,
 }
 
 impl<E: Env> Adapter<E> {
     /// Serves the directory `root` of `client`; requests that have to wait do so on `executor`.
-    pub fn new(client: Client<E>, root: Ino, executor: Handle) -> Self {
-        Self { client, root, executor, skip_opendir: false, running: Arc::default() }
+    pub fn new(client: Client<E>, root: Ino, atime: AtimeMode, executor: Handle) -> Self {
+        let (stale, running) = (Stale::default(), Arc::default());
+        Self { client, root, executor, skip_opendir: false, atime, stale, running }
+    }
+
+    /// How the kernel is told of stale attributes, once there is a connection.
+    pub(crate) fn notifier(&self) -> Stale {
+        self.stale.clone()
+    }
+}
+
+/// Tells the kernel that attributes which it keeps have changed by what it does not know to change them: an open that
+/// is an access, a change of flags.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stale(Arc<OnceLock<Notifier>>);
+
+impl Stale {
+    /// From here on the kernel is told by `notifier`.
+    pub(crate) fn set(&self, notifier: Notifier) {
+        // There is one connection.
+        _ = self.0.set(notifier);
+    }
+
+    fn attributes(&self, inode: INodeNo) {
+        if let Some(notifier) = self.0.get() {
+            // From an offset below 0: no page is dropped. The kernel may know the inode no more.
+            _ = notifier.inval_inode(inode, -1, 0);
+        }
     }
 }
 

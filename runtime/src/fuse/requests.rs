@@ -24,8 +24,9 @@ use kiseki_core::errno::Errno as CoreErrno;
 use kiseki_core::meta::SetAttr;
 use kiseki_core::types::{FileType, Ino, NAME_MAX};
 
+use super::attributes::{Asker, FlagsIoctl};
 use super::kernel::TTL;
-use super::{Adapter, convert, dir, kernel};
+use super::{Adapter, attributes, convert, dir, kernel};
 
 /// Unit in which statfs counts.
 const STATFS_BLOCK: u32 = 4096;
@@ -40,8 +41,8 @@ fn handle(handle: FileHandle) -> Handle {
     Handle(handle.0)
 }
 
-fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid() }
+fn asker(request: &Request) -> Asker {
+    Asker { uid: request.uid(), gid: request.gid(), pid: request.pid() }
 }
 
 fn owned(name: &OsStr) -> Bytes {
@@ -54,13 +55,6 @@ fn reply_entry(reply: ReplyEntry, entry: Entry) {
 
 fn reply_empty(reply: ReplyEmpty, (): ()) {
     reply.ok();
-}
-
-/// Extended attributes of what a volume does not have: POSIX ACLs, and SELinux labels, which the kernel gives to a FUSE
-/// mount as a whole. EOPNOTSUPP stops `ls -l` from asking for them once for each file.
-fn is_foreign_xattr(name: &OsStr) -> bool {
-    let name = name.as_bytes();
-    name.starts_with(b"system.") || name == b"security.selinux"
 }
 
 /// Replies with an extended attribute's value, or with its length if that was asked.
@@ -82,6 +76,12 @@ async fn drop_privileges<E: Env>(client: &Client<E>, ino: Ino) -> Result<(), Cor
 }
 
 impl<E: Env> Adapter<E> {
+    /// Who makes something. The kernel has applied the umask, unless ACLs decide.
+    fn caller(&self, request: &Request, umask: u32) -> Caller {
+        let umask = self.client.volume().acl.then(|| convert::permissions(umask));
+        Caller { uid: request.uid(), gid: request.gid(), umask }
+    }
+
     fn reply_attr(&self, inode: Ino, reply: ReplyAttr) {
         self.serve(
             reply,
@@ -93,8 +93,8 @@ impl<E: Env> Adapter<E> {
 
 impl<E: Env> Filesystem for Adapter<E> {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        kernel::configure(config);
-        self.skip_opendir = kernel::can_skip_opendir(config);
+        kernel::configure(config, self.client.volume().acl, self.atime)?;
+        self.skip_opendir = kernel::can_skip_opendir(config, self.atime);
         Ok(())
     }
 
@@ -138,6 +138,7 @@ impl<E: Env> Filesystem for Adapter<E> {
         reply: ReplyAttr,
     ) {
         let inode = self.ino(inode);
+        let now = |time| matches!(time, Some(TimeOrNow::Now));
         let chown = uid.is_some() || gid.is_some();
         let set = SetAttr {
             mode: mode.map(convert::permissions),
@@ -148,6 +149,7 @@ impl<E: Env> Filesystem for Adapter<E> {
             ctime: ctime.map(convert::kernel_time),
             // chown(2) drops them whoever calls it (of what is not a directory: the core's part), truncate(2) unless
             // root does. The request's own flag for it does not reach us.
+            touch: now(atime) && now(mtime),
             drop_suid_sgid: chown || (size.is_some() && request.uid() != 0),
         };
         if size.is_none() && set == SetAttr::default() {
@@ -176,13 +178,13 @@ impl<E: Env> Filesystem for Adapter<E> {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
         let parent = self.ino(parent);
         let Some(kind) = convert::node_kind(mode) else { return reply.error(Errno::EINVAL) };
-        let (caller, name, mode) = (caller(request), owned(name), convert::permissions(mode));
+        let (caller, name, mode) = (self.caller(request, umask), owned(name), convert::permissions(mode));
         self.serve(
             reply,
             |client| async move { client.mknod(caller, parent, &name, kind, mode, rdev).await },
@@ -190,9 +192,9 @@ impl<E: Env> Filesystem for Adapter<E> {
         );
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let parent = self.ino(parent);
-        let (caller, name, mode) = (caller(request), owned(name), convert::permissions(mode));
+        let (caller, name, mode) = (self.caller(request, umask), owned(name), convert::permissions(mode));
         self.serve(
             reply,
             |client| async move { client.mknod(caller, parent, &name, FileType::Directory, mode, 0).await },
@@ -214,13 +216,13 @@ impl<E: Env> Filesystem for Adapter<E> {
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let parent = self.ino(parent);
-        let (caller, name, target) = (caller(request), owned(name), owned(target.as_os_str()));
+        let (caller, name, target) = (self.caller(request, 0), owned(name), owned(target.as_os_str()));
         self.serve(reply, |client| async move { client.symlink(caller, parent, &name, &target).await }, reply_entry);
     }
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -229,14 +231,17 @@ impl<E: Env> Filesystem for Adapter<E> {
         reply: ReplyEmpty,
     ) {
         let (parent, new_parent) = (self.ino(parent), self.ino(new_parent));
-        let mode = match convert::rename_mode(flags.bits()) {
-            Ok(mode) => mode,
+        let (mode, whiteout) = match convert::rename_mode(flags.bits()) {
+            Ok(known) => known,
             Err(errno) => return reply.error(errno),
         };
         let (name, new_name) = (owned(name), owned(new_name));
+        let whiteout = whiteout.then(|| self.caller(request, 0));
         self.serve(
             reply,
-            |client| async move { client.rename(parent, &name, new_parent, &new_name, mode).await },
+            |client| async move {
+                client.rename_leaving([(parent, &name), (new_parent, &new_name)], mode, whiteout).await
+            },
             reply_empty,
         );
     }
@@ -248,24 +253,29 @@ impl<E: Env> Filesystem for Adapter<E> {
     }
 
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let inode = self.ino(inode);
+        let (asked, inode) = (inode, self.ino(inode));
         let (raw_flags, flags) = (flags.0, convert::open_flags(flags.0));
         let drop = flags.truncate && request.uid() != 0;
         if flags.truncate && !flags.write && self.running.contains(inode.0) {
             return reply.error(Errno::ETXTBSY);
         }
-        let running = Arc::clone(&self.running);
+        let (running, stale, atime) = (Arc::clone(&self.running), self.stale.clone(), self.atime);
         self.serve(
             reply,
             |client| async move {
-                if drop {
-                    drop_privileges(&client, inode).await?;
+                let (handle, accessed) = client.open_telling(inode, flags).await?;
+                if drop && let Err(errno) = drop_privileges(&client, inode).await {
+                    client.release(handle).await?;
+                    return Err(errno);
                 }
-                client.open(inode, flags).await
+                Ok((handle, accessed))
             },
-            move |reply, handle| {
+            move |reply, (handle, accessed)| {
                 running.opened(inode.0, raw_flags);
-                reply.opened(FileHandle(handle.0), kernel::file_flags());
+                if accessed {
+                    stale.attributes(asked);
+                }
+                reply.opened(FileHandle(handle.0), kernel::file_flags(atime));
             },
         );
     }
@@ -276,19 +286,19 @@ impl<E: Env> Filesystem for Adapter<E> {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
         let parent = self.ino(parent);
-        let (caller, name, mode) = (caller(request), owned(name), convert::permissions(mode));
-        let flags = convert::open_flags(flags);
+        let (caller, name, mode) = (self.caller(request, umask), owned(name), convert::permissions(mode));
+        let (flags, atime) = (convert::open_flags(flags), self.atime);
         self.serve(
             reply,
             |client| async move { client.create(caller, parent, &name, mode, flags).await },
-            |reply, (entry, handle)| {
+            move |reply, (entry, handle)| {
                 let attr = convert::attr(entry.ino, &entry.attr);
-                reply.created(&TTL, &attr, Generation(0), FileHandle(handle.0), kernel::file_flags());
+                reply.created(&TTL, &attr, Generation(0), FileHandle(handle.0), kernel::file_flags(atime));
             },
         );
     }
@@ -367,7 +377,7 @@ impl<E: Env> Filesystem for Adapter<E> {
         if self.skip_opendir {
             reply.error(Errno::ENOSYS);
         } else {
-            reply.opened(FileHandle(0), kernel::directory_flags());
+            reply.opened(FileHandle(0), kernel::directory_flags(self.atime));
         }
     }
 
@@ -433,7 +443,7 @@ impl<E: Env> Filesystem for Adapter<E> {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         inode: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -441,53 +451,39 @@ impl<E: Env> Filesystem for Adapter<E> {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let inode = self.ino(inode);
-        if is_foreign_xattr(name) {
-            return reply.error(Errno::EOPNOTSUPP);
-        }
         let mode = match convert::xattr_mode(flags) {
             Ok(mode) => mode,
             Err(errno) => return reply.error(errno),
         };
+        let (asker, inode) = (asker(request), self.ino(inode));
         let (name, value) = (owned(name), Bytes::copy_from_slice(value));
-        self.serve(reply, |client| async move { client.setxattr(inode, &name, value, mode).await }, reply_empty);
+        self.serve(
+            reply,
+            |client| async move { attributes::set(&client, asker, inode, &name, value, mode).await },
+            reply_empty,
+        );
     }
 
     fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let inode = self.ino(inode);
-        if is_foreign_xattr(name) {
-            return reply.error(Errno::EOPNOTSUPP);
-        }
-        let name = owned(name);
+        let (inode, name) = (self.ino(inode), owned(name));
         self.serve(
             reply,
-            |client| async move { client.getxattr(inode, &name).await },
+            |client| async move { attributes::get(&client, inode, &name).await },
             move |reply, value: Bytes| reply_xattr(reply, size, &value),
         );
     }
 
-    fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
-        let inode = self.ino(inode);
+    fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        let (asker, inode) = (asker(request), self.ino(inode));
         self.serve(
             reply,
             |client| async move { client.listxattr(inode).await },
-            move |reply, names: Vec<Bytes>| {
-                let mut list = Vec::with_capacity(names.iter().map(|name| name.len() + 1).sum());
-                for name in &names {
-                    list.extend_from_slice(name);
-                    list.push(0);
-                }
-                reply_xattr(reply, size, &list);
-            },
+            move |reply, names: Vec<Bytes>| reply_xattr(reply, size, &attributes::list(asker, &names)),
         );
     }
 
     fn removexattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let inode = self.ino(inode);
-        if is_foreign_xattr(name) {
-            return reply.error(Errno::EOPNOTSUPP);
-        }
-        let name = owned(name);
+        let (inode, name) = (self.ino(inode), owned(name));
         self.serve(reply, |client| async move { client.removexattr(inode, &name).await }, reply_empty);
     }
 
@@ -498,15 +494,36 @@ impl<E: Env> Filesystem for Adapter<E> {
     fn ioctl(
         &self,
         _request: &Request,
-        _inode: INodeNo,
+        inode: INodeNo,
         _file: FileHandle,
         _flags: IoctlFlags,
-        _command: u32,
-        _data: &[u8],
+        command: u32,
+        data: &[u8],
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        reply.error(Errno::ENOTTY);
+        let ioctl = match FlagsIoctl::parse(command, data) {
+            Ok(ioctl) => ioctl,
+            Err(errno) => return reply.error(errno),
+        };
+        let (asked, inode, stale) = (inode, self.ino(inode), self.stale.clone());
+        self.serve(
+            reply,
+            move |client| async move {
+                match ioctl {
+                    FlagsIoctl::Get { fsxattr } => {
+                        client.getattr(inode).await.map(|attr| attributes::flags_data(attr.flags, fsxattr))
+                    }
+                    FlagsIoctl::Set(flags) => {
+                        client.set_flags(inode, flags).await?;
+                        // The time of this change.
+                        stale.attributes(asked);
+                        Ok(Vec::new())
+                    }
+                }
+            },
+            |reply, data| reply.ioctl(0, &data),
+        );
     }
 
     fn fallocate(

@@ -164,6 +164,7 @@ where
         store_timeout: config.store_timeout,
         read_only: config.read_only,
         max_uploads: config.max_uploads,
+        atime: options.atime,
         ..kiseki_core::client::Options::default()
     };
     let client = runtime.block_on(Client::mount(env, client_options));
@@ -226,7 +227,7 @@ where
     let Ready { client, objects, config, handle: _ } = ready;
     let mut waiting = Waiting { interrupts, client, objects };
     let path = &config.mountpoint;
-    let adapter = Adapter::new(client.clone(), root, runtime.handle().clone());
+    let adapter = Adapter::new(client.clone(), root, options.atime, runtime.handle().clone());
     let started = Serving::start(adapter, options, &config.meta_path, path);
     let mut serving = match started {
         Ok(serving) => serving,

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::bail;
 use fuser::{Config, MountOption, SessionACL};
+use kiseki_core::types::AtimeMode;
 
 use super::table::SOURCE_PREFIX;
 
@@ -23,6 +24,8 @@ pub(super) struct Options {
     pub(super) nonempty: bool,
     /// `ro`.
     pub(super) read_only: bool,
+    /// `relatime`, `noatime`, `strictatime`.
+    pub(super) atime: AtimeMode,
 }
 
 impl Options {
@@ -51,15 +54,23 @@ impl Options {
             "sync" => self.set(MountOption::Sync, &MountOption::Async),
             "async" => self.set(MountOption::Async, &MountOption::Sync),
             "dirsync" => self.set(MountOption::DirSync, &MountOption::DirSync),
+            // The kernel is told as well, for it is the one who lists mounts.
+            "noatime" => {
+                self.atime = AtimeMode::Noatime;
+                self.set(MountOption::NoAtime, &MountOption::Atime);
+            }
+            "relatime" | "atime" | "strictatime" => {
+                self.atime = if option == "strictatime" { AtimeMode::Strictatime } else { AtimeMode::Relatime };
+                self.kernel.retain(|set| *set != MountOption::NoAtime);
+            }
             // Always so.
             "default_permissions" => {}
             // For mount(8) and systemd, when the mount stands in fstab; the kernel never sees them.
-            "" | "defaults" | "auto" | "noauto" | "user" | "nouser" | "users" | "nofail" | "_netdev" | "relatime"
-            | "noatime" | "atime" => {}
+            "" | "defaults" | "auto" | "noauto" | "user" | "nouser" | "users" | "nofail" | "_netdev" => {}
             other if other.starts_with("x-") || other.starts_with("comment=") => {}
             other => bail!(
                 "unknown mount option '{other}'; known are allow_other, allow_root, nonempty, ro, rw, dev, nodev, suid, \
-                 nosuid, exec, noexec, sync, async, dirsync"
+                 nosuid, exec, noexec, sync, async, dirsync, relatime, noatime, strictatime"
             ),
         }
         Ok(())
@@ -118,6 +129,20 @@ mod tests {
         assert!(!options.read_only);
         assert!(options.nonempty);
         assert_eq!(options.kernel, [MountOption::Dev, MountOption::NoExec]);
+        Ok(())
+    }
+
+    #[test]
+    fn the_last_word_on_access_times_counts() -> anyhow::Result<()> {
+        for (word, atime, kernel) in [
+            ("defaults", AtimeMode::Relatime, &[][..]),
+            ("noatime", AtimeMode::Noatime, &[MountOption::NoAtime]),
+            ("noatime,relatime", AtimeMode::Relatime, &[]),
+            ("relatime,strictatime", AtimeMode::Strictatime, &[]),
+        ] {
+            let options = parse(&[word])?;
+            assert_eq!((options.atime, &options.kernel[..]), (atime, kernel), "{word}");
+        }
         Ok(())
     }
 

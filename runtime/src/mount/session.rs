@@ -30,7 +30,9 @@ impl Serving {
     ) -> anyhow::Result<Self> {
         let is_root = rustix::process::geteuid().is_root();
         let config = options.fuser_config(meta, is_root);
+        let notifier = adapter.notifier();
         let session = Session::new(adapter, path, &config).map_err(|error| explain(&error, path))?;
+        notifier.set(session.notifier());
         let connection = table::at(path).ok().flatten().map(|mounted| mounted.dev.1);
         let mut background = session.spawn().context("cannot start the threads of the mount")?;
         // Dropping it, fuser would unmount by path whatever is mounted there by then, which may no longer be ours

@@ -46,6 +46,11 @@ impl Volume {
 
     /// Formats with another block size.
     pub(crate) fn with_blocks_of(block_size: &str) -> Self {
+        Self::formatted_with(&["--block-size", block_size])
+    }
+
+    /// Formats with these arguments.
+    pub(crate) fn formatted_with(more: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         // Every parent must be passable for other users.
         fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("is ours");
@@ -54,7 +59,7 @@ impl Volume {
         let volume = Self { dir, mnt };
         let (meta, bucket) = (volume.meta(), volume.bucket());
         let bucket = bucket.to_str().expect("UTF-8");
-        kiseki_ok(&["format", &meta, "vol", "--storage", "file", "--bucket", bucket, "--block-size", block_size]);
+        kiseki_ok(&[&["format", &meta, "vol", "--storage", "file", "--bucket", bucket], more].concat());
         volume
     }
 

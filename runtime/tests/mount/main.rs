@@ -2,6 +2,7 @@
 //!
 //! Needs root, /dev/fuse and fuse3. Each test has a volume of its own and leaves no mount behind.
 
+mod attributes;
 mod contents;
 mod fstab;
 mod garbage;

@@ -90,7 +90,7 @@ fn renames_follow_renameat2() {
         ("a", "b", RenameFlags::NOREPLACE, Err(Errno::EXIST)),
         ("a", "nosuch/x", RenameFlags::empty(), Err(Errno::NOENT)),
         ("a", "nosuch", RenameFlags::EXCHANGE, Err(Errno::NOENT)),
-        ("a", "b", RenameFlags::WHITEOUT, Err(Errno::INVAL)),
+        ("a", "b", RenameFlags::WHITEOUT | RenameFlags::EXCHANGE, Err(Errno::INVAL)),
         ("d", "d/sub/x", RenameFlags::empty(), Err(Errno::INVAL)),
         ("empty", "d", RenameFlags::empty(), Err(Errno::NOTEMPTY)),
         ("a", "d", RenameFlags::empty(), Err(Errno::ISDIR)),

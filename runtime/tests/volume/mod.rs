@@ -156,7 +156,7 @@ fn runtime() -> Runtime {
 }
 
 /// Who makes files.
-pub const CALLER: Caller = Caller { uid: 0, gid: 0 };
+pub const CALLER: Caller = Caller { uid: 0, gid: 0, umask: None };
 
 /// Makes the folder `name` in `dir`.
 pub async fn mkdir(client: &Client<TokioEnv>, dir: Ino, name: &str) -> Ino {

@@ -288,6 +288,7 @@ impl World {
             capacity: 0,
             inodes: 0,
             created: Timestamp::default(),
+            acl: false,
         }
     }
 
@@ -322,7 +323,17 @@ impl World {
     /// A file in the root whose chunks are the slices, one each, put and committed.
     pub(crate) fn write_file(&self, name: &str, slices: &[(u64, u32)]) -> Ino {
         let ino = Ino(self.txn(|txn, _| volume::lease_inodes(txn, 1)).start);
-        let new = New { ino, kind: FileType::Regular, mode: 0o644, uid: 0, gid: 0, rdev: 0, target: None };
+        let new = New {
+            ino,
+            kind: FileType::Regular,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            target: None,
+            umask: None,
+            inodes_max: None,
+        };
         self.txn(|txn, ctx| create::create(txn, ctx, Ino::ROOT, name.as_bytes(), &new));
         slices.iter().for_each(|(slice, len)| self.put_slice(*slice, *len));
         let slices = slices.iter().zip(0..).map(|((slice, len), chunk)| Change::Slice {

@@ -14,6 +14,7 @@ use crate::format::keys::{self, Counter, Key};
 use crate::format::values::{Cut, DelSlice, Dentry, DirStat, Home, Lease, Location, Session, Value, Volume};
 use crate::kv::OpResult;
 use crate::meta::FindingKind;
+use crate::meta::acl::{self, AclKind};
 use crate::meta::cover::Cuts;
 use crate::types::{Attr, FileType, Ino, Place, SliceId, SliceRecord};
 
@@ -64,10 +65,11 @@ impl Check<'_> {
                 let live = attr.is_some_and(|attr| attr.kind == FileType::Symlink);
                 self.belongs(live, Some(ino), "a target of what is not a symbolic link")
             }
-            Key::Xattr(ino, _) => {
+            Key::Xattr(ino, name) => {
                 let live = self.exists(keys::attr(ino))? || self.exists(keys::delfile(ino))?;
                 self.belongs(live, Some(ino), "an extended attribute of no inode")?;
-                self.decodes::<Bytes>(value, Some(ino), "an extended attribute")
+                self.decodes::<Bytes>(value, Some(ino), "an extended attribute")?;
+                self.acl(ino, name, value)
             }
             Key::Slice(ino, chunk, seq) => {
                 let text = || format!("slice record {seq} of chunk {chunk} of inode {}, which does not exist", ino.0);
@@ -134,6 +136,16 @@ impl Check<'_> {
                 self.given_out(slice.0, self.limits.slice, "queued slice");
                 self.decodes::<DelSlice>(value, None, "a queued slice")
             }
+        }
+    }
+
+    /// An ACL among the extended attributes.
+    fn acl(&mut self, ino: Ino, name: &[u8], value: &Bytes) -> OpResult<()> {
+        let (Some(kind), Ok(stored)) = (AclKind::of(name), Bytes::decode(value)) else { return Ok(()) };
+        let Some(attr) = self.peek::<Attr>(keys::attr(ino))? else { return Ok(()) };
+        match acl::fault(&stored, kind, attr.kind) {
+            Some(text) => self.report_ino(FindingKind::WrongKind, ino, text.into()),
+            None => Ok(()),
         }
     }
 

@@ -12,6 +12,7 @@ use crate::kv::{OpError, Txn};
 use crate::testkit::{Reads, run_with};
 use crate::types::{SessionId, SliceId, VolumeId};
 
+mod attributes;
 mod contents;
 mod damage;
 mod names;
@@ -87,7 +88,8 @@ impl World {
 
     fn create(&mut self, dir: Ino, name: &[u8], kind: FileType) -> Result<Ino, Errno> {
         let target = (kind == FileType::Symlink).then(|| Bytes::from_static(b"target"));
-        let new = New { ino: self.ino(), kind, mode: 0o644, uid: 7, gid: 8, rdev: 0, target };
+        let new =
+            New { ino: self.ino(), kind, mode: 0o644, uid: 7, gid: 8, rdev: 0, target, umask: None, inodes_max: None };
         self.run(|txn, ctx| create::create(txn, ctx, dir, name, &new)).map_err(errno)?;
         Ok(new.ino)
     }
@@ -151,6 +153,7 @@ fn volume() -> Volume {
         capacity: 0,
         inodes: 0,
         created: Timestamp::default(),
+        acl: false,
     }
 }
 

@@ -58,7 +58,17 @@ fn create_and_link_errors() {
     }
     for (len, expected) in [(0, Err(Errno::ENOENT)), (4095, Ok(4095)), (4096, Err(Errno::ENAMETOOLONG))] {
         let target = Some(Bytes::from(alloc::vec![b't'; len]));
-        let new = New { ino: world.ino(), kind: FileType::Symlink, mode: 0o777, uid: 0, gid: 0, rdev: 0, target };
+        let new = New {
+            ino: world.ino(),
+            kind: FileType::Symlink,
+            mode: 0o777,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            target,
+            umask: None,
+            inodes_max: None,
+        };
         let made = world.run(|txn, ctx| create::create(txn, ctx, d, b"link", &new)).map_err(errno);
         assert_eq!(made.map(|attr| attr.length), expected);
     }

@@ -103,7 +103,8 @@ fn operations_conflict_exactly_where_they_must() {
     let make = |dir: Ino, name: &'static [u8], ino: Ino| {
         move |txn: &mut dyn Txn, ctx: &OpCtx| {
             let kind = FileType::Regular;
-            let new = New { ino, kind, mode: 0o644, uid: 0, gid: 0, rdev: 0, target: None };
+            let new =
+                New { ino, kind, mode: 0o644, uid: 0, gid: 0, rdev: 0, target: None, umask: None, inodes_max: None };
             create::create(txn, ctx, dir, name, &new).map(drop)
         }
     };

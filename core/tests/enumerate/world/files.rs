@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use kiseki_core::errno::Errno;
 use kiseki_core::file::machine::{Action, CommitOutcome, File, PutOutcome};
-use kiseki_core::meta::{self, Change, Commit, Removed, RenameMode, SetAttr};
+use kiseki_core::kv::Txn;
+use kiseki_core::meta::acl::{Acl, AclKind};
+use kiseki_core::meta::{self, Change, Commit, New, OpCtx, Removed, RenameMode, SetAttr};
 use kiseki_core::types::{FileType, Ino, Place, SliceId};
 
 use super::{Cell, Event, GEOMETRY, OpenFile, World};
@@ -73,8 +75,28 @@ impl World {
         }
     }
 
+    /// EPERM if the inode's flags forbid opening it like this, or changing its length. (`Client::open`)
+    pub(crate) fn allow(&self, ino: Ino, write: bool, append: bool, truncate: bool) -> Result<(), Errno> {
+        let attr = self.try_read(|read| meta::attr::load(read, ino))?;
+        meta::attr::check_open(attr.flags, write, append, truncate)
+    }
+
+    /// `Client::set_acl`: the mode that it brings takes its place among what is accepted and not committed.
+    pub(crate) fn set_acl(&mut self, ino: Ino, kind: AclKind, acl: Option<&Acl>) -> Result<(), Errno> {
+        let attr = self.try_read(|read| meta::attr::load(read, ino))?;
+        let dirty = self.machine(ino).filter(|file| file.dirty_since().is_some());
+        let apart = dirty.map(|file| file.overlay_attr(attr).mode);
+        let set = |txn: &mut dyn Txn, ctx: &OpCtx| meta::acl::set(txn, ctx, ino, kind, acl, false, apart);
+        let mode = self.txn(Event::Txn("set an ACL"), set)?;
+        if apart.is_some() && kind == AclKind::Access && acl.is_some() {
+            self.set_attr(ino, &SetAttr { mode: Some(mode), ..SetAttr::default() })?;
+        }
+        Ok(())
+    }
+
     /// `Client::setattr` with a size.
     pub(crate) fn truncate(&mut self, ino: Ino, length: u64) -> Result<(), Errno> {
+        self.allow(ino, true, false, true)?;
         let wall = self.wall();
         self.pin(ino)?.truncate(NOW, wall, length);
         self.unpin(ino);
@@ -83,6 +105,7 @@ impl World {
 
     /// `Client::setattr` without a size: in its place among what is accepted and not committed; else at once.
     pub(crate) fn set_attr(&mut self, ino: Ino, set: &SetAttr) -> Result<(), Errno> {
+        set.check(self.try_read(|read| meta::attr::load(read, ino))?.flags)?;
         let (wall, overtakes) = (self.wall(), self.mistake == Some(Mistake::ChmodOvertakes));
         if let Some(file) = self.machine(ino)
             && file.dirty_since().is_some()
@@ -119,7 +142,12 @@ impl World {
     }
 
     /// `Client::rename`: what must not be shown uncommitted is committed first.
-    pub(crate) fn rename(&mut self, names: [(Ino, &[u8]); 2], mode: RenameMode) -> Result<(), Errno> {
+    pub(crate) fn rename(
+        &mut self,
+        names: [(Ino, &[u8]); 2],
+        mode: RenameMode,
+        whiteout: Option<&New>,
+    ) -> Result<(), Errno> {
         let mut wanted = self.read(|read| meta::rename::to_settle(read, names, mode));
         match self.mistake {
             Some(Mistake::RenameDoesNotWait) => wanted = [None, None],
@@ -131,9 +159,14 @@ impl World {
                 self.flush(ino);
             }
         }
-        let [(dir, name), (new_dir, new_name)] = names;
-        let renamed = self
-            .txn(Event::Txn("rename"), |txn, ctx| meta::rename::rename(txn, ctx, dir, name, new_dir, new_name, mode))?;
+        let apart = self.mistake == Some(Mistake::WhiteoutApart);
+        let leaving = whiteout.filter(|_| !apart);
+        let renamed =
+            self.txn(Event::Txn("rename"), |txn, ctx| meta::rename::rename_leaving(txn, ctx, names, mode, leaving))?;
+        if let (true, Some(new)) = (apart, whiteout) {
+            let (dir, name) = names[0];
+            self.txn(Event::Txn("create"), |txn, ctx| meta::create::create(txn, ctx, dir, name, new))?;
+        }
         if let Some(removed) = renamed.replaced {
             self.removed(removed);
         }
