@@ -3,7 +3,8 @@
 //! Owns: sending each call to both, looking at both trees after it. Leaves to others: which calls (`draw`), what counts
 //! as the same (`judge`), what to do about a difference (`run`).
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::call::{Answer, Call, Step};
@@ -55,7 +56,7 @@ pub(crate) struct Pair {
 impl Pair {
     /// Begins in folders called `name`.
     pub(crate) fn begin(places: &Places, name: &str) -> Result<Self, String> {
-        let roots = (places.reference.join(name), places.tested.join(name));
+        let roots = (below(&places.reference, name)?, below(&places.tested, name)?);
         let begin = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos()) as i128;
         let reference = Side::begin("reference", &roots.0)?;
         let tested = Side::begin("tested", &roots.1)?;
@@ -135,6 +136,13 @@ impl Pair {
         self.reference.end(&self.roots.0)?;
         self.tested.end(&self.roots.1)
     }
+}
+
+/// A folder two folders down: paths through `..` stay where both sides are alike.
+fn below(place: &Path, name: &str) -> Result<PathBuf, String> {
+    let folder = place.join("sides/of");
+    fs::create_dir_all(&folder).map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
+    Ok(folder.join(name))
 }
 
 fn lines(worker: usize, reference: &[String], tested: &[String]) -> Option<Difference> {

@@ -16,7 +16,7 @@ use crate::pair::{Difference, Pair, Places, known_kind};
 const EPISODE: u64 = 1000;
 /// Attempts to make one difference shorter, and how long they may take.
 const ATTEMPTS_MAX: u32 = 500;
-const SHRINK_MAX: Duration = Duration::from_secs(120);
+const SHRINK_MAX: Duration = Duration::from_secs(60);
 /// Least share of each kind among the calls, per mille, and of those that succeed, percent.
 const SHARE_PER_MILLE: u64 = 10;
 const SUCCESS_PERCENT: u64 = 50;
