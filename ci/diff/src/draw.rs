@@ -23,7 +23,7 @@ const CROWDED: usize = 90;
 /// Directories below directories.
 const DEPTH_MAX: usize = 4;
 /// Calls of one kind that succeed, in percent, below which it is drawn with care.
-const CAREFUL_PERCENT: u64 = 62;
+const CAREFUL_PERCENT: u64 = 66;
 /// Writes end below this.
 pub(crate) const LENGTH_MAX: u64 = 6 << 20;
 /// Sizes at whose borders things happen: pages, frames, requests, blocks.

@@ -335,10 +335,12 @@ impl Draw<'_> {
                     if over { self.existing(|entry| entry.is_directory() == is_directory)? } else { self.fresh_path() };
                 let flags = match (kind, over) {
                     ("rename", _) => 0,
-                    (_, true) => self.one_of(&[libc::RENAME_EXCHANGE, libc::RENAME_EXCHANGE, libc::RENAME_WHITEOUT, 1]),
-                    (_, false) => self.one_of(&[libc::RENAME_NOREPLACE, libc::RENAME_WHITEOUT, 2]),
+                    // ext4 makes the whiteout first: one that fails then leaves its trace in the times of the folder.
+                    (_, true) if is_directory => libc::RENAME_EXCHANGE,
+                    (_, true) => self.one_of(&[libc::RENAME_EXCHANGE, libc::RENAME_EXCHANGE, libc::RENAME_WHITEOUT]),
+                    (_, false) => self.one_of(&[libc::RENAME_NOREPLACE, libc::RENAME_NOREPLACE, libc::RENAME_WHITEOUT]),
                 };
-                if self.careful && flags & libc::RENAME_WHITEOUT != 0 {
+                if self.careful {
                     self.worker = 0;
                 }
                 let invalid = !self.careful && self.dice.chance(3);
@@ -416,7 +418,12 @@ impl Draw<'_> {
                 Some(Call::Chown { at, uid: self.owner(), gid: self.group(), flags })
             }
             "fchown" => {
+                let careful = self.careful;
                 let slot = self.slot(|open| !open.is_path_only())?;
+                // Others may change little.
+                if careful && self.worker != 0 && self.dice.chance(80) {
+                    return Some(Call::Fchown { slot, uid: u32::MAX, gid: u32::MAX });
+                }
                 Some(Call::Fchown { slot, uid: self.owner(), gid: self.group() })
             }
             "utimes" => {

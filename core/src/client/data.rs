@@ -332,7 +332,7 @@ impl<E: Env> Shared<E> {
         let accepted = {
             let mut state = lock(&open.cell.state);
             let file = &mut state.file;
-            let append = open.flags.append && !planted::is(Bug::AppendAtOldEnd);
+            let append = open.flags.append && !open.flags.positioned && !planted::is(Bug::AppendAtOldEnd);
             let offset = if append { file.length() } else { offset };
             report(open, file).map(|()| file.write(now, self.env.wall(), offset, data, drop_privileges))
         };

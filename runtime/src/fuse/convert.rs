@@ -113,10 +113,8 @@ pub(super) fn open_flags(flags: i32) -> OpenFlags {
     OpenFlags {
         read: access != OFlags::WRONLY,
         write: access != OFlags::RDONLY,
-        // The offset of each write is the kernel's, which alone changes the file and takes its length under the inode's
-        // lock. Here the flag would be wrong: fcntl(2) sets and clears it on an open file, and pages of a shared map
-        // are written where they are, also through a descriptor opened with O_APPEND.
-        append: false,
+        append: flags.contains(OFlags::APPEND),
+        positioned: true,
         truncate: flags.contains(OFlags::TRUNC),
         exclusive: flags.contains(OFlags::EXCL),
         // O_SYNC contains the bit of O_DSYNC.
@@ -151,6 +149,8 @@ pub(super) fn xattr_mode(flags: i32) -> Result<kiseki_core::meta::XattrMode, Err
         Ok(XattrMode::Create)
     } else if flags == XattrFlags::REPLACE {
         Ok(XattrMode::Replace)
+    } else if flags == XattrFlags::CREATE | XattrFlags::REPLACE {
+        Ok(XattrMode::Neither)
     } else {
         Err(Errno::EINVAL)
     }
@@ -227,9 +227,9 @@ mod tests {
     #[test]
     fn open_flags_follow_open_2() {
         let open = |flags: OFlags| open_flags(flags.bits().cast_signed());
-        let none = OpenFlags::default();
+        let none = OpenFlags { positioned: true, ..OpenFlags::default() };
         assert_eq!(open(OFlags::RDONLY), OpenFlags { read: true, ..none });
-        assert_eq!(open(OFlags::WRONLY | OFlags::APPEND), OpenFlags { write: true, ..none });
+        assert_eq!(open(OFlags::WRONLY | OFlags::APPEND), OpenFlags { write: true, append: true, ..none });
         assert_eq!(
             open(OFlags::RDWR | OFlags::TRUNC | OFlags::SYNC),
             OpenFlags { read: true, write: true, truncate: true, sync: true, ..none }

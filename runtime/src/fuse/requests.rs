@@ -139,7 +139,11 @@ impl<E: Env> Filesystem for Adapter<E> {
     ) {
         let inode = self.ino(inode);
         let now = |time| matches!(time, Some(TimeOrNow::Now));
-        let chown = uid.is_some() || gid.is_some();
+        // A change of nothing is chown(2) with both ids -1. So is what the kernel asks for where it leaves dropping suid and
+        // sgid to a WRITE that follows, which does the same.
+        let nothing =
+            (mode, uid, gid, size) == (None, None, None, None) && atime.is_none() && mtime.is_none() && ctime.is_none();
+        let chown = uid.is_some() || gid.is_some() || nothing;
         let set = SetAttr {
             mode: mode.map(convert::permissions),
             uid,
@@ -152,10 +156,6 @@ impl<E: Env> Filesystem for Adapter<E> {
             touch: now(atime) && now(mtime),
             drop_suid_sgid: chown || (size.is_some() && request.uid() != 0),
         };
-        if size.is_none() && set == SetAttr::default() {
-            // The kernel asks for a change of nothing where it leaves dropping suid and sgid to a WRITE that follows.
-            return self.reply_attr(inode, reply);
-        }
         self.serve(
             reply,
             |client| async move { client.setattr(inode, set, size).await },
