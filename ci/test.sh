@@ -60,16 +60,15 @@ s3_on_minio() (
 )
 
 # One profile for what contains RocksDB and what works with it, another for the rest: neither is built twice.
-plain=(-p kiseki-core -p sim -p fuzz)
+plain=(-p kiseki-core -p sim -p fuzz -p diff)
 mounted=(-p kiseki -p torture -p delay)
-# By itself: it asks for the core's testkit, which the mounted binary is built without.
-beside=(-p diff)
 without=()
 [ -n "$minio" ] || without=(--without-minio)
 # Go is asked for here, before the long build.
 step "dependencies" bash ci/dep.sh test "${without[@]}"
 step "release build" cargo build --release --locked "${mounted[@]}"
-step "release build of diff" cargo build --release --locked "${beside[@]}"
+# By itself: it asks for the core's testkit, which the mounted binary is built without.
+step "release build of diff" cargo build --release --locked -p diff
 step "quick start" quickstart
 [ -z "$minio" ] || step "MinIO" ci/minio.sh build
 step "format" cargo fmt --all --check
@@ -77,7 +76,6 @@ step "core does no I/O" ci/pure.sh
 [ -z "$minio" ] || step "Lima" ci/lima.sh
 step "lints" cargo clippy --locked "${plain[@]}" --all-targets -- -D warnings
 step "lints of the runtime" cargo clippy --release --locked "${mounted[@]}" --all-targets -- -D warnings
-step "lints of diff" cargo clippy --release --locked "${beside[@]}" --all-targets -- -D warnings
 step "unit tests, simulator, fuzz targets" cargo test --locked "${plain[@]}"
 step "mounted tests" cargo test --release --locked "${mounted[@]}"
 [ -z "$minio" ] || step "S3 tests on MinIO" s3_on_minio

@@ -115,6 +115,10 @@ pub(crate) struct Draw<'a> {
     recent: [u64; 6],
     /// Extended attributes that were set: on what, and their names.
     attributes: Vec<(Target, String)>,
+    /// Programs that were made: where, and their lengths.
+    pub(crate) programs: Vec<(String, u64)>,
+    /// ACLs that were set: on what, and whether as a default.
+    pub(crate) acls: Vec<(String, bool)>,
 }
 
 impl<'a> Draw<'a> {
@@ -134,6 +138,8 @@ impl<'a> Draw<'a> {
             without,
             recent: [0; 6],
             attributes: vec![],
+            programs: vec![],
+            acls: vec![],
         }
     }
 
@@ -184,6 +190,14 @@ impl<'a> Draw<'a> {
             Call::SetXattr { on, name, .. } => {
                 let on = self.from_root(step.worker, on);
                 self.attributes.push((on, name.clone()));
+            }
+            Call::SetAcl { at, default, .. } => {
+                let path = self.resolve(step.worker, at);
+                self.acls.push((path, *default));
+            }
+            Call::Program { at } => {
+                let path = self.resolve(step.worker, at);
+                self.programs.push((path, answer.value as u64));
             }
             Call::RemoveXattr { on, name } => {
                 let gone = (self.from_root(step.worker, on), name.clone());
@@ -249,6 +263,12 @@ impl<'a> Draw<'a> {
 
     /// An extended attribute that was set, mostly a recent one.
     pub(crate) fn attribute(&mut self) -> Option<(Target, String)> {
+        let tree = &self.tree;
+        let path = |on: &Target| match on {
+            Target::Path(at) | Target::Link(at) => at.path.clone(),
+            Target::Slot(_) => String::new(),
+        };
+        self.attributes.retain(|(on, _)| tree.iter().any(|entry| entry.path == path(on)));
         let recent = self.attributes.len().saturating_sub(12);
         if self.attributes.is_empty() {
             return None;

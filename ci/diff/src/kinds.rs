@@ -477,6 +477,12 @@ impl Draw<'_> {
                 Some(Call::SetAcl { at, default, entries: self.acl() })
             }
             "get-acl" => {
+                if self.careful && !self.acls.is_empty() {
+                    self.worker = 0;
+                    let recent = self.acls.len().saturating_sub(8);
+                    let (path, default) = self.acls[recent + self.below(self.acls.len() - recent)].clone();
+                    return Some(Call::GetAcl { at: self.at(&path), default });
+                }
                 let default = self.dice.chance(40);
                 let at = if default { self.directory()? } else { self.anything()? };
                 Some(Call::GetAcl { at, default })
@@ -591,13 +597,15 @@ impl Draw<'_> {
                 if self.holdings[self.worker].runs && self.dice.chance(50) {
                     return Some(Call::Stop);
                 }
-                // As long as the program that `program` writes; others are mostly none.
+                // A program that nobody has changed, as far as one can see; at times anything.
+                let programs = if self.dice.chance(90) { self.programs.clone() } else { vec![] };
                 let path = self.existing(|entry| {
-                    entry.kind() == libc::S_IFREG
-                        && 20_000 < entry.size
-                        && entry.size < LENGTH_MAX
-                        && entry.mode & 0o111 != 0
+                    let program = programs.iter().any(|(path, len)| *path == entry.path && *len == entry.size);
+                    (program || programs.is_empty()) && entry.kind() == libc::S_IFREG && entry.mode & 0o111 != 0
                 })?;
+                if self.careful {
+                    self.worker = 0;
+                }
                 let at = self.at(&path);
                 Some(if self.dice.chance(50) { Call::Run { at } } else { Call::Start { at } })
             }

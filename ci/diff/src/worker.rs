@@ -483,7 +483,9 @@ impl Worker {
         let mut path = vec![0u8; 4096];
         let len = call(libc::SYS_getcwd, [path.as_mut_ptr() as usize, path.len()])? as usize;
         let path = sys::text_of(&path[..len - 1]);
-        Ok((0, path.strip_prefix(&self.path).map_or(path.clone(), |below| below.trim_start_matches('/').to_owned())))
+        // Outside of the tree the two sides have names of their own.
+        let below = path.strip_prefix(&self.path).map(|below| below.trim_start_matches('/'));
+        Ok((0, below.unwrap_or("/outside").to_owned()))
     }
 
     /// What must hold between the numbers of a file system, and its one number that is a limit of names.
