@@ -480,7 +480,8 @@ impl Draw<'_> {
                 if self.careful && !self.acls.is_empty() {
                     self.worker = 0;
                     let recent = self.acls.len().saturating_sub(8);
-                    let (path, default) = self.acls[recent + self.below(self.acls.len() - recent)].clone();
+                    let index = recent + self.below(self.acls.len() - recent);
+                    let (path, default) = self.acls[index].clone();
                     return Some(Call::GetAcl { at: self.at(&path), default });
                 }
                 let default = self.dice.chance(40);

@@ -139,12 +139,8 @@ impl<E: Env> Filesystem for Adapter<E> {
     ) {
         let inode = self.ino(inode);
         let now = |time| matches!(time, Some(TimeOrNow::Now));
-        // A change of nothing is chown(2) with both ids -1. So is what the kernel asks for where it leaves dropping suid and
-        // sgid to a WRITE that follows, which does the same.
-        let nothing =
-            (mode, uid, gid, size) == (None, None, None, None) && atime.is_none() && mtime.is_none() && ctime.is_none();
-        let chown = uid.is_some() || gid.is_some() || nothing;
-        let set = SetAttr {
+        let chown = uid.is_some() || gid.is_some();
+        let mut set = SetAttr {
             mode: mode.map(convert::permissions),
             uid,
             gid,
@@ -156,9 +152,23 @@ impl<E: Env> Filesystem for Adapter<E> {
             touch: now(atime) && now(mtime),
             drop_suid_sgid: chown || (size.is_some() && request.uid() != 0),
         };
+        // A change of nothing is chown(2) with both ids -1, or the kernel leaves dropping suid and sgid to a WRITE that
+        // follows. The owner's chown drops them; nobody else's may, and a WRITE says so itself.
+        let nothing = size.is_none() && set == SetAttr::default();
+        let asker = request.uid();
         self.serve(
             reply,
-            |client| async move { client.setattr(inode, set, size).await },
+            |client| async move {
+                if nothing {
+                    let attr = client.getattr(inode).await?;
+                    set.drop_suid_sgid = asker == 0 || asker == attr.uid;
+                    if !set.drop_suid_sgid && attr.mode & 0o6000 != 0 {
+                        return Ok(attr);
+                    }
+                    set.ctime = Some(convert::now());
+                }
+                client.setattr(inode, set, size).await
+            },
             move |reply, attr| reply.attr(&TTL, &convert::attr(inode, &attr)),
         );
     }

@@ -60,6 +60,10 @@ fn changes_drop_suid_and_sgid() {
     assert_eq!(mode(&volume, "same"), 0o777);
     let after = fs::metadata(volume.path("same")).expect("stats");
     assert!((before.ctime(), before.ctime_nsec()) < (after.ctime(), after.ctime_nsec()));
+    // But not of a file of another.
+    fs::set_permissions(volume.path("same"), PermissionsExt::from_mode(0o6777)).expect("chmods");
+    as_nobody(&volume, "perl -e 'chown -1, -1, \"same\"'");
+    assert_eq!(mode(&volume, "same"), 0o6777);
     // A folder's sgid is not a privilege.
     fs::create_dir(volume.path("d")).expect("makes a folder");
     fs::set_permissions(volume.path("d"), PermissionsExt::from_mode(0o2775)).expect("chmods");
