@@ -75,6 +75,8 @@ marks! {
     FlushOutOfTime: "a flush was given up at its deadline";
     ErrorTold: "a handle was told of an error of its file";
     ErrorOldForHandle: "a handle was not told of an error of which it had been told, or that is older than it";
+    WriteBeyondCapacity: "a write was refused that would not have fit on the volume";
+    CreateBeyondLimit: "a new inode was refused because the volume had as many as it may";
     NoSpaceTold: "a handle was told that the store was full";
     RenameOverWaited: "a rename over a name waited for its file";
     RenameOverOutOfTime: "a rename over a name failed because its file could not be settled";

@@ -59,6 +59,8 @@ bugs! {
     PresenceForNumber, 2, "a commit counts as applied if its first slice is there, whatever the inode's number says";
     UnknownIsApplied, 2, "a commit without an answer counts as applied";
     RefusedIsApplied, 2, "a commit that was not taken counts as applied";
+    FailedReadIsAbsence, 2, "a name is missing if the metadata that tells of it could not be read";
+    TimesOnlyGrow, 2, "a write by a clock that was set back leaves the time of the one before it";
     CountApart, 2, "a new inode is counted in a transaction of its own";
     MissSwallowed, 2, "a counter that is not fetched yet counts as zero";
     InodeLeaseUnsynced, 2, "an inode number is used before its lease is durable";
@@ -79,6 +81,7 @@ bugs! {
     FailedGetIsHole, 3, "a block that the store does not give reads as zeros";
     AppendAtOldEnd, 3, "an append goes where the file ended when the kernel asked";
     HandleReuse, 3, "the numbers of handles start again and meet open ones";
+    RenameLooksFirst, 2, "a rename that must not replace looks for its target in a transaction of its own";
     RenameInTwo, 4, "a rename that had to wait first removes the name, in a transaction of its own";
     RenameWithoutWait, 4, "a rename over a name does not wait for the renamed file's bytes";
     FailedPutDropped, 5, "a put that failed counts as done";
@@ -96,6 +99,9 @@ bugs! {
     GivenUpForgotten, 7, "blocks that were put for a file that was deleted meanwhile are not queued for deletion";
     UnsureForgotten, 7, "an unmount ends its session as clean though a put may yet take effect";
     PermitKept, 7, "a put that fails keeps its permit";
+    ListedOnce, 7, "the leases of an ended session are dropped after the first listing";
+    CapacityLate, 7, "bytes that were committed count against the capacity when usage is read next";
+    InodeLimitIgnored, 7, "a volume that is full of inodes takes more";
     GetWithoutDeadline, 7, "a read waits for the store however long it takes";
 }
 

@@ -19,6 +19,7 @@ use madsim::task::{JoinHandle, NodeId};
 use madsim::time::{self, TimeHandle};
 
 use crate::dice::Dice;
+use crate::faults::Fault;
 use crate::judge::{Durable, Judge};
 use crate::kernel::Kernel;
 use crate::observe::{Contents, Seen, Tree, observe, observe_open};
@@ -31,7 +32,7 @@ const THINKING: Duration = Duration::from_millis(30);
 
 /// An application, over all its lives.
 pub struct App {
-    name: &'static str,
+    name: String,
     judge: Mutex<Judge>,
     generator: Mutex<Generator<Dice>>,
     dice: Dice,
@@ -43,15 +44,16 @@ pub struct App {
 
 impl App {
     /// An application that finds the tree as its judge says.
-    pub fn new(name: &'static str, judge: Judge, dice: Dice, first_write: u64, looks: u64) -> Arc<Self> {
+    pub fn new(judge: Judge, dice: Dice, first_write: u64, looks: u64) -> Arc<Self> {
+        let name = judge.habits.letter.to_uppercase().to_string();
         let generator = Generator::new(judge.habits.clone(), dice.clone(), first_write);
         let (judge, generator) = (Mutex::new(judge), Mutex::new(generator));
         Arc::new(Self { name, judge, generator, dice, looks, steps: AtomicU64::new(0) })
     }
 
     /// Its name.
-    pub fn name(&self) -> &'static str {
-        self.name
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Its judge.
@@ -141,9 +143,9 @@ impl Life {
         time::sleep(BETWEEN).await;
         // What a success makes durable is what had been done before the call.
         let mut promises = self.promises(op);
-        let (start, from) = (TimeHandle::current().elapsed(), World::wall());
+        let start = TimeHandle::current().elapsed();
         self.world.trace.add(format!("{} {op:?}", self.app.name));
-        self.app.judge().begin(op, start, from);
+        self.app.judge().begin(op, start);
         let result = self.kernel.run(op).await;
         let answer = result.as_ref().map(Vec::len);
         self.world.trace.add(format!("{} -> {answer:?}", self.app.name));
@@ -157,7 +159,7 @@ impl Life {
         if matches!(result, Err(Errno::EIO | Errno::ENOSPC)) && !self.world.faults.struck() {
             return Err(format!("answered {answer:?} though nothing ever failed"));
         }
-        self.app.judge().finish(&result, TimeHandle::current().elapsed(), World::wall())?;
+        self.app.judge().finish(&result, TimeHandle::current().elapsed())?;
         if result.is_ok() {
             promises.extend(self.promise_of_write(op));
             let promised = !promises.is_empty();
@@ -246,14 +248,21 @@ impl Life {
         let all = self.app.dice.chance(250);
         let touched = touched(&self.app.judge().model, op);
         let contents = if all { Contents::All } else { Contents::Of(touched.clone()) };
-        let seen = match self.app.look(&mut self.kernel, &contents).await {
-            Ok(tree) => self.look_at_unlinked().await.map(|unlinked| (tree, unlinked)),
-            Err(errno) => Err(errno),
+        let seen = loop {
+            let seen = match self.app.look(&mut self.kernel, &contents).await {
+                Ok(tree) => self.look_at_unlinked().await.map(|unlinked| (tree, unlinked)),
+                Err(errno) => Err(errno),
+            };
+            // Metadata that could not be read for once is there the next time.
+            let again = matches!(seen, Err(Errno::EIO)) && self.world.faults.may_strike(Fault::ReadFailed);
+            if !again || self.world.meta.failed() {
+                break seen;
+            }
         };
         match seen {
             Ok((tree, unlinked)) => {
-                let (now, to) = (TimeHandle::current().elapsed(), World::wall());
-                self.app.judge().look(&tree, &unlinked, now, to)
+                let now = TimeHandle::current().elapsed();
+                self.app.judge().look(&tree, &unlinked, now)
             }
             // The store has failed: this life is over, and what is found in the next one counts.
             Err(_) if self.world.meta.failed() => Ok(()),

@@ -64,6 +64,13 @@ faults! {
     Miss, 30, "the reads of a transaction are fetched one batch at a time";
     SlowSync, 30, "a sync of metadata takes long, and all others wait for it";
     SyncFailed, 1, "a sync of metadata fails: the store takes no more writes";
+    WriteFailed, 1, "a write of metadata fails, as on a full disk: the store takes no more writes";
+    ReadFailed, 1, "metadata cannot be read for once";
+    ListOmits, 150, "a listing omits objects that were put lately";
+    ListShowsDeleted, 100, "a listing shows objects that were deleted lately";
+    SpaceShort, 1, "the volume has little capacity, and a write does not fit";
+    InodesShort, 1, "the volume may have few inodes, and has them";
+    ClockJump, 4, "the wall clock is set, ahead or back";
 }
 
 /// How a kind shows that it matters.
@@ -102,6 +109,13 @@ pub const TEETH: &[(Fault, Teeth)] = &[
     (Fault::Miss, Teeth::Needed(Bug::MissSwallowed)),
     (Fault::SlowSync, Teeth::Needed(Bug::SyncDeadlineAccepted)),
     (Fault::SyncFailed, Teeth::Needed(Bug::FailedSyncAccepted)),
+    (Fault::WriteFailed, Teeth::Enough(Bug::UnknownIsApplied)),
+    (Fault::ReadFailed, Teeth::Needed(Bug::FailedReadIsAbsence)),
+    (Fault::ListOmits, Teeth::Enough(Bug::ListedOnce)),
+    (Fault::ListShowsDeleted, Teeth::Shared("deleting twice is harmless, as it is after DeleteAnswerLost")),
+    (Fault::SpaceShort, Teeth::Enough(Bug::CapacityLate)),
+    (Fault::InodesShort, Teeth::Enough(Bug::InodeLimitIgnored)),
+    (Fault::ClockJump, Teeth::Enough(Bug::TimesOnlyGrow)),
 ];
 
 /// Multiples of the usual rate: what a seed makes of a kind.
@@ -216,6 +230,21 @@ impl Faults {
             *state.counts.faults.entry(fault).or_default() += 1;
         }
         strikes
+    }
+
+    /// How often `fault` strikes, as a multiple of the usual: 0 where it is off, whether faults are on or not.
+    pub fn level(&self, fault: Fault) -> u64 {
+        self.state.lock().unwrap().rates[&fault] / fault.rate()
+    }
+
+    /// Counts a strike of what strikes by itself.
+    pub fn struck_by(&self, fault: Fault) {
+        *self.state.lock().unwrap().counts.faults.entry(fault).or_default() += 1;
+    }
+
+    /// Whether `fault` may strike now.
+    pub fn may_strike(&self, fault: Fault) -> bool {
+        self.are_on() && self.level(fault) > 0
     }
 
     /// Counts a call.

@@ -14,9 +14,10 @@ use std::time::Duration;
 use kiseki_core::errno::Errno;
 use kiseki_core::testkit::model::{Model, Node, NodeId, Stamp, with_mode};
 use kiseki_core::testkit::ops::{Habits, Op};
-use kiseki_core::types::{FileType, Ino, Timestamp};
+use kiseki_core::types::{FileType, Ino};
 
 use crate::observe::{Seen, Tree};
+use crate::world::clock::Clock;
 
 /// A state that the application has seen, and the operation that led to it.
 #[derive(Clone, Debug)]
@@ -49,8 +50,6 @@ pub struct Doubt {
     pub op: Op,
     /// When it began.
     pub start: Duration,
-    /// The same on the wall clock.
-    pub from: Timestamp,
 }
 
 /// What the judge knows of one application.
@@ -72,6 +71,8 @@ pub struct Judge {
     used: BTreeMap<Ino, NodeId>,
     /// Operations that returned, and those that succeeded.
     pub completed: (u64, u64),
+    /// What the times of changes come from.
+    pub clock: Clock,
 }
 
 /// How exactly the tree must equal the model.
@@ -85,7 +86,7 @@ pub enum Exactness {
 
 impl Judge {
     /// A judge of an application that finds the tree as in `model`.
-    pub fn new(habits: Habits, model: Model) -> Self {
+    pub fn new(habits: Habits, model: Model, clock: Clock) -> Self {
         let history = vec![Step { model: model.clone(), op: None, start: Duration::ZERO, end: Some(Duration::ZERO) }];
         Self {
             habits,
@@ -96,17 +97,18 @@ impl Judge {
             inos: BTreeMap::new(),
             used: BTreeMap::new(),
             completed: (0, 0),
+            clock,
         }
     }
 
     /// The application is about to do `op`.
-    pub fn begin(&mut self, op: &Op, start: Duration, from: Timestamp) {
+    pub fn begin(&mut self, op: &Op, start: Duration) {
         assert!(self.doubt.is_none());
-        self.doubt = Some(Doubt { op: op.clone(), start, from });
+        self.doubt = Some(Doubt { op: op.clone(), start });
     }
 
-    /// The operation has returned.
-    pub fn finish(&mut self, result: &Result<Vec<u8>, Errno>, end: Duration, to: Timestamp) -> Result<(), String> {
+    /// The operation has returned at `end`.
+    pub fn finish(&mut self, result: &Result<Vec<u8>, Errno>, end: Duration) -> Result<(), String> {
         let doubt = self.doubt.take().expect("an operation was under way");
         self.completed.0 += 1;
         if matches!(result, Err(Errno::EIO | Errno::ENOSPC)) {
@@ -114,9 +116,8 @@ impl Judge {
             self.doubt = Some(doubt);
             return Ok(());
         }
-        let when = Stamp { from: doubt.from, to };
         let mut after = self.model.clone();
-        let expected = after.apply(&doubt.op, when);
+        let expected = after.apply(&doubt.op, self.clock.span(doubt.start));
         if *result != expected {
             return Err(match (result, &expected) {
                 (Ok(seen), Ok(expected)) => format!("{:?} read {}", doubt.op, byte_difference(expected, seen)),
@@ -150,26 +151,22 @@ impl Judge {
     }
 
     /// Compares everything with what the application sees: names, and by slot the open files that have none.
-    /// `now` and `to` are the time after the look.
-    pub fn look(
-        &mut self,
-        tree: &Tree,
-        unlinked: &[(usize, Seen)],
-        now: Duration,
-        to: Timestamp,
-    ) -> Result<(), String> {
+    /// `now` is the time after the look.
+    pub fn look(&mut self, tree: &Tree, unlinked: &[(usize, Seen)], now: Duration) -> Result<(), String> {
         let compare = |judge: &Self, model: &Model| {
             let named = judge.difference(model, tree, Exactness::Live);
-            named.or_else(|| unlinked.iter().find_map(|(slot, seen)| unlinked_difference(model, *slot, seen)))
+            named.or_else(|| {
+                unlinked.iter().find_map(|(slot, seen)| unlinked_difference(model, *slot, seen, &judge.clock))
+            })
         };
         let mut difference = compare(self, &self.model);
         if let Some(doubt) = self.doubt.take() {
             let mut after = self.model.clone();
             // An operation that failed half way may still have had its effect.
-            if difference.is_some() && after.apply(&doubt.op, Stamp { from: doubt.from, to }).is_ok() {
+            if difference.is_some() && after.apply(&doubt.op, self.clock.span(doubt.start)).is_ok() {
                 difference = compare(self, &after);
                 let mut half = self.model.clone();
-                if difference.is_some() && half.apply_half(&doubt.op, Stamp { from: doubt.from, to }) {
+                if difference.is_some() && half.apply_half(&doubt.op, self.clock.span(doubt.start)) {
                     difference = compare(self, &half);
                     after = half;
                 }
@@ -231,10 +228,10 @@ impl Judge {
             let exact = exactness == Exactness::Live || seen.attr.kind != FileType::Regular;
             if exact && !home {
                 let node = model.node(id);
-                if let Some(what) = file_difference(node, seen) {
+                if let Some(what) = file_difference(node, seen, &self.clock) {
                     return Some(format!("{path}: {what}"));
                 }
-                if !node.ctime.holds(seen.attr.ctime) {
+                if !self.clock.follows(node.ctime, seen.attr.ctime) {
                     return Some(format!("{path}: ctime should be in {:?}, is {:?}", node.ctime, seen.attr.ctime));
                 }
             }
@@ -274,14 +271,14 @@ fn namespace_difference(model: &Model, id: NodeId, seen: &Seen, home: bool) -> O
 }
 
 /// What the open file in `slot`, which has no name, should be.
-fn unlinked_difference(model: &Model, slot: usize, seen: &Seen) -> Option<String> {
+fn unlinked_difference(model: &Model, slot: usize, seen: &Seen, clock: &Clock) -> Option<String> {
     let node = model.node(model.open_at(slot)?);
-    let what = if seen.attr.nlink == 0 { file_difference(node, seen) } else { Some("it has a name".into()) };
+    let what = if seen.attr.nlink == 0 { file_difference(node, seen, clock) } else { Some("it has a name".into()) };
     what.map(|what| format!("unlinked {:?} in slot {slot}: {what}", seen.ino))
 }
 
 /// What the ordered changes of one file set.
-pub fn file_difference(node: &Node, seen: &Seen) -> Option<String> {
+pub fn file_difference(node: &Node, seen: &Seen, clock: &Clock) -> Option<String> {
     let attr = &seen.attr;
     if (attr.mode, attr.uid, attr.gid) != (node.mode, node.uid, node.gid) {
         return Some(format!(
@@ -289,10 +286,11 @@ pub fn file_difference(node: &Node, seen: &Seen) -> Option<String> {
             node.mode, node.uid, node.gid, attr.mode, attr.uid, attr.gid
         ));
     }
-    if !node.atime.holds(attr.atime) {
+    if !clock.follows_reads(node.atime, attr.atime) {
         return Some(format!("atime should be in {:?}, is {:?}", node.atime, attr.atime));
     }
-    if !node.mtime.holds(attr.mtime) {
+    let latest = node.kind == FileType::Directory && clock.follows(node.mtime, attr.mtime);
+    if !latest && !node.mtime.holds(attr.mtime) {
         return Some(format!("mtime should be in {:?}, is {:?}", node.mtime, attr.mtime));
     }
     if node.kind != FileType::Regular {

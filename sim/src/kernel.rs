@@ -26,6 +26,7 @@ use kiseki_core::types::{FileType, Ino, InodeFlags, Timestamp};
 use madsim::time::{self, TimeHandle};
 
 use crate::dice::Dice;
+use crate::faults::Fault;
 use crate::trace::Trace;
 use crate::world::{SimEnv, World};
 
@@ -122,6 +123,9 @@ impl Kernel {
         let told = if let Op::Write { slot, .. } | Op::Fsync { slot } = op { self.told(*slot) } else { None };
         let due = told.as_ref().is_some_and(Told::due);
         let result = self.attempt(op).await;
+        if result == Err(Errno::ENOSPC) && !due {
+            self.refused(op);
+        }
         match (&told, &result) {
             (Some(told), Err(_)) => told.failed(),
             // An fsync in the background may have been told meanwhile.
@@ -131,6 +135,15 @@ impl Kernel {
             (Some(_) | None, _) => {}
         }
         result
+    }
+
+    /// The volume had no room for `op`, if it has limits.
+    fn refused(&self, op: &Op) {
+        let written = matches!(op, Op::Write { .. } | Op::Fsync { .. });
+        let limit = if written { Fault::SpaceShort } else { Fault::InodesShort };
+        if self.world.faults.level(limit) > 0 {
+            self.world.faults.struck_by(limit);
+        }
     }
 
     async fn attempt(&mut self, op: &Op) -> Result<Vec<u8>, Errno> {

@@ -11,14 +11,18 @@
 #![forbid(unsafe_code)]
 
 pub mod apps;
+pub mod crew;
+pub mod crowd;
 pub mod dice;
 pub mod faults;
 pub mod judge;
 pub mod kernel;
+pub mod linear;
 pub mod observe;
 pub mod plan;
 pub mod recovery;
 pub mod report;
+pub mod rest;
 pub mod rivals;
 pub mod run;
 pub mod shrink;

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use kiseki_core::format::block::LEASE_SLICES;
 use kiseki_core::types::{AtimeMode, Geometry};
 
 use crate::dice::Dice;
-use crate::faults::Fault;
+use crate::faults::{Fault, Faults};
 
 /// A run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -92,6 +93,30 @@ pub struct Knobs {
     pub looks: u64,
 }
 
+/// What a volume may hold; 0: whatever comes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes.
+    pub capacity: u64,
+    /// Inodes.
+    pub inodes: u64,
+}
+
+impl Limits {
+    /// As scarce as `faults` wants.
+    pub fn draw(dice: &Dice, faults: &Faults) -> Self {
+        let between = |level, some: Range<u64>, few: Range<u64>| match level {
+            0 => 0,
+            1 => some.start + dice.below(some.end - some.start),
+            _ => few.start + dice.below(few.end - few.start),
+        };
+        Self {
+            capacity: between(faults.level(Fault::SpaceShort), 60_000..160_000, 15_000..60_000),
+            inodes: between(faults.level(Fault::InodesShort), 20..40, 10..20),
+        }
+    }
+}
+
 impl Knobs {
     /// Drawn from `dice`.
     pub fn draw(dice: &Dice) -> Self {
@@ -105,7 +130,7 @@ impl Knobs {
             commit_interval: Duration::from_millis(one_of(&[10, 50, 200, 500, 3000]) + dice.below(100)),
             store_timeout: Duration::from_secs(3 + dice.below(10)),
             max_uploads: one_of(&[1, 1, 2, 3, 4, 6]) as usize,
-            inode_lease: one_of(&[1, 8, 1 << 16, 1 << 16]),
+            inode_lease: one_of(&[1, 1, 8, 1 << 16]),
             slice_lease: one_of(&[1, 5, 60, LEASE_SLICES]),
             atime: [AtimeMode::Relatime, AtimeMode::Noatime, AtimeMode::Strictatime][dice.below(3) as usize],
             ..Options::default()

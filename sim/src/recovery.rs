@@ -10,8 +10,6 @@
 //!
 //! Of two applications: if an operation of one survived, so did all that had returned to the other before it began.
 
-use std::time::Duration;
-
 use kiseki_core::testkit::model::{Model, Node, NodeId, Stamp};
 use kiseki_core::testkit::ops::{Op, RenameFlag};
 use kiseki_core::types::FileType;
@@ -31,8 +29,8 @@ pub struct Verdict {
 }
 
 /// The states of `judge`'s history that explain `tree`, the latest first; or why there is none.
-pub fn explain(judge: &Judge, tree: &Tree, crashed: Duration, stamp_to: Stamp) -> Result<Vec<Verdict>, String> {
-    let history = with_doubt(judge, crashed, stamp_to);
+pub fn explain(judge: &Judge, tree: &Tree) -> Result<Vec<Verdict>, String> {
+    let history = with_doubt(judge);
     let floor = namespace_floor(judge, &history);
     let mut verdicts = Vec::new();
     let mut why = None;
@@ -93,13 +91,11 @@ fn names(model: &Model) -> Vec<(String, NodeId)> {
 }
 
 /// The history, and after it the operation that may have had its effect.
-fn with_doubt(judge: &Judge, crashed: Duration, crash_stamp: Stamp) -> Vec<Step> {
+fn with_doubt(judge: &Judge) -> Vec<Step> {
     let mut history = judge.history.clone();
     if let Some(doubt) = &judge.doubt {
         let mut model = judge.model.clone();
-        let when = Stamp { from: doubt.from, to: crash_stamp.to };
-        if model.apply(&doubt.op, when).is_ok() {
-            assert!(doubt.start <= crashed);
+        if model.apply(&doubt.op, judge.clock.span(doubt.start)).is_ok() {
             history.push(Step { model, op: Some(doubt.op.clone()), start: doubt.start, end: None });
         }
     }
@@ -158,7 +154,7 @@ fn files(judge: &Judge, history: &[Step], step: usize, tree: &Tree) -> Result<Mo
             let mut why = None;
             let mut found = None;
             for node in candidates {
-                match file_difference(node, seen) {
+                match file_difference(node, seen, &judge.clock) {
                     None => {
                         found = Some(node.clone());
                         break;

@@ -12,12 +12,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
-use kiseki_core::client::{Client, OpenFlags};
+use kiseki_core::client::{Client, Handle, OpenFlags};
 use kiseki_core::errno::Errno;
 use kiseki_core::testkit::ops::written_bytes;
+use kiseki_core::types::Ino;
 use madsim::time;
 
 use crate::dice::Dice;
+use crate::faults::Fault;
 use crate::kernel::Kernel;
 use crate::observe::{read_file, unexplained};
 use crate::world::{SimEnv, World};
@@ -86,7 +88,10 @@ impl Rivals {
     pub async fn verify(&self, mut kernel: Kernel, world: &World) -> Result<(), String> {
         let mut found = None;
         for attempt in 0..20 {
-            found = whole(&mut kernel).await.map_err(|errno| format!("the rivals' file answered {errno:?}"))?;
+            found = match whole(&mut kernel).await {
+                Err(Errno::EIO) if world.faults.may_strike(Fault::ReadFailed) => None,
+                found => found.map_err(|errno| format!("the rivals' file answered {errno:?}"))?,
+            };
             if found.is_some() {
                 break;
             }
@@ -130,6 +135,21 @@ impl Rivals {
         let client = kernel.client().clone();
         let flags = OpenFlags { read: true, write: true, append: appends, ..OpenFlags::default() };
         let handle = client.open(ino, flags).await?;
+        let worked = self.use_handle(kernel, (ino, handle), world, dice, appends, stop).await;
+        client.release(handle).await?;
+        worked
+    }
+
+    async fn use_handle(
+        &self,
+        kernel: &Kernel,
+        (ino, handle): (Ino, Handle),
+        world: &World,
+        dice: &Dice,
+        appends: bool,
+        stop: &AtomicBool,
+    ) -> Result<(), Errno> {
+        let client = kernel.client().clone();
         while !stop.load(Ordering::Relaxed) && !world.meta.failed() && world.alarm.raised().is_none() {
             match dice.below(10) {
                 0 => {
@@ -180,7 +200,7 @@ impl Rivals {
             }
             time::sleep(dice.time_below(PAUSE)).await;
         }
-        client.release(handle).await
+        Ok(())
     }
 }
 

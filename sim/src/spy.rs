@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use kiseki_core::client::{Client, OpenFlags};
 use kiseki_core::errno::Errno;
-use kiseki_core::testkit::model::{Model, NodeId, Stamp};
+use kiseki_core::testkit::model::{Model, NodeId};
 use kiseki_core::types::FileType;
 use madsim::time;
 
@@ -84,7 +84,7 @@ impl Spy {
         for _ in 0..1 + self.dice.below(4) {
             let from = app.judge().now();
             let attr = self.kernel.client().getattr(ino).await;
-            let possible = contents(&app.judge(), from, id);
+            let possible = self.contents(app, from, id);
             if let Ok(attr) = attr
                 && !possible.is_empty()
                 && !possible.iter().any(|data| data.len() as u64 == attr.length)
@@ -101,7 +101,7 @@ impl Spy {
                     break;
                 }
             };
-            let possible = contents(&app.judge(), from, id);
+            let possible = self.contents(app, from, id);
             // Nothing is said of a file that no state knows.
             if !possible.is_empty()
                 && let Some(what) = unexplained(&possible, offset, len, &data)
@@ -113,6 +113,19 @@ impl Spy {
         }
         self.kernel.client().release(handle).await?;
         wrong
+    }
+
+    /// The contents of a file in the states from number `from` to this moment.
+    fn contents(&self, app: &App, from: usize, id: NodeId) -> Vec<Arc<Vec<u8>>> {
+        let judge = app.judge();
+        let under_way = under_way(&judge);
+        let mut contents: Vec<Arc<Vec<u8>>> = Vec::new();
+        for node in states(&judge, from, under_way.as_ref()).into_iter().filter_map(|model| model.try_node(id)) {
+            if !contents.last().is_some_and(|last| Arc::ptr_eq(last, &node.data)) {
+                contents.push(node.data.clone());
+            }
+        }
+        contents
     }
 
     async fn directory(&mut self, app: &App) -> Result<Option<String>, Errno> {
@@ -156,17 +169,5 @@ fn states<'a>(judge: &'a Judge, from: usize, under_way: Option<&'a Model>) -> Ve
 fn under_way(judge: &Judge) -> Option<Model> {
     let doubt = judge.doubt.as_ref()?;
     let mut after = judge.model.clone();
-    after.apply(&doubt.op, Stamp { from: doubt.from, to: World::wall() }).is_ok().then_some(after)
-}
-
-/// The contents of a file in those states, each once.
-fn contents(judge: &Judge, from: usize, id: NodeId) -> Vec<Arc<Vec<u8>>> {
-    let under_way = under_way(judge);
-    let mut contents: Vec<Arc<Vec<u8>>> = Vec::new();
-    for node in states(judge, from, under_way.as_ref()).into_iter().filter_map(|model| model.try_node(id)) {
-        if !contents.last().is_some_and(|last| Arc::ptr_eq(last, &node.data)) {
-            contents.push(node.data.clone());
-        }
-    }
-    contents
+    after.apply(&doubt.op, judge.clock.span(doubt.start)).is_ok().then_some(after)
 }

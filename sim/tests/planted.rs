@@ -57,6 +57,9 @@ mod score {
         Bug::DeleteWithoutGrace,
         Bug::GivenUpForgotten,
         Bug::UnsureForgotten,
+        Bug::TimesOnlyGrow,
+        Bug::HoleForgotten,
+        Bug::ListCutShort,
     ];
     const SLOW_SEEDS: u64 = 4;
 

@@ -128,6 +128,11 @@ impl<E: Env> Client<E> {
         if file.flags.sync || shared.near_capacity(len) || !shared.memory.try_take(len) {
             return Ok(false);
         }
+        // Others may have taken memory at the same moment.
+        if shared.near_capacity(0) {
+            shared.memory.give(len);
+            return Ok(false);
+        }
         shared.accept(&file, offset, data, drop_privileges)?;
         Ok(true)
     }
@@ -138,13 +143,21 @@ impl<E: Env> Client<E> {
         shared.env.pause().await;
         let len = data.len() as u64;
         let file = shared.writable(handle, offset, data.len())?;
-        if shared.near_capacity(len) {
-            shared.refresh_usage().await?;
+        loop {
             if shared.near_capacity(len) {
-                return Err(Errno::ENOSPC);
+                shared.refresh_usage().await?;
+                if shared.near_capacity(len) {
+                    reached(Mark::WriteBeyondCapacity);
+                    return Err(Errno::ENOSPC);
+                }
             }
+            shared.take_memory(len).await?;
+            // What others have accepted while this one waited counts as well.
+            if !shared.near_capacity(0) {
+                break;
+            }
+            shared.memory.give(len);
         }
-        shared.take_memory(len).await?;
         shared.accept(&file, offset, &data, drop_privileges)?;
         let durable = file.flags.sync && !planted::is(Bug::SyncFlagIgnored);
         if durable { self.fsync(handle).await } else { Ok(()) }
@@ -306,10 +319,19 @@ impl<E: Env> Shared<E> {
         }
     }
 
-    /// `len` bytes more might not fit on the volume, by the figure last read.
+    /// `len` bytes more might not fit on the volume: what is stored by the last reading, committed since, and accepted
+    /// comes to more. A byte counts twice while it is being committed, and what was removed since the reading counts; so
+    /// the volume never holds more than its capacity.
     fn near_capacity(&self, len: u64) -> bool {
         let capacity = self.volume.capacity;
-        capacity > 0 && self.used_bytes.load(Ordering::Acquire) + self.memory.used() + len > capacity
+        if capacity == 0 {
+            return false;
+        }
+        // Memory first: what is committed in between is then counted in both.
+        let accepted = self.memory.used();
+        let committed = if planted::is(Bug::CapacityLate) { 0 } else { self.committed_bytes.load(Ordering::Acquire) };
+        let stored = self.used_base.load(Ordering::Acquire).wrapping_add(committed);
+        stored.saturating_add(accepted).saturating_add(len) > capacity
     }
 
     /// Waits for a permit of `len` bytes. Files are flushed meanwhile, so that permits come back.

@@ -164,6 +164,7 @@ impl<E: Env> Shared<E> {
         for (id, payload) in kept {
             self.blocks.insert(id, payload);
         }
+        self.committed_bytes.fetch_add(freed, Ordering::AcqRel);
         self.memory.give(freed);
         if gone {
             let (shared, ino) = (self.clone(), cell.ino);

@@ -155,8 +155,11 @@ struct Shared<E: Env> {
     pressed: AtomicBool,
     /// Payload bytes of writes that wait for memory.
     waiting: AtomicU64,
-    /// Bytes used on the volume, as last read; only kept up on volumes with a limit.
-    used_bytes: AtomicU64,
+    /// Bytes used on the volume as last read, less `committed_bytes` at that time (modulo 2^64); only kept up on volumes
+    /// with a limit.
+    used_base: AtomicU64,
+    /// Accepted bytes whose commit is done, since the mount.
+    committed_bytes: AtomicU64,
     /// A put failed: it may be applied later, so objects may be left that nothing refers to.
     unsure: AtomicBool,
     /// Orphans that are being removed.
@@ -283,7 +286,8 @@ impl<E: Env> Shared<E> {
             grace,
             pressed: AtomicBool::new(false),
             waiting: AtomicU64::new(0),
-            used_bytes: AtomicU64::new(0),
+            used_base: AtomicU64::new(0),
+            committed_bytes: AtomicU64::new(0),
             unsure: AtomicBool::new(false),
             reaping: AtomicU64::new(0),
             reap_ended: Notify::default(),
@@ -426,8 +430,10 @@ impl<E: Env> Shared<E> {
 
     async fn refresh_usage(&self) -> Result<(), Errno> {
         if self.volume.capacity > 0 {
+            // What is committed from here on counts, whether the reading shows it or not: rather twice than never.
+            let committed = self.committed_bytes.load(Ordering::Acquire);
             let usage = self.read(meta::volume::usage).await?;
-            self.used_bytes.store(usage.bytes, Ordering::Release);
+            self.used_base.store(usage.bytes.wrapping_sub(committed), Ordering::Release);
         }
         Ok(())
     }

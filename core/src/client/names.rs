@@ -64,7 +64,11 @@ impl<E: Env> Client<E> {
         let shared = &self.0;
         shared.env.pause().await;
         let retired = shared.files.retired();
-        let (ino, mut attr) = shared.read(|read| meta::lookup::lookup(read, dir, name)).await?;
+        let found = shared.read(|read| meta::lookup::lookup(read, dir, name)).await;
+        if planted::is(Bug::FailedReadIsAbsence) && matches!(found, Err(Errno::EIO)) {
+            return Err(Errno::ENOENT);
+        }
+        let (ino, mut attr) = found?;
         if attr.kind == FileType::Regular && shared.may_be_dirty(ino, retired) {
             attr = shared.getattr(ino).await?;
         }
@@ -255,6 +259,13 @@ impl<E: Env> Client<E> {
     ) -> Result<(), Errno> {
         let shared = &self.0;
         shared.env.pause().await;
+        let mut mode = mode;
+        if planted::is(Bug::RenameLooksFirst)
+            && mode == RenameMode::NoReplace
+            && shared.read(|read| meta::lookup::lookup(read, names[1].0, names[1].1)).await == Err(Errno::ENOENT)
+        {
+            mode = RenameMode::Replace;
+        }
         let whiteout = match whiteout {
             Some(caller) => Some(shared.new_inode(caller, FileType::CharDevice, 0, 0, None).await?),
             None => None,
@@ -525,7 +536,9 @@ impl<E: Env> Shared<E> {
         }
         let new = self.new_inode(caller, kind, mode, rdev, target).await?;
         let ino = new.ino;
-        let attr = self.mutate(|txn, ctx| meta::create::create(txn, ctx, dir, name, &new)).await?;
+        let made = self.mutate(|txn, ctx| meta::create::create(txn, ctx, dir, name, &new)).await;
+        reached_if(Mark::CreateBeyondLimit, || made == Err(Errno::ENOSPC));
+        let attr = made?;
         if planted::is(Bug::CountApart) {
             self.mutate(planted::count_inode).await?;
         }
@@ -545,8 +558,9 @@ impl<E: Env> Shared<E> {
         let Caller { uid, gid, umask } = caller;
         let max = self.volume.inodes;
         let near = max > 0 && max <= self.read(meta::volume::usage).await?.inodes + INODES_NEAR;
+        let inodes_max = if planted::is(Bug::InodeLimitIgnored) { None } else { near.then_some(max) };
         let ino = Ino(self.next_ino().await?);
-        Ok(New { ino, kind, mode, uid, gid, rdev, target, umask, inodes_max: near.then_some(max) })
+        Ok(New { ino, kind, mode, uid, gid, rdev, target, umask, inodes_max })
     }
 
     async fn next_ino(self: &Arc<Self>) -> Result<u64, Errno> {

@@ -53,6 +53,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// Deadline of one store request. A dead store then costs one batch, not the task.
 const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
+/// How far a listing may be behind the store. S3 and its kin are not behind since 2020; others and proxies may be.
+const SETTLE: Duration = Duration::from_secs(60);
 /// Objects deleted at once: keeps an S3 connection pool busy without crowding out foreground requests.
 const DELETES: usize = 16;
 /// Queue entries read at once: bounds memory and the size of the transaction that drops them.
@@ -104,6 +106,10 @@ struct State {
     running: bool,
     /// Slice ids leased by ended sessions whose left-overs are yet to be collected.
     ended: Vec<Range<u64>>,
+    /// From when on listings show all that those sessions left.
+    settled_at: Duration,
+    /// They were collected as far as listings showed before that.
+    early: bool,
 }
 
 impl<E: Env> Collector<E> {
@@ -123,7 +129,12 @@ impl<E: Env> Collector<E> {
     /// Hands over slice ids leased by sessions that a transaction has ended: `run` collects what those left, and tries
     /// again after errors.
     pub(crate) fn adopt(&self, ended: Vec<Range<u64>>) {
-        lock(&self.state).ended.extend(ended);
+        {
+            let mut state = lock(&self.state);
+            state.ended.extend(ended);
+            state.settled_at = self.env.now() + SETTLE;
+            state.early = false;
+        }
         self.kick();
     }
 
@@ -203,10 +214,20 @@ impl<E: Env> Collector<E> {
     async fn pass(&self, done: &mut Pass) -> Result<(), UpkeepError> {
         self.env.pause().await;
         let drained = self.drain_into(done).await;
-        let ended = mem::take(&mut lock(&self.state).ended);
-        if !ended.is_empty() {
-            let mut left = HandBack { collector: self, ended };
+        let (ended, early, settled) = {
+            let mut state = lock(&self.state);
+            let settled = self.env.now() >= state.settled_at || planted::is(Bug::ListedOnce);
+            (mem::take(&mut state.ended), state.early, settled)
+        };
+        let mut left = HandBack { collector: self, ended };
+        if left.ended.is_empty() {
+            return drained;
+        }
+        if settled {
             self.collect(&mut left.ended).await?;
+        } else if !early {
+            self.collect_early(&left.ended).await?;
+            lock(&self.state).early = true;
         }
         drained
     }

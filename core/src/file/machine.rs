@@ -27,6 +27,7 @@ use super::view::{Segment, View, chunks};
 use crate::errno::Errno;
 use crate::marks::{Mark, reached, reached_if};
 use crate::meta::{Change, Commit, SetAttr};
+use crate::planted::{self, Bug};
 use crate::types::{Attr, BlockId, Geometry, Ino, SliceId, SliceRecord, Timestamp};
 
 mod progress;
@@ -308,7 +309,7 @@ impl File {
         let batch = self.open_batch(now);
         match batch.attrs.last_mut() {
             Some(Change::Written { mtime, drop_privileges: dropped }) => {
-                *mtime = wall;
+                *mtime = if planted::is(Bug::TimesOnlyGrow) { wall.max(*mtime) } else { wall };
                 *dropped |= drop_privileges;
             }
             Some(_) | None => batch.attrs.push(Change::Written { mtime: wall, drop_privileges }),

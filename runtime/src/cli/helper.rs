@@ -22,36 +22,73 @@ use crate::mount::table::SOURCE_PREFIX;
 const MOUNT_NAMES: [&str; 2] = ["mount.fuse.kiseki", "mount.kiseki"];
 const UMOUNT_NAMES: [&str; 2] = ["umount.fuse.kiseki", "umount.kiseki"];
 
+/// What a remount can change: flags of the kernel's, which FUSE leaves to it.
+const REMOUNT_OPTIONS: [&str; 15] = [
+    "remount",
+    "bind",
+    "ro",
+    "rw",
+    "suid",
+    "nosuid",
+    "dev",
+    "nodev",
+    "exec",
+    "noexec",
+    "sync",
+    "async",
+    "dirsync",
+    "nosymfollow",
+    "symfollow",
+];
+
 /// If this process was started as a helper, goes on as `kiseki mount` or `kiseki umount` instead; else returns.
 pub(super) fn go_on_as_kiseki() -> Outcome<()> {
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_default();
     let name = Path::new(&name).file_name().and_then(OsStr::to_str).unwrap_or_default();
-    let translated = if MOUNT_NAMES.contains(&name) {
+    let next = if MOUNT_NAMES.contains(&name) {
         mount_arguments(arguments)?
     } else if UMOUNT_NAMES.contains(&name) {
-        Some(umount_arguments(arguments)?)
+        Next::Kiseki(umount_arguments(arguments)?)
     } else {
         return Ok(());
     };
-    // `-f`: mount(8) wants to know whether it would be called, and nothing more.
-    let Some(translated) = translated else { std::process::exit(0) };
-    let error = Command::new("/proc/self/exe").arg0("kiseki").args(translated).exec();
-    Err(Failure::new(format!("cannot start kiseki as {name}: {error}")))
+    let error = match next {
+        Next::Nothing => std::process::exit(0),
+        Next::Kiseki(arguments) => Command::new("/proc/self/exe").arg0("kiseki").args(arguments).exec(),
+        Next::Mount(arguments) => Command::new("mount").args(arguments).exec(),
+    };
+    Err(Failure::new(format!("cannot go on from {name}: {error}")))
 }
 
-/// The arguments of `kiseki` for those of mount(8)'s helper; `None`: nothing is to be done.
-fn mount_arguments(arguments: impl Iterator<Item = OsString>) -> Outcome<Option<Vec<OsString>>> {
+/// What a helper's process becomes.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// `-f`: mount(8) wants to know whether it would be called, and nothing more.
+    Nothing,
+    /// `kiseki` with these arguments.
+    Kiseki(Vec<OsString>),
+    /// mount(8) again, which then asks the kernel itself: a remount changes nothing of ours.
+    Mount(Vec<OsString>),
+}
+
+fn mount_arguments(arguments: impl Iterator<Item = OsString>) -> Outcome<Next> {
     let Helper { places, flags, options } = Helper::parse(arguments)?;
     let [spec, dir] = &places[..] else {
         return Err(Failure::Usage("mount.fuse.kiseki META MOUNTPOINT [-o OPTIONS]; see `kiseki mount --help`".into()));
     };
     if flags.contains(&b'f') {
-        return Ok(None);
+        return Ok(Next::Nothing);
+    }
+    let words = options.iter().flat_map(|text| text.as_bytes().split(|byte| *byte == b','));
+    if words.clone().any(|word| word == b"remount") {
+        let kept: Vec<_> = words.filter(|word| REMOUNT_OPTIONS.iter().any(|known| known.as_bytes() == *word)).collect();
+        let options = OsString::from_vec(kept.join(&b','));
+        return Ok(Next::Mount(vec!["--internal-only".into(), "-o".into(), options, "--".into(), dir.clone()]));
     }
     let mut translated: Vec<OsString> = ["mount", "--daemon"].map(Into::into).to_vec();
     let mut rest = Vec::new();
-    for option in options.iter().flat_map(|text| text.as_bytes().split(|byte| *byte == b',')) {
+    for option in words {
         match long_flag(option) {
             Some(flag) => translated.push(flag),
             None => rest.push(option),
@@ -66,7 +103,7 @@ fn mount_arguments(arguments: impl Iterator<Item = OsString>) -> Outcome<Option<
     // As /proc/self/mountinfo shows it, or as a command line has it.
     let meta = spec.as_bytes().strip_prefix(SOURCE_PREFIX.as_bytes()).map_or(&**spec, OsStr::from_bytes);
     translated.extend(["--".into(), meta.into(), dir.clone()]);
-    Ok(Some(translated))
+    Ok(Next::Kiseki(translated))
 }
 
 fn umount_arguments(arguments: impl Iterator<Item = OsString>) -> Outcome<Vec<OsString>> {
@@ -169,9 +206,14 @@ mod tests {
         ];
         for (given, expected) in cases {
             let translated = mount_arguments(words(given).into_iter()).expect("it is a helper's command line");
-            assert_eq!(translated, Some(words(expected)), "{given:?}");
+            assert_eq!(translated, Next::Kiseki(words(expected)), "{given:?}");
         }
-        assert_eq!(mount_arguments(words(&["/m", "/mnt", "-f"]).into_iter()).expect("it is one"), None);
+        assert_eq!(mount_arguments(words(&["/m", "/mnt", "-f"]).into_iter()).expect("it is one"), Next::Nothing);
+        let remount = ["/m", "/mnt", "-o", "remount,ro,allow_other,noexec,buffer-size=1G"];
+        assert_eq!(
+            mount_arguments(words(&remount).into_iter()).expect("it is one"),
+            Next::Mount(words(&["--internal-only", "-o", "remount,ro,noexec", "--", "/mnt"]))
+        );
         for bad in [&["/m"][..], &["/m", "/mnt", "-N", "1"], &["a", "b", "c"]] {
             assert!(matches!(mount_arguments(words(bad).into_iter()), Err(Failure::Usage(_))), "{bad:?}");
         }

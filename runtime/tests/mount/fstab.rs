@@ -25,6 +25,10 @@ findmnt --noheadings --output FSTYPE,SOURCE,OPTIONS "$4"
 mount --all                              # it is mounted already: nothing happens
 head -c 5000000 /dev/urandom >"$4/copy"
 sum=$(sha256sum <"$4/copy")
+mount -o remount,ro "$4"
+if touch "$4/new" 2>/dev/null; then echo 'it was not remounted'; exit 1; fi
+mount -o remount,rw,exec "$4"
+touch "$4/new"
 umount "$4"
 tail -n 1 "$5" | grep -q 'everything is stored'
 if mountpoint -q "$4"; then echo 'still mounted'; exit 1; fi

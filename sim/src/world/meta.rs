@@ -5,9 +5,10 @@
 //!
 //! Invariants
 //! - A power cut drops commits from the end of the log only, and none that a sync has covered.
-//! - Only a data commit (one that moves an inode's commit number) may be refused or have an unknown outcome: it alone
-//!   can be repeated without harm.
-//! - After a failed sync nothing more is taken until the store is opened again.
+//! - Only a data commit (one that moves an inode's commit number) may be refused or have an unknown outcome while the
+//!   store works: it alone can be repeated without harm.
+//! - After a failed sync or write nothing more is taken until the store is opened again; reads go on. Whether the
+//!   transaction whose write failed took effect shows then.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use kiseki_core::format::block;
 use kiseki_core::format::keys::{self, Key};
 use kiseki_core::format::values::{Value, Volume};
 use kiseki_core::kv::mem::{MemKv, TxnWrites};
-use kiseki_core::kv::{OpError, OpResult, Read, Txn};
+use kiseki_core::kv::{KvError, OpError, OpResult, Read, Txn};
 use kiseki_core::marks::{Mark, reached};
 use kiseki_core::testkit::{self, Reads};
 use kiseki_core::types::{Attr, BlockId, Place, SliceId, SliceRecord};
@@ -47,6 +48,8 @@ struct State {
     /// Highest position that a sync has promised: `durable`, unless syncs are switched off.
     synced: TxnSeq,
     failed: bool,
+    /// A transaction whose write failed: part of it may be in the log.
+    torn: Option<TxnWrites>,
     epoch: u64,
     /// Until then no sync ends.
     stalled_until: Duration,
@@ -94,6 +97,13 @@ impl SimMeta {
                 1 => unsynced,
                 _ => self.parts.dice.below(unsynced + 1),
             };
+            if let Some(writes) = state.torn.take()
+                && keep == unsynced
+                && self.parts.dice.chance(500)
+            {
+                state.kv.commit(writes).expect("nothing was committed since");
+            }
+            let keep = if keep == unsynced { state.kv.last().0 - state.durable.0 } else { keep };
             let seq = TxnSeq(state.durable.0 + keep);
             state.kv.rollback_to(seq);
             state.durable = seq;
@@ -190,6 +200,9 @@ impl MetaStore for SimMeta {
         let epoch = self.state.lock().unwrap().epoch;
         self.parts.delay(LATENCY).await;
         loop {
+            if faults.strikes(Fault::ReadFailed) {
+                return Err(OpError::Kv(KvError::Failed).into());
+            }
             let reads = if faults.strikes(Fault::Miss) { Reads::MissFirst } else { Reads::Direct };
             let (value, writes) = {
                 let state = self.state.lock().unwrap();
@@ -219,6 +232,10 @@ impl MetaStore for SimMeta {
                         return Err(MetaError::Unknown);
                     }
                 }
+                if !writes.is_empty() && faults.strikes(Fault::WriteFailed) {
+                    (state.failed, state.torn) = (true, Some(writes));
+                    return Err(MetaError::Unknown);
+                }
                 let Some(seq) = self.commit(&mut state, writes) else {
                     reached(Mark::ConflictRetried);
                     continue;
@@ -237,6 +254,9 @@ impl MetaStore for SimMeta {
     {
         self.parts.faults.called("read");
         self.parts.delay(LATENCY / 2).await;
+        if self.parts.faults.strikes(Fault::ReadFailed) {
+            return Err(OpError::Kv(KvError::Failed).into());
+        }
         let reads = if self.parts.faults.strikes(Fault::Miss) { Reads::MissFirst } else { Reads::Direct };
         let value = {
             let state = self.state.lock().unwrap();

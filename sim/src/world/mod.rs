@@ -7,6 +7,7 @@
 //! - Work that a store has begun runs on the world's own node: no client's death ends it.
 //! - At a crash everything under way in a store is decided, one way or the other; nothing takes effect later.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -24,19 +25,18 @@ use crate::dice::Dice;
 use crate::faults::{Ending, Faults};
 use crate::trace::Trace;
 
+pub mod clock;
 pub mod meta;
 pub mod objects;
 mod references;
 
+use clock::Clock;
 use meta::SimMeta;
 use objects::SimObjects;
 use references::References;
 
 /// Tasks that a client may start in a second. The applications here are slow: it needs some hundred.
 const TASKS_MAX: u64 = 20_000;
-
-/// Wall-clock time of simulated time zero: 2033-05-18.
-const EPOCH_SECS: i64 = 2_000_000_000;
 
 /// Parts of the world that a test turns off, to see that a judge notices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,11 @@ impl Alarm {
         self.0.lock().unwrap().get_or_insert_with(|| text.into());
     }
 
+    /// What was reported first, as an error.
+    pub fn check(&self) -> Result<(), String> {
+        self.raised().map_or(Ok(()), Err)
+    }
+
     /// What was reported first.
     pub fn raised(&self) -> Option<String> {
         self.0.lock().unwrap().clone()
@@ -88,8 +93,10 @@ pub struct World {
     pub alarm: Alarm,
     dice: Dice,
     trap: Arc<Mutex<Trap>>,
-    /// The second that it is, and the tasks that clients have started in it.
-    tasks: Arc<Mutex<(u64, u64)>>,
+    /// By client: the second that it is, and the tasks that were started in it.
+    tasks: Arc<Mutex<BTreeMap<usize, (u64, u64)>>>,
+    /// The wall clock.
+    pub clock: Clock,
 }
 
 /// When a client dies.
@@ -120,13 +127,24 @@ impl World {
         let references = References::default();
         let objects = SimObjects::new(parts.clone(), references.clone());
         let meta = SimMeta::new(parts, objects.clone(), references);
-        Self { meta, objects, faults, trace, alarm, dice, trap: Arc::default(), tasks: Arc::default() }
+        Self {
+            meta,
+            objects,
+            faults,
+            trace,
+            alarm,
+            dice,
+            trap: Arc::default(),
+            tasks: Arc::default(),
+            clock: Clock::default(),
+        }
     }
 
     /// Objects to a client that is busy with nothing.
-    fn count_task(&self) {
+    fn count_task(&self, client: usize) {
         let now = TimeHandle::current().elapsed().as_secs();
-        let mut tasks = self.tasks.lock().unwrap();
+        let mut all = self.tasks.lock().unwrap();
+        let tasks = all.entry(client).or_default();
         if tasks.0 != now {
             *tasks = (now, 0);
         }
@@ -173,15 +191,9 @@ impl World {
         self.trap.lock().unwrap().sprung.is_some()
     }
 
-    /// The view of a client that runs on `node`.
-    pub fn env(&self, node: NodeHandle) -> SimEnv {
-        SimEnv { world: self.clone(), node }
-    }
-
-    /// The wall clock.
-    pub fn wall() -> Timestamp {
-        let elapsed = TimeHandle::current().elapsed();
-        Timestamp { secs: EPOCH_SECS + elapsed.as_secs() as i64, nanos: elapsed.subsec_nanos() }
+    /// The view of client `index`, which runs on `node`.
+    pub fn env(&self, index: usize, node: NodeHandle) -> SimEnv {
+        SimEnv { world: self.clone(), index, node }
     }
 }
 
@@ -233,6 +245,7 @@ impl Future for Sleep {
 #[derive(Clone)]
 pub struct SimEnv {
     world: World,
+    index: usize,
     node: NodeHandle,
 }
 
@@ -260,7 +273,10 @@ impl Env for SimEnv {
     }
 
     fn wall(&self) -> Timestamp {
-        World::wall()
+        if let Some(to) = self.world.clock.jump(&self.world.faults, &self.world.dice) {
+            self.world.trace.add(format!("the clock is set to {to:?}"));
+        }
+        self.world.clock.now()
     }
 
     fn sleep_until(&self, at: Duration) -> impl Future<Output = ()> + Send {
@@ -268,7 +284,7 @@ impl Env for SimEnv {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.world.count_task();
+        self.world.count_task(self.index);
         drop(self.node.spawn(task));
     }
 

@@ -31,6 +31,8 @@ const SPARED: Duration = Duration::from_secs(3);
 const HANG: Duration = Duration::from_secs(20);
 /// Longest time that a slow get takes to find its object.
 const SLOW_GET: Duration = Duration::from_secs(2);
+/// How far a listing may be behind: less than what the client allows for.
+const BEHIND: Duration = Duration::from_secs(30);
 /// Longest outage: longer than the deadline of a wait.
 const OUTAGE_MAX: Duration = Duration::from_secs(8);
 
@@ -41,6 +43,8 @@ struct Object {
     acknowledged: bool,
     /// A power cut leaves it.
     durable: bool,
+    /// When it was put.
+    since: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +61,8 @@ struct State {
     torn: BTreeMap<String, Duration>,
     /// Objects of which a put took effect after its error was answered, in the life of this client.
     late: BTreeSet<String>,
+    /// Objects that were deleted, and when.
+    deleted: BTreeMap<String, Duration>,
 }
 
 /// The object store; clones are the same.
@@ -76,10 +82,10 @@ impl SimObjects {
         let mut state = self.state.lock().unwrap();
         state.epoch += 1;
         state.late.clear();
-        let dice = &self.parts.dice;
+        let (dice, since) = (&self.parts.dice, TimeHandle::current().elapsed());
         for (key, body) in std::mem::take(&mut state.puts).into_values() {
             if dice.chance(500) {
-                state.objects.entry(key).or_insert(Object { body, acknowledged: false, durable: false });
+                state.objects.entry(key).or_insert(Object { body, acknowledged: false, durable: false, since });
             }
         }
         match ending {
@@ -194,6 +200,7 @@ impl SimObjects {
             body: body.clone(),
             acknowledged: false,
             durable: false,
+            since: TimeHandle::current().elapsed(),
         });
         object.acknowledged |= acknowledge;
         if object.body != body {
@@ -265,7 +272,9 @@ impl SimObjects {
             {
                 self.parts.alarm.raise(format!("object {key} was deleted though {why}"));
             }
-            state.objects.remove(&key);
+            if state.objects.remove(&key).is_some() {
+                state.deleted.insert(key, TimeHandle::current().elapsed());
+            }
         }
         self.delay().await;
         if self.strikes(Fault::DeleteAnswerLost) { Err(StoreError::Retry) } else { Ok(()) }
@@ -304,16 +313,31 @@ impl SimObjects {
             return Err(StoreError::Retry);
         }
         let size = 1 + self.parts.dice.below(8) as usize;
-        let mut keys: Vec<String> = {
-            let state = self.state.lock().unwrap();
-            let beyond = |key: &&String| after.as_ref().is_none_or(|after| *key > after);
-            state.objects.keys().filter(|key| key.starts_with(&prefix)).filter(beyond).take(size + 1).cloned().collect()
-        };
+        let mut keys = self.listed(|key| key.starts_with(&prefix) && after.as_ref().is_none_or(|after| key > after));
         let more = keys.len() > size;
         keys.truncate(size);
         let next = if more { keys.last().cloned() } else { None };
         self.delay().await;
         Ok(ObjectPage { keys, next })
+    }
+}
+
+impl SimObjects {
+    /// The keys that a listing shows of those wanted, in order; it may be behind.
+    fn listed(&self, wanted: impl Fn(&String) -> bool) -> Vec<String> {
+        let now = TimeHandle::current().elapsed();
+        let behind = |fault| {
+            let strikes = self.strikes(fault);
+            strikes.then(|| now.saturating_sub(self.parts.dice.time_below(BEHIND)))
+        };
+        let (put_by, deleted_since) = (behind(Fault::ListOmits), behind(Fault::ListShowsDeleted));
+        let state = self.state.lock().unwrap();
+        let shown = |object: &Object| put_by.is_none_or(|by| object.since <= by);
+        let there = state.objects.iter().filter(|(_, object)| shown(object)).map(|(key, _)| key);
+        let still = |at: &Duration| deleted_since.is_some_and(|since| since <= *at);
+        let gone = state.deleted.iter().filter(|(_, at)| still(at)).map(|(key, _)| key);
+        let keys: BTreeSet<&String> = there.chain(gone).filter(|key| wanted(key)).collect();
+        keys.into_iter().cloned().collect()
     }
 }
 

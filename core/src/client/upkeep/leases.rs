@@ -7,8 +7,11 @@
 //! mount works, for as long as it takes: only the session that leased an identifier ever commits it, and a session
 //! that a transaction has ended commits nothing any more (the embedded store admits one process, so that of an ended
 //! session is gone). So under these leases references only go, and an identifier that no record and no queue entry
-//! holds never gets one again. (A put of the dead process that the store carries out after the listing leaves an object
-//! that nobody refers to: space, not a danger.)
+//! holds never gets one again.
+//!
+//! A listing may be behind the store: what it shows though it is gone is deleted twice, what it omits is left. And the
+//! store may carry out a put of the dead process later. So a lease is listed at once and again after `SETTLE`, and only
+//! then done with. (What comes later still is an object that nobody refers to: space, not a danger.)
 //!
 //! The scan need not see one snapshot. A record stays under its key from the commit to the transaction that removes
 //! it, so paging in key order misses no record that lives; and that transaction queues the slice, so reading the queue
@@ -33,6 +36,17 @@ use crate::types::SliceId;
 const SCAN: usize = 4096;
 
 impl<E: Env> Collector<E> {
+    /// As `collect`, but the leases stay: a listing so early may be behind.
+    pub(super) async fn collect_early(&self, ended: &[Range<u64>]) -> Result<(), UpkeepError> {
+        let meta = self.env.meta();
+        let referenced = self.referenced(ended).await?;
+        meta.sync(meta.last()).await?;
+        for range in ended {
+            self.collect_lease(range.clone(), &referenced).await?;
+        }
+        Ok(())
+    }
+
     /// Collects what the sessions left that held these leases of slice ids; each session must have been ended by a
     /// transaction that has returned. Leases that are done with leave the volume and `ended`; after an error the others
     /// are there to be tried again.

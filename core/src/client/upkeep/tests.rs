@@ -370,8 +370,9 @@ fn the_task_does_not_hammer_a_store_that_fails() {
 }
 
 #[test]
-fn the_task_collects_leases_until_it_succeeds() {
+fn the_task_collects_leases_until_it_succeeds_and_listings_have_settled() {
     let (world, leases, live) = ended_session();
+    let id = leases[0].start;
     let (collector, _) = world.collector();
     collector.adopt(leases);
     world.spawn(Arc::clone(&collector).run());
@@ -380,6 +381,12 @@ fn the_task_collects_leases_until_it_succeeds() {
     assert_eq!(world.read(|read| session::leases(read)).len(), 3);
     world.state().faults.list = false;
     world.block_on(world.sleep_until(Duration::from_secs(12)));
+    assert_eq!(world.present(id + 2, 16 * GEOMETRY.block_size).0, 0, "what a listing shows goes at once");
+    assert_eq!(world.read(|read| session::leases(read)).len(), 3);
+    // An object that no listing showed so far.
+    world.put_slice(id + 3, LEN);
+    world.block_on(world.sleep_until(SETTLE + 2 * TICK));
+    assert_eq!(world.present(id + 3, LEN).0, 0);
     let left: Vec<u64> = world.read(|read| session::leases(read)).into_iter().map(|(range, _)| range.start).collect();
     assert_eq!(left, [live]);
     world.block_on(collector.stop());
