@@ -178,7 +178,7 @@ pub(super) fn kernel_time(time: SystemTime) -> Timestamp {
     }
 }
 
-fn now() -> Timestamp {
+pub(super) fn now() -> Timestamp {
     // A clock before 1970 is a clock that was never set.
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp { secs: clamp_secs(since.as_secs()), nanos: since.subsec_nanos() }
