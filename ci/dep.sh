@@ -4,6 +4,8 @@
 #   ci/dep.sh                          what building and mounting need
 #   ci/dep.sh minio                    what building MinIO needs: Go
 #   ci/dep.sh test [--without-minio]   also what the tests need; --without-minio: without Go
+#   ci/dep.sh fuzz                     what guided fuzzing needs: cargo-bolero
+#   ci/dep.sh mutants                  what ci/mutants.sh needs: cargo-mutants, in the user's home
 #   ci/dep.sh vm                       all of it, with Rust and just in the user's home: for a machine of its own
 #
 # Quick when everything is there. Uses sudo when it is not run as root.
@@ -19,8 +21,10 @@ tests=(git rsync sqlite3 tar attr acl vim-tiny e2fsprogs mount util-linux openss
 
 # From this version on, Go fetches the newer one that a program asks for by itself.
 go_wanted=1.21
-# Debian 12 has no package of it.
+# Debian 12 has no package of these.
 just_wanted=1.59.0
+bolero_wanted=0.13.5
+mutants_wanted=27.1.0
 
 die() { echo "dep.sh: $*" >&2; exit 1; }
 
@@ -28,10 +32,10 @@ group=build
 without_minio=
 for word in "$@"; do
     case $word in
-    build | minio | test | vm) group=$word ;;
+    build | minio | test | fuzz | mutants | vm) group=$word ;;
     --without-minio) without_minio=1 ;;
     -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; exit 0 ;;
-    *) echo "dep.sh: unknown argument $word (build, minio, test or vm)" >&2; exit 2 ;;
+    *) echo "dep.sh: unknown argument $word (build, minio, test, fuzz, mutants or vm)" >&2; exit 2 ;;
     esac
 done
 go=
@@ -39,7 +43,9 @@ lists=
 case $group in
 build) packages=("${build[@]}") ;;
 minio) packages=(ca-certificates) go=1 ;;
+fuzz) packages=(build-essential ca-certificates) ;;
 test) packages=("${build[@]}" "${tests[@]}") go=$([ -n "$without_minio" ] || echo 1) ;;
+mutants) packages=(git jq openssl patch) ;;
 vm) packages=("${build[@]}" "${tests[@]}") go=1 ;;
 esac
 
@@ -124,24 +130,33 @@ if [ -n "$go" ]; then
 fi
 [ "$group" != minio ] || exit 0
 
+PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+
+# A program of crates.io, into the cargo home: `install_tool NAME VERSION`.
+install_tool() {
+    local command=("$1")
+    case $1 in cargo-*) command+=("${1#cargo-}") ;; esac
+    case $("${command[@]}" --version 2>/dev/null) in "$1 $2") return ;; esac
+    echo "-- installing $1" >&2
+    # From the root folder: no workspace's cargo settings are meant for it.
+    (cd / && env -u CARGO_TARGET_DIR cargo install --quiet --locked "$1" --version "$2") || die "cannot install $1 $2"
+}
+
+case $group in
+fuzz) install_tool cargo-bolero "$bolero_wanted"; exit 0 ;;
+mutants) install_tool cargo-mutants "$mutants_wanted"; exit 0 ;;
+esac
+
 [ -e /dev/fuse ] ||
     die "/dev/fuse is missing: load the kernel module (modprobe fuse), or start the container with --device /dev/fuse --cap-add SYS_ADMIN"
 
-PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 if [ "$group" = vm ]; then
     if ! command -v rustup >/dev/null; then
         echo "-- installing Rust through rustup" >&2
         curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs |
             sh -s -- -y --quiet --profile minimal --component rustfmt --component clippy || die "rustup cannot be installed"
     fi
-    case $(just --version 2>/dev/null) in
-    "just $just_wanted") ;;
-    *)
-        echo "-- installing just" >&2
-        # From the root folder: no workspace's cargo settings are meant for it.
-        (cd / && cargo install --quiet --locked just --version "$just_wanted") || die "cannot install just $just_wanted"
-        ;;
-    esac
+    install_tool just "$just_wanted"
 fi
 
 # Lima carries this script alone into its machine: the workspace is not beside it there.

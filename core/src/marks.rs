@@ -35,11 +35,14 @@ marks! {
     WriteOverChunkBorder: "a write was cut at the border of a chunk";
     BatchFullOfSlices: "a batch was frozen because it had too many slices";
     TruncateOverDirty: "a truncate cut off bytes that were not committed";
+    HoleOverDirty: "a hole was punched into bytes that were not committed";
     AttributesInOrder: "attributes of a file with uncommitted members changed in their turn";
     MemoryPressed: "memory ran short and everything was flushed";
     WriteWaitedForMemory: "a write waited for memory and got it";
     WriteGotNoMemory: "a write waited for memory in vain";
     FlushedByAge: "a file was flushed because its oldest bytes were old";
+    CopyTakenBack: "a copy was taken back because nobody waited for it any more";
+    CopyTriedAgain: "a copy was begun anew because its source had changed";
     // Putting.
     SliceOverBlocks: "a slice of several blocks was committed";
     SliceInline: "a slice travelled in its record";
@@ -56,7 +59,9 @@ marks! {
     CommitRepeated: "a commit was tried again and known to be applied then";
     CommitSkipped: "a commit did nothing, for its members were applied already";
     HiddenSliceFreed: "a slice that newer ones cover was given up in the commit that covered it";
-    CutMade: "a truncate of many slices left a cut to sweep";
+    CutMade: "a truncate or a hole of many slices left a cut to sweep";
+    HoleMadeByCut: "a hole in many slices left a cut to sweep";
+    SlicesShared: "a copy shared slices";
     CutSwept: "the last cut of a file was swept";
     // Reading.
     ReadOverDirtyAndCommitted: "a read was answered from dirty and from committed bytes";

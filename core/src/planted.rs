@@ -71,6 +71,8 @@ bugs! {
     LengthBeforeSlice, 3, "the new length becomes visible in a transaction before that of the slices";
     TruncateWithoutCut, 3, "a truncate sets the length and leaves the slices: old bytes come back";
     HoleForgotten, 3, "a commit that settles takes with it what a later truncate has cut off";
+    PunchForgetsDirty, 3, "a hole is punched into what is committed and not into what is not";
+    ReservationForgotten, 3, "fallocate answers and reserves nothing";
     OverlayReversed, 3, "of the slices of a chunk the oldest lies on top";
     StaleView, 3, "slices read before a commit are installed after it";
     StaleAttr, 3, "attributes read before a commit are shown after it";
@@ -89,11 +91,13 @@ bugs! {
     BarrierNotRetried, 5, "a barrier that failed is not tried again for an hour";
     ErrorSwallowed, 5, "an error of the file is told to nobody";
     DeleteBeforeSync, 6, "objects are deleted before the end of their last reference is durable";
+    SharedSliceDeleted, 6, "a slice that two files share goes with the first of them";
     DeleteWithoutGrace, 6, "objects are deleted under those who read them";
     OwnLeaseCollected, 6, "the mount's own session is taken for a dead one";
     ReapWhileOpen, 6, "a file goes with its last name though it is open";
     OrphansKept, 7, "what was unlinked while open is not removed after a crash";
     QueueDroppedFirst, 7, "a slice leaves the deletion queue before its objects are deleted";
+    DeleteWithoutBarrier, 7, "a slice leaves the deletion queue while a power cut may bring its objects back";
     FailedDeleteDropped, 7, "a delete that failed counts as done";
     ListCutShort, 7, "a listing that fails half way counts as complete";
     GivenUpForgotten, 7, "blocks that were put for a file that was deleted meanwhile are not queued for deletion";
@@ -142,7 +146,11 @@ pub(crate) fn length_alone(txn: &mut dyn Txn, geometry: &Geometry, commit: &Comm
                 attr.length = attr.length.max(end);
             }
             Change::Truncate { .. } => return Ok(()),
-            Change::Written { .. } | Change::Attrs { .. } => {}
+            Change::Punch { .. }
+            | Change::Reserve { .. }
+            | Change::Copy(_)
+            | Change::Written { .. }
+            | Change::Attrs { .. } => {}
         }
     }
     txn.put(&key, &attr.encode());
@@ -153,7 +161,12 @@ pub(crate) fn length_alone(txn: &mut dyn Txn, geometry: &Geometry, commit: &Comm
 pub(crate) fn is_there(txn: &mut dyn Txn, commit: &Commit) -> OpResult<bool> {
     let slices = commit.changes.iter().filter_map(|change| match change {
         Change::Slice { chunk, record } => Some((chunk, record)),
-        Change::Truncate { .. } | Change::Written { .. } | Change::Attrs { .. } => None,
+        Change::Truncate { .. }
+        | Change::Punch { .. }
+        | Change::Reserve { .. }
+        | Change::Copy(_)
+        | Change::Written { .. }
+        | Change::Attrs { .. } => None,
     });
     let Some((chunk, record)) = slices.into_iter().next() else { return Ok(false) };
     let (start, end) = keys::slice_range(commit.ino, Some(*chunk));

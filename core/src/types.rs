@@ -127,7 +127,8 @@ pub struct Attr {
     pub nlink: u32,
     /// Length of a regular file, of a symlink's target; 4096 for a directory.
     pub length: u64,
-    /// Sum of `len` over the inode's slice records: what st_blocks and the volume's usage count.
+    /// Bytes of the file that hold data or are reserved, each counted once however many slices lie over each other:
+    /// what st_blocks and the volume's usage count.
     pub stored: u64,
     /// Last access.
     pub atime: Timestamp,
@@ -141,6 +142,9 @@ pub struct Attr {
     pub commit: u64,
     /// `seq` of the next slice record or cut of this inode. (regular files)
     pub next_seq: u64,
+    /// No slice record reaches past this offset, also none that a cut hides or that is reserved past the end.
+    /// (>= length; regular files, else the length)
+    pub reach: u64,
     /// The directory that holds a directory, or the one name of a file that has no `link` key; `Ino(0)` if every
     /// name of the file has one.
     pub parent: Ino,
@@ -151,7 +155,7 @@ pub struct Attr {
 /// One slice as a file refers to it: `[pos, pos + len)` of the chunk shows `[off, off + len)` of the slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceRecord {
-    /// Identity; `SliceId(0)` exactly when `place` is `Inline`.
+    /// Identity; `SliceId(0)` where there are no blocks: `Inline`, `Hole`, `Reserved`.
     pub slice: SliceId,
     /// Bytes stored under the identity. (off + len <= stored_len)
     pub stored_len: u32,
@@ -174,6 +178,10 @@ pub enum Place {
     Home,
     /// In the record itself; `stored_len` bytes.
     Inline(Bytes),
+    /// Nowhere: zeros that hide what is older and take no space.
+    Hole,
+    /// Nowhere: takes space and shows nothing, so what is older still shows; zeros where nothing is.
+    Reserved,
 }
 
 /// The sizes that shape a volume; fixed at `format`.

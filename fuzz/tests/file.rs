@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use bolero::check;
 use bolero::generator::*;
+use kiseki_core::file::machine::{Fallocate, Whence};
 
+mod kept;
 #[path = "file/world.rs"]
 mod world;
 
+use kept::Kept;
 use world::{Outcome, World};
 
 #[derive(Clone, Debug, TypeGenerator)]
@@ -18,6 +21,10 @@ enum Op {
     /// Continues at the end of the file.
     Append(#[generator(1..=40)] u8),
     Truncate(#[generator(0..260)] u16),
+    /// Where, how many, what, and whether the length grows.
+    Fallocate(#[generator(0..200)] u16, #[generator(1..=90)] u8, #[generator(0..3)] u8, bool),
+    Copy(#[generator(0..200)] u16, #[generator(0..200)] u16, #[generator(1..=60)] u8),
+    Seek(#[generator(0..260)] u16, bool),
     SetMode(#[generator(0..0o10000)] u16),
     Flush,
     Read(#[generator(0..260)] u16, u8, bool),
@@ -82,6 +89,16 @@ fn step(world: &mut World, op: &Op) {
         }
         Op::Append(len) => world.append(usize::from(len)),
         Op::Truncate(to) => world.truncate(usize::from(to)),
+        Op::Fallocate(offset, len, what, extend) => {
+            let what = match what {
+                0 => Fallocate::Punch,
+                1 => Fallocate::Zero { extend },
+                _ => Fallocate::Reserve { extend },
+            };
+            world.fallocate(u64::from(offset)..u64::from(offset) + u64::from(len), what);
+        }
+        Op::Copy(from, to, len) => world.copy(from.into(), to.into(), len.into()),
+        Op::Seek(offset, data) => world.seek(offset.into(), if data { Whence::Data } else { Whence::Hole }),
         Op::SetMode(mode) => world.set_mode(mode),
         Op::Flush => world.flush(),
         Op::Read(offset, len, delay) => world.read(u64::from(offset)..u64::from(offset) + u64::from(len), delay),
@@ -103,9 +120,11 @@ fn step(world: &mut World, op: &Op) {
 
 #[test]
 fn file_keeps_its_promises() {
+    let kept = Kept::of("file_keeps_its_promises");
     let ops = produce::<Vec<Op>>().with().len(0..=120usize);
     let cases = (produce::<bool>(), ops, produce::<Last>());
     check!().with_iterations(4_000).with_max_len(16 << 10).with_generator(cases).for_each(|(filled, ops, last)| {
+        kept.seen();
         let mut world = World::new();
         if *filled {
             world.fill();

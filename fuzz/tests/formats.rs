@@ -16,6 +16,10 @@ use kiseki_core::types::{
     VolumeId,
 };
 
+mod kept;
+
+use kept::Kept;
+
 const ITERATIONS: usize = 100_000;
 
 /// Damage to bytes that were right.
@@ -55,11 +59,16 @@ fn check_key(bytes: &[u8]) {
 
 #[test]
 fn keys_of_any_bytes() {
-    check!().with_iterations(ITERATIONS).for_each(|bytes: &[u8]| check_key(bytes));
+    let kept = Kept::of("keys_of_any_bytes");
+    check!().with_iterations(ITERATIONS).for_each(|bytes: &[u8]| {
+        kept.seen();
+        check_key(bytes);
+    });
 }
 
 #[test]
 fn keys_with_damage() {
+    let kept = Kept::of("keys_with_damage");
     let (ino, slice) = (Ino(0x1234), SliceId(0x5678));
     let samples = [
         Key::Volume,
@@ -85,6 +94,7 @@ fn keys_with_damage() {
         Key::DelSlice(slice),
     ];
     check!().with_iterations(ITERATIONS).with_type::<Damage>().for_each(|damage| {
+        kept.seen();
         check_key(&damage.apply(damage.pick(&samples).encode()));
     });
 }
@@ -117,7 +127,9 @@ fn check_values(bytes: &[u8]) {
 
 #[test]
 fn values_of_any_bytes() {
+    let kept = Kept::of("values_of_any_bytes");
     check!().with_iterations(ITERATIONS).for_each(|bytes: &[u8]| {
+        kept.seen();
         check_values(bytes);
         check_values(&[&[1], bytes].concat());
     });
@@ -125,6 +137,7 @@ fn values_of_any_bytes() {
 
 #[test]
 fn values_with_damage() {
+    let kept = Kept::of("values_with_damage");
     let time = Timestamp { secs: 1, nanos: 2 };
     let record = |slice, stored_len, place| {
         SliceRecord { slice: SliceId(slice), stored_len, off: 0, pos: 9, len: stored_len, place }.encode()
@@ -157,6 +170,7 @@ fn values_with_damage() {
         btime: time,
         commit: 6,
         next_seq: 7,
+        reach: 1 << 40,
         parent: Ino::ROOT,
         flags: InodeFlags::NODUMP,
     };
@@ -170,13 +184,15 @@ fn values_with_damage() {
         record(0, 4, Place::Inline(Bytes::from_static(b"tiny"))),
         Session { started: time }.encode(),
         Lease { end: 8192, session: SessionId(1) }.encode(),
-        Cut { offset: 4096 }.encode(),
+        Cut { offset: 4096, end: u64::MAX }.encode(),
+        Cut { offset: 4096, end: 8192 }.encode(),
         home(Location::Blocks),
         home(Location::Pack { pack: SliceId(1), offset: 2 }),
         home(Location::Log { segment: 1, offset: 2 }),
         DelSlice { stored_len: 1 }.encode(),
     ];
     check!().with_iterations(ITERATIONS).with_type::<Damage>().for_each(|damage| {
+        kept.seen();
         check_values(&damage.apply(damage.pick(&samples)));
     });
 }
@@ -193,7 +209,9 @@ fn sample_block(len: u32) -> (BlockId, Vec<u8>) {
 
 #[test]
 fn blocks_of_any_bytes() {
+    let kept = Kept::of("blocks_of_any_bytes");
     check!().with_iterations(ITERATIONS).for_each(|bytes: &[u8]| {
+        kept.seen();
         let (id, good) = sample_block(40);
         let head: Result<Head, BlockError> = decode_head(VOLUME, id, FRAME, bytes);
         assert!(head.is_err() || bytes.starts_with(&good[..good.len() - 40]));
@@ -204,9 +222,11 @@ fn blocks_of_any_bytes() {
 
 #[test]
 fn blocks_with_damage() {
+    let kept = Kept::of("blocks_with_damage");
     let (id, good) = sample_block(40);
     assert_eq!(good.len() as u64, object_len(FRAME, 40));
     check!().with_iterations(ITERATIONS).with_type::<Damage>().for_each(|damage| {
+        kept.seen();
         let object = Bytes::from(damage.apply(good.clone()));
         let whole = verify_object(VOLUME, id, FRAME, &object);
         assert_eq!(whole.is_ok(), object == good, "{whole:?}");
@@ -226,9 +246,11 @@ fn blocks_with_damage() {
 
 #[test]
 fn markers_and_object_keys() {
+    let kept = Kept::of("markers_and_object_keys");
     let marker = encode_marker(VOLUME);
     let key = object_key(BlockId { slice: SliceId(0x1_2345), index: 6, len: 1 });
     check!().with_iterations(ITERATIONS).with_type::<Damage>().for_each(|damage| {
+        kept.seen();
         let bytes = damage.apply(marker.to_vec());
         if let Ok(volume) = decode_marker(&bytes) {
             assert_eq!(encode_marker(volume), bytes);

@@ -6,6 +6,10 @@ use bolero::check;
 use bolero::generator::*;
 use kiseki_core::file::overlay::{Overlay, Source};
 
+mod kept;
+
+use kept::Kept;
+
 const SPACE: usize = 256;
 
 #[derive(Clone, Debug, TypeGenerator)]
@@ -51,8 +55,10 @@ fn compare(overlay: &Overlay<Shown>, model: &[Option<Shown>], range: Range<u64>)
 
 #[test]
 fn overlay_shows_what_was_painted_last() {
+    let kept = Kept::of("overlay_shows_what_was_painted_last");
     let ops = produce::<Vec<Op>>().with().len(0..=64usize);
     check!().with_iterations(5_000).with_generator(ops).for_each(|ops| {
+        kept.seen();
         let mut overlay = Overlay::default();
         let mut model = vec![None; 2 * SPACE];
         for (number, op) in ops.iter().enumerate() {

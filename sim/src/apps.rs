@@ -303,7 +303,12 @@ impl Life {
 /// The paths whose contents `op` may have changed.
 fn touched(model: &Model, op: &Op) -> BTreeSet<String> {
     let mut paths = BTreeSet::new();
-    if let Op::Write { slot, .. } | Op::Ftruncate { slot, .. } | Op::Open { slot, .. } | Op::Fsync { slot } = op
+    if let Op::Write { slot, .. }
+    | Op::Ftruncate { slot, .. }
+    | Op::Fallocate { slot, .. }
+    | Op::CopyRange { to: slot, .. }
+    | Op::Open { slot, .. }
+    | Op::Fsync { slot } = op
         && let Some(node) = model.open_at(*slot)
     {
         paths.extend(model.names_of(node));

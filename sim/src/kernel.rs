@@ -18,6 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kiseki_core::client::{Caller, Client, Entry, Handle, OpenFlags, ReadData};
 use kiseki_core::errno::Errno;
+use kiseki_core::file::machine::Fallocate;
 use kiseki_core::meta::acl::AclKind;
 use kiseki_core::meta::{RenameMode, SetAttr, XattrMode};
 use kiseki_core::testkit::ops::{Op, RenameFlag, SLOTS, UMASK, acl_bytes, split, written_bytes};
@@ -120,8 +121,16 @@ impl Kernel {
 
     /// Does `op`; the bytes are those that a read returns.
     pub async fn run(&mut self, op: &Op) -> Result<Vec<u8>, Errno> {
-        let told = if let Op::Write { slot, .. } | Op::Fsync { slot } = op { self.told(*slot) } else { None };
-        let due = told.as_ref().is_some_and(Told::due);
+        // Told by a write or an fsync; it may be by a fallocate or a copy, which on an O_SYNC handle end with an fsync.
+        let (slot, must) = if let Op::Write { slot, .. } | Op::Fsync { slot } = op {
+            (Some(slot), true)
+        } else if let Op::Fallocate { slot, .. } | Op::CopyRange { to: slot, .. } = op {
+            (Some(slot), false)
+        } else {
+            (None, false)
+        };
+        let told = slot.and_then(|slot| self.told(*slot));
+        let due = must && told.as_ref().is_some_and(Told::due);
         let result = self.attempt(op).await;
         if result == Err(Errno::ENOSPC) && !due {
             self.refused(op);
@@ -242,6 +251,26 @@ impl Kernel {
             Op::Ftruncate { slot, length } => {
                 let file = self.open[*slot].ok_or(Errno::EBADF)?;
                 self.truncate(file.ino, *length).await?;
+            }
+            Op::Fallocate { slot, what, offset, len } => {
+                let file = self.open[*slot].ok_or(Errno::EBADF)?;
+                self.client.fallocate(file.handle, *offset, *len, *what, false).await?;
+                let stored = self.client.getattr(file.ino).await.map_or(*len, |attr| attr.stored);
+                if *what != Fallocate::Punch && stored < *len {
+                    let what = format!("{op:?} of {:?} was answered, and the file takes {stored} bytes", file.ino);
+                    self.world.alarm.raise(what);
+                }
+            }
+            Op::Seek { slot, whence, offset } => {
+                let file = self.open[*slot].ok_or(Errno::EBADF)?;
+                let found = self.client.seek(file.handle, *offset, *whence).await?;
+                return Ok(found.to_le_bytes().to_vec());
+            }
+            Op::CopyRange { from, to, from_offset, to_offset, len } => {
+                let (from, to) = (self.open[*from].ok_or(Errno::EBADF)?, self.open[*to].ok_or(Errno::EBADF)?);
+                let (from, to) = ((from.handle, *from_offset), (to.handle, *to_offset));
+                let copied = self.client.copy_range(from, to, *len, false).await?;
+                return Ok(copied.to_le_bytes().to_vec());
             }
             Op::Chmod { path, mode } => self.change(path, SetAttr { mode: Some(*mode), ..SetAttr::default() }).await?,
             Op::Chown { path, uid, gid } => {

@@ -107,7 +107,7 @@ pub fn leftovers(world: &World, excused: &Excused) -> Vec<String> {
     let mut wanted = BTreeSet::from([VOLUME_OBJECT.to_string()]);
     for (_, value) in read(keys::all_slices()) {
         let record = SliceRecord::decode(&value).expect("the metadata is sound");
-        if record.place == Place::Blocks {
+        if matches!(record.place, Place::Blocks | Place::Home) {
             wanted.extend(blocks_of(&volume, &record).into_iter().map(block::object_key));
         }
     }

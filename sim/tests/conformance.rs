@@ -1,10 +1,11 @@
 //! The fakes do what the real stores do: the same suites that RocksDB and OpenDAL pass.
 #![cfg(madsim)]
 
+use std::collections::BTreeSet;
 use std::future::Future;
 
 use kiseki_core::env::MetaStore;
-use kiseki_core::testkit::{kv_conformance, store_conformance};
+use kiseki_core::testkit::{kv_conformance, power_cut, store_conformance};
 use madsim::Config;
 use madsim::runtime::Runtime;
 use sim::dice::Dice;
@@ -17,15 +18,7 @@ const SEEDS: u64 = 20;
 /// Runs `check` in a world with latency and conflicts in which nothing fails, for each of some seeds.
 fn check<F: Future<Output = ()>>(check: impl Fn(World) -> F + Copy + Send + 'static) {
     for seed in 0..SEEDS {
-        let thread = std::thread::spawn(move || {
-            let runtime = Runtime::with_seed_and_config(seed, Config::default());
-            runtime.block_on(async move {
-                let world = World::new(Dice::new(seed, 1), Trace::default(), Switches::default());
-                world.faults.set_on(false);
-                check(world).await;
-            });
-        });
-        thread.join().unwrap_or_else(|_| panic!("seed {seed}"));
+        in_world(seed, check);
     }
 }
 
@@ -63,5 +56,61 @@ fn objects_after_a_crash() {
             let absent = store_conformance::check_after_crash(&world.objects, numbers).await;
             assert!(absent == 0 || ending == Ending::PowerCut, "only a power cut of the store loses objects");
         });
+    }
+}
+
+/// Courses of calls; short ones, so that every state that may be left comes up.
+const COURSES: u64 = 6;
+/// Power cuts of each course.
+const CUTS: u64 = 120;
+
+/// A world without faults, in which `future` is carried out.
+fn in_world<T: Send + 'static, F: Future<Output = T>>(seed: u64, body: impl FnOnce(World) -> F + Send + 'static) -> T {
+    let thread = std::thread::spawn(move || {
+        let runtime = Runtime::with_seed_and_config(seed, Config::default());
+        runtime.block_on(async move {
+            let world = World::new(Dice::new(seed, 1), Trace::default(), Switches::default());
+            world.faults.set_on(false);
+            body(world).await
+        })
+    });
+    thread.join().unwrap_or_else(|_| panic!("seed {seed}"))
+}
+
+/// The verdict on what a power cut may leave is also the verdict on real stores (`runtime/tests/powercut.rs`): as the
+/// fake leaves everything that it allows, whatever a real store left is something that the fake leaves too.
+#[test]
+fn a_power_cut_leaves_any_prefix_of_the_transactions() {
+    for course in 0..COURSES {
+        let mut found = BTreeSet::new();
+        let mut tail = 0;
+        for cut in 0..CUTS {
+            let (left, of) = in_world(course << 32 | cut, move |world| async move {
+                let past = power_cut::write_meta(&world.meta, course, 10 + course).await;
+                world.end(Ending::PowerCut);
+                (past.left(&world.meta).await, past.written - past.synced)
+            });
+            found.insert(left);
+            tail = of;
+        }
+        assert!(found.into_iter().eq(0..=tail), "course {course}: some of the states never come up");
+    }
+}
+
+#[test]
+fn a_power_cut_leaves_any_of_the_changes_since_the_last_barrier() {
+    for course in 0..COURSES {
+        let mut found = BTreeSet::new();
+        let mut open = Vec::new();
+        for cut in 0..CUTS {
+            let (left, of) = in_world(course << 32 | cut, move |world| async move {
+                let past = power_cut::write_objects(&world.objects, course, 6 + course).await;
+                world.end(Ending::PowerCut);
+                (past.left(&world.objects).await, past.open())
+            });
+            found.insert(left);
+            open = of;
+        }
+        assert_eq!(found.len(), 1 << open.len(), "course {course}: some of the states of {open:?} never come up");
     }
 }

@@ -5,6 +5,7 @@
 //! cargo test -p sim --test sim                            the sweep, and what it must have reached
 //! cargo test -p sim --test sim -- seeds COUNT [FIRST]     those seeds
 //! cargo test -p sim --test sim -- sweep SECONDS           fresh seeds until the time is up
+//! cargo test -p sim --test sim -- first SECONDS            seeds from 0 on until one fails, or for so long of processor time
 //! cargo test -p sim --test sim -- replay SEED[:PARTS]     one run, with all that happened
 //! ```
 
@@ -60,6 +61,9 @@ mod simulator {
     /// Runs that may be spent on making one failure shorter, and failures for which they are.
     const SHRINK_RUNS: u32 = 60;
     const SHRUNK_MAX: usize = 2;
+    /// Seeds between two looks whether one has failed: few at first, since what fails at once may fail slowly.
+    const BATCH: u64 = 2;
+    const BATCH_MAX: u64 = 32;
     /// Last lines of a failure's trace.
     const TAIL: usize = 40;
 
@@ -78,6 +82,7 @@ mod simulator {
                 println!("{}\n{}", tables(&summary), fault_line(&summary));
                 conclude(&summary, &[])
             }
+            ["first", seconds] => first(Duration::from_secs(number(seconds))),
             ["seeds", count] => some(0..number(count)),
             ["seeds", count, first] => some(number(first)..number(first) + number(count)),
             // A filter of `cargo test` that means other targets.
@@ -116,6 +121,30 @@ mod simulator {
         let summary = sweep(seeds, Switches::default());
         println!("{}", tables(&summary));
         conclude(&summary, &[])
+    }
+
+    /// For who wants to know only whether a seed fails: nothing is made shorter.
+    fn first(limit: Duration) -> ExitCode {
+        let limit = limit * std::thread::available_parallelism().map_or(2, |count| count.get() as u32);
+        let (mut summary, mut batch) = (Summary::default(), 0..BATCH);
+        while processor_time() < limit {
+            summary.merge(sweep(batch.clone(), Switches::default()));
+            batch = batch.end..(2 * batch.end).min(batch.end + BATCH_MAX);
+            if let Some((seed, violation)) = summary.failures.first() {
+                println!("seed {seed} failed; {}\n  {violation}\n  {}", judge_of(violation), replay(&Plan::of(*seed)));
+                return ExitCode::FAILURE;
+            }
+        }
+        println!("{}", last_lines(&summary));
+        ExitCode::SUCCESS
+    }
+
+    /// What this process has used of all processors: on a busy machine a second holds less work. (proc_pid_stat(5))
+    fn processor_time() -> Duration {
+        let stat = std::fs::read_to_string("/proc/self/stat").expect("/proc is mounted");
+        // User and system time, in hundredths of a second. The program's name before them may contain blanks.
+        let fields = stat.rsplit(')').next().expect("never empty").split_whitespace().skip(11).take(2);
+        Duration::from_millis(fields.map(|ticks| 10 * number(ticks)).sum())
     }
 
     /// The first fresh seed: the beginning of the commit's hash.

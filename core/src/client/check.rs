@@ -156,11 +156,11 @@ impl<E: Env> Checker<'_, E> {
                 continue;
             };
             match record.place {
-                Place::Blocks if u64::from(record.stored_len) <= geometry.chunk_size => {
+                Place::Blocks | Place::Home if u64::from(record.stored_len) <= geometry.chunk_size => {
                     jobs.extend(blocks(geometry, record.slice, record.stored_len).map(|id| (place, ino, id)));
                 }
-                // Inline bytes are covered by the record; no operation of this version writes homes.
-                Place::Blocks | Place::Inline(_) | Place::Home => {}
+                // Inline bytes are covered by the record. Homes are of shared slices, whose blocks are where others are.
+                Place::Blocks | Place::Home | Place::Inline(_) | Place::Hole | Place::Reserved => {}
             }
         }
         let mut suspects = Vec::new();

@@ -27,7 +27,7 @@ use crate::format::block::object_key;
 use crate::marks::{Mark, reached, reached_if};
 use crate::meta::{self, SetAttr};
 use crate::planted::{self, Bug};
-use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino, InodeFlags};
+use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino, InodeFlags, Timestamp};
 
 /// Zeros for holes; longer ones are made of several.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -123,8 +123,8 @@ impl<E: Env> Client<E> {
     /// EBADF, EFBIG, ENOSPC, or an error of earlier writes.
     pub fn write_now(&self, handle: Handle, offset: u64, data: &[u8], drop_privileges: bool) -> Result<bool, Errno> {
         let shared = &self.0;
-        let file = shared.writable(handle, offset, data.len())?;
         let len = data.len() as u64;
+        let file = shared.writable(handle, offset, len)?;
         if file.flags.sync || shared.near_capacity(len) || !shared.memory.try_take(len) {
             return Ok(false);
         }
@@ -142,18 +142,13 @@ impl<E: Env> Client<E> {
         let shared = &self.0;
         shared.env.pause().await;
         let len = data.len() as u64;
-        let file = shared.writable(handle, offset, data.len())?;
+        let file = shared.writable(handle, offset, len)?;
         loop {
-            if shared.near_capacity(len) {
-                shared.refresh_usage().await?;
-                if shared.near_capacity(len) {
-                    reached(Mark::WriteBeyondCapacity);
-                    return Err(Errno::ENOSPC);
-                }
-            }
+            let start = if file.flags.append { lock(&file.cell.state).file.length() } else { offset };
+            let needs = shared.room(&file.cell, start..start + len).await?;
             shared.take_memory(len).await?;
             // What others have accepted while this one waited counts as well.
-            if !shared.near_capacity(0) {
+            if !needs || !shared.near_capacity(0) {
                 break;
             }
             shared.memory.give(len);
@@ -200,7 +195,12 @@ impl<E: Env> Client<E> {
         let shared = &self.0;
         shared.env.pause().await;
         let file = shared.files.handle(handle)?;
-        report(&file, &lock(&file.cell.state).file)?;
+        self.fsync_file(&file).await
+    }
+
+    pub(super) async fn fsync_file(&self, file: &OpenFile) -> Result<(), Errno> {
+        let shared = &self.0;
+        report(file, &lock(&file.cell.state).file)?;
         let seen = file.seen.load(Ordering::Acquire);
         reached_if(Mark::FsyncOfNothing, || {
             lock(&file.cell.state).file.is_clean() && shared.env.meta().synced() >= shared.env.meta().last()
@@ -292,20 +292,25 @@ impl<E: Env> Shared<E> {
         self.change(cell, |file, now, wall| file.set_attr(now, wall, set));
     }
 
-    fn change(self: &Arc<Self>, cell: &Arc<Cell>, change: impl FnOnce(&mut File, Duration, crate::types::Timestamp)) {
+    /// Accepts a member that holds no bytes.
+    pub(super) fn change<T>(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        change: impl FnOnce(&mut File, Duration, Timestamp) -> T,
+    ) -> T {
         let now = self.env.now();
-        let first = {
+        let (first, changed) = {
             let mut state = lock(&cell.state);
             let first = state.file.dirty_since().is_none();
-            change(&mut state.file, now, self.env.wall());
-            first
+            (first, change(&mut state.file, now, self.env.wall()))
         };
         if first {
             self.files.age(cell);
         }
+        changed
     }
 
-    fn writable(&self, handle: Handle, offset: u64, len: usize) -> Result<Arc<OpenFile>, Errno> {
+    pub(super) fn writable(&self, handle: Handle, offset: u64, len: u64) -> Result<Arc<OpenFile>, Errno> {
         let file = self.files.handle(handle)?;
         if !file.flags.write {
             return Err(Errno::EBADF);
@@ -313,25 +318,10 @@ impl<E: Env> Shared<E> {
         if file.cell.flags().any(InodeFlags::IMMUTABLE) {
             return Err(Errno::EPERM);
         }
-        match offset.checked_add(len as u64) {
+        match offset.checked_add(len) {
             Some(end) if end <= FILE_SIZE_MAX => Ok(file),
             Some(_) | None => Err(Errno::EFBIG),
         }
-    }
-
-    /// `len` bytes more might not fit on the volume: what is stored by the last reading, committed since, and accepted
-    /// comes to more. A byte counts twice while it is being committed, and what was removed since the reading counts; so
-    /// the volume never holds more than its capacity.
-    fn near_capacity(&self, len: u64) -> bool {
-        let capacity = self.volume.capacity;
-        if capacity == 0 {
-            return false;
-        }
-        // Memory first: what is committed in between is then counted in both.
-        let accepted = self.memory.used();
-        let committed = if planted::is(Bug::CapacityLate) { 0 } else { self.committed_bytes.load(Ordering::Acquire) };
-        let stored = self.used_base.load(Ordering::Acquire).wrapping_add(committed);
-        stored.saturating_add(accepted).saturating_add(len) > capacity
     }
 
     /// Waits for a permit of `len` bytes. Files are flushed meanwhile, so that permits come back.
@@ -356,7 +346,10 @@ impl<E: Env> Shared<E> {
             let file = &mut state.file;
             let append = open.flags.append && !open.flags.positioned && !planted::is(Bug::AppendAtOldEnd);
             let offset = if append { file.length() } else { offset };
-            report(open, file).map(|()| file.write(now, self.env.wall(), offset, data, drop_privileges))
+            // Where an append goes is known here alone.
+            let fits = if FILE_SIZE_MAX - len < offset { Err(Errno::EFBIG) } else { Ok(()) };
+            let fits = fits.and_then(|()| report(open, file));
+            fits.map(|()| file.write(now, self.env.wall(), offset, data, drop_privileges))
         };
         let written = match accepted {
             Ok(written) => written,
@@ -403,7 +396,7 @@ impl<E: Env> Shared<E> {
         });
     }
 
-    fn start_flush(self: &Arc<Self>, cells: &[Arc<Cell>]) {
+    pub(super) fn start_flush(self: &Arc<Self>, cells: &[Arc<Cell>]) {
         for cell in cells {
             lock(&cell.state).file.flush();
             self.drive(cell);
@@ -554,7 +547,8 @@ impl<E: Env> Shared<E> {
                     let mut state = lock(&cell.state);
                     if !state.file.is_busy() && state.pins == 0 {
                         let (slices, freed) = state.file.take_given_up();
-                        self.memory.give(freed);
+                        self.memory.give(freed.bytes);
+                        self.space.release(freed.reserved);
                         if !planted::is(Bug::GivenUpForgotten) {
                             given_up = slices;
                         }
@@ -569,8 +563,9 @@ impl<E: Env> Shared<E> {
         }
         self.accesses.forget(ino);
         match self.mutate(|txn, ctx| meta::remove::reap(txn, ctx, ino, &given_up)).await {
-            Ok(()) => {
+            Ok(freed) => {
                 reached(Mark::OrphanReaped);
+                self.space.grow(-(freed as i64));
                 self.collector.kick();
             }
             Err(errno) => {

@@ -131,6 +131,8 @@ impl<E: Env> Shared<E> {
 
     async fn commit(self: Arc<Self>, cell: Arc<Cell>, commit: Arc<Commit>) {
         let truncates = commit.changes.iter().any(|change| matches!(change, Change::Truncate { .. }));
+        let frees = |change: &Change| matches!(change, Change::Truncate { .. } | Change::Punch { .. });
+        let frees = commit.changes.iter().any(frees);
         let point = if truncates { Point::Truncate } else { Point::Commit };
         let ctx = self.ctx();
         self.env.at(point, Edge::Begin);
@@ -141,10 +143,11 @@ impl<E: Env> Shared<E> {
         self.env.at(point, Edge::End);
         self.env.pause().await;
         reached_if(Mark::CommitUnknown, || matches!(result, Err(MetaError::Unknown)));
+        let grown = result.as_ref().ok().filter(|committed| committed.value.applied).map(|done| done.value.grown);
         let outcome = match result {
-            Ok(committed) => CommitOutcome::Applied { fresh: committed.value.applied },
-            Err(MetaError::Unknown) if planted::is(Bug::UnknownIsApplied) => CommitOutcome::Applied { fresh: false },
-            Err(MetaError::Retry) if planted::is(Bug::RefusedIsApplied) => CommitOutcome::Applied { fresh: false },
+            Ok(committed) => CommitOutcome::from(&committed.value),
+            Err(MetaError::Unknown) if planted::is(Bug::UnknownIsApplied) => CommitOutcome::NOT_FRESH,
+            Err(MetaError::Retry) if planted::is(Bug::RefusedIsApplied) => CommitOutcome::NOT_FRESH,
             Err(MetaError::Op(OpError::Errno(Errno::ESTALE))) => CommitOutcome::Gone,
             Err(MetaError::Retry | MetaError::Unknown | MetaError::Op(OpError::Kv(_))) => {
                 CommitOutcome::Failed { errno: Errno::EIO, lasting: false }
@@ -154,7 +157,8 @@ impl<E: Env> Shared<E> {
                 CommitOutcome::Failed { errno: super::errno(error), lasting: true }
             }
         };
-        if truncates && matches!(outcome, CommitOutcome::Applied { .. }) {
+        let applied = matches!(outcome, CommitOutcome::Applied { .. });
+        if frees && applied {
             self.collector.kick();
         }
         let gone = matches!(outcome, CommitOutcome::Gone);
@@ -164,8 +168,13 @@ impl<E: Env> Shared<E> {
         for (id, payload) in kept {
             self.blocks.insert(id, payload);
         }
-        self.committed_bytes.fetch_add(freed, Ordering::AcqRel);
-        self.memory.give(freed);
+        // First counted there, then no longer here: rather twice than never. How much a commit took whose answer was lost is
+        // not known: at most this, and the next reading of usage sets it right.
+        if applied && !planted::is(Bug::CapacityLate) {
+            self.space.grow(grown.unwrap_or((freed.bytes + freed.reserved) as i64));
+        }
+        self.memory.give(freed.bytes);
+        self.space.release(freed.reserved);
         if gone {
             let (shared, ino) = (self.clone(), cell.ino);
             self.env.spawn(async move { shared.reap(ino).await });

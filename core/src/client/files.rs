@@ -331,6 +331,7 @@ mod tests {
             btime: zero,
             commit: 0,
             next_seq: 0,
+            reach: 0,
             parent: Ino::ROOT,
             flags: InodeFlags::default(),
         };

@@ -108,6 +108,7 @@ mod tests {
         publisher.publish(40);
         assert_eq!(first.as_mut().poll(&mut cx), Poll::Ready(Ok(())));
         assert_eq!(second.as_mut().poll(&mut cx), Poll::Ready(Ok(())));
+        assert!(pool.is_low(3) && !pool.is_low(2), "two are left");
         assert_eq!([pool.take(), pool.take(), pool.take()], [Some(40), Some(41), None]);
     }
 

@@ -34,7 +34,13 @@ mod data;
 mod driver;
 mod files;
 mod ids;
+#[cfg(test)]
+mod mount_tests;
 mod names;
+mod ranges;
+#[cfg(test)]
+mod read_tests;
+mod space;
 mod upkeep;
 pub(crate) mod wait;
 
@@ -42,12 +48,14 @@ pub use admin::{FileInfo, Status};
 pub use data::ReadData;
 pub use files::{Handle, OpenFlags};
 pub use names::{Caller, Entry, StatFs};
+pub use space::UNLIMITED_BYTES;
 
 use access::AccessTable;
 use blocks::Blocks;
 use budget::Budget;
 use files::Files;
 use ids::IdPool;
+use space::Space;
 use upkeep::{Collector, Grace};
 use wait::{Notify, race, timeout};
 
@@ -155,11 +163,8 @@ struct Shared<E: Env> {
     pressed: AtomicBool,
     /// Payload bytes of writes that wait for memory.
     waiting: AtomicU64,
-    /// Bytes used on the volume as last read, less `committed_bytes` at that time (modulo 2^64); only kept up on volumes
-    /// with a limit.
-    used_base: AtomicU64,
-    /// Accepted bytes whose commit is done, since the mount.
-    committed_bytes: AtomicU64,
+    /// How much of the volume is taken.
+    space: Space,
     /// A put failed: it may be applied later, so objects may be left that nothing refers to.
     unsure: AtomicBool,
     /// Orphans that are being removed.
@@ -286,8 +291,7 @@ impl<E: Env> Shared<E> {
             grace,
             pressed: AtomicBool::new(false),
             waiting: AtomicU64::new(0),
-            used_base: AtomicU64::new(0),
-            committed_bytes: AtomicU64::new(0),
+            space: Space::default(),
             unsure: AtomicBool::new(false),
             reaping: AtomicU64::new(0),
             reap_ended: Notify::default(),
@@ -426,16 +430,6 @@ impl<E: Env> Shared<E> {
                 self.sync_to(lease.seq).await.map(|()| ids)
             })
             .await
-    }
-
-    async fn refresh_usage(&self) -> Result<(), Errno> {
-        if self.volume.capacity > 0 {
-            // What is committed from here on counts, whether the reading shows it or not: rather twice than never.
-            let committed = self.committed_bytes.load(Ordering::Acquire);
-            let usage = self.read(meta::volume::usage).await?;
-            self.used_base.store(usage.bytes.wrapping_sub(committed), Ordering::Release);
-        }
-        Ok(())
     }
 
     /// The long-lived task that flushes files by age and keeps the metadata log synced.

@@ -366,7 +366,7 @@ impl<E: Env> Client<E> {
         let usage = shared.read(meta::volume::usage).await?;
         Ok(StatFs {
             capacity_bytes: shared.volume.capacity,
-            used_bytes: usage.bytes + shared.memory.used(),
+            used_bytes: usage.bytes + shared.memory.used() + shared.space.reserving(),
             capacity_inodes: shared.volume.inodes,
             used_inodes: usage.inodes,
         })

@@ -10,9 +10,9 @@
 //! - An object is deleted only after a transaction has proved that nothing refers to it, the metadata log was synced
 //!   past that transaction, and every reader that may have seen the reference has left. In this order.
 //! - A failed read, scan, list or sync deletes nothing.
-//! - A queue entry goes only after all objects of its slice are deleted; so a crash at any point, or dropping any of
-//!   these futures, repeats work and loses none. Deleting twice is harmless: identifiers are never used again, which
-//!   is also why a delete that takes effect after its deadline is.
+//! - A queue entry goes only after all objects of its slice are deleted, durably; so a crash at any point, or dropping
+//!   any of these futures, repeats work and loses none. Deleting twice is harmless: identifiers are never used again,
+//!   which is also why a delete that takes effect after its deadline is.
 
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -299,6 +299,11 @@ impl<E: Env> Collector<E> {
         Ok(())
     }
 
+    /// Sweeps what there is to sweep, beside the task: somebody waits for the space.
+    pub(crate) async fn sweep_now(&self) -> Result<(), UpkeepError> {
+        self.sweep_all(&mut Pass::default()).await
+    }
+
     /// Sweeps each file of a page of a queue; whether there may be another page. A file that cannot be swept does not
     /// keep the others of its page waiting, but ends the pass if nothing else is on it.
     async fn sweep_page(&self, files: Vec<Ino>, kind: Sweep, done: &mut Pass) -> Result<bool, UpkeepError> {
@@ -356,7 +361,11 @@ impl<E: Env> Collector<E> {
             }
             // 4. The objects.
             let (gone, failed) = self.delete_slices(&batch, &mut done.objects).await;
-            // 5. The entries of slices without objects, and only those.
+            // 5. They are gone for good: no power cut brings back what nobody would look for.
+            if !gone.is_empty() && !planted::is(Bug::DeleteWithoutBarrier) {
+                self.barrier().await?;
+            }
+            // 6. The entries of slices without objects, and only those.
             meta.write(|txn| sweep::drop_delslices(txn, &gone)).await?;
             done.slices += gone.len() as u64;
             if let Some(error) = failed {
@@ -401,6 +410,13 @@ impl<E: Env> Collector<E> {
             Some(Err(error)) => Err(error.into()),
             None => Err(UpkeepError::Deadline),
         }
+    }
+
+    /// Makes the deletes so far durable, within the deadline.
+    async fn barrier(&self) -> Result<(), UpkeepError> {
+        let deadline = self.env.now() + REQUEST_DEADLINE;
+        let done = timeout(&self.env, deadline, self.env.objects().barrier()).await;
+        Ok(done.ok_or(UpkeepError::Deadline)??)
     }
 
     fn ctx(&self) -> OpCtx {

@@ -110,9 +110,10 @@ pub trait ObjectStore: Send + Sync + 'static {
     fn put(&self, key: &str, body: Vec<Bytes>) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Reads exactly `range`, or fails (`Short` if the object ends before).
     fn get(&self, key: &str, range: Range<u64>) -> impl Future<Output = Result<Bytes, StoreError>> + Send;
-    /// Removes the object; succeeds if it is not there.
+    /// Removes the object; succeeds if it is not there. Until a `barrier` that began after this returned, a power cut
+    /// may bring it back.
     fn delete(&self, key: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// Makes every put that had returned before the call durable.
+    /// Makes every put and delete that had returned before the call durable.
     fn barrier(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Keys that start with `prefix` (which ends with `/`), recursively, after `after` (exclusive).
     fn list(&self, prefix: &str, after: Option<&str>) -> impl Future<Output = Result<ObjectPage, StoreError>> + Send;

@@ -1,12 +1,12 @@
 //! Ordered commit of one file: accepted writes, truncates and attribute changes, from accept to visible.
 //!
 //! Owns: the queue of batches, their numbers, the length that callers see, which bytes are dirty, the file's error.
-//! Here are getters and commands; completions and outputs are in `progress`.
+//! Here are getters and commands; changes of ranges are in `ranges`, completions and outputs in `progress`.
 //! Leaves to others: putting, committing and waiting (the client executes `Action`s and feeds completions back),
 //! handles and who has seen which error, memory permits (it only counts what it holds).
 //!
 //! Invariants
-//! - Every member (write, truncate, attribute change) has a number; numbers ascend from the inode's `commit` number.
+//! - Every member (write, truncate, hole, reservation, copy, attribute change) has a number; numbers ascend from the inode's `commit` number.
 //! - A batch holds all members of an interval of numbers. A commit covers a prefix of the batches, so it is always a
 //!   prefix of what was accepted. At most one commit is in flight, and until its outcome is known it stays the same.
 //! - A batch is committed only when all its bytes are put and a barrier that began after the last put has returned,
@@ -26,11 +26,14 @@ use super::slice::DirtySlice;
 use super::view::{Segment, View, chunks};
 use crate::errno::Errno;
 use crate::marks::{Mark, reached, reached_if};
-use crate::meta::{Change, Commit, SetAttr};
+use crate::meta::{Change, Commit, CommitReply, SetAttr};
 use crate::planted::{self, Bug};
 use crate::types::{Attr, BlockId, Geometry, Ino, SliceId, SliceRecord, Timestamp};
 
 mod progress;
+mod ranges;
+
+pub use ranges::{Fallocate, Unloaded, Whence};
 
 /// One slice more than this freezes the batch: random writes commit in groups of so many slices.
 const SLICES_MAX: usize = 64;
@@ -80,6 +83,10 @@ pub enum CommitOutcome {
     Applied {
         /// Whether this attempt applied it.
         fresh: bool,
+        /// The length that it left.
+        length: Option<u64>,
+        /// Bytes that its copy copied, if it had one that did.
+        copied: Option<u64>,
     },
     /// Not applied or unknown: the same commit is tried again.
     Failed {
@@ -90,6 +97,26 @@ pub enum CommitOutcome {
     },
     /// The inode is gone: nobody can read these bytes any more.
     Gone,
+}
+
+impl CommitOutcome {
+    /// Applied by an attempt of which no more is known.
+    pub const NOT_FRESH: Self = Self::Applied { fresh: false, length: None, copied: None };
+}
+
+impl From<&CommitReply> for CommitOutcome {
+    fn from(reply: &CommitReply) -> Self {
+        Self::Applied { fresh: reply.applied, length: Some(reply.attr.length), copied: reply.copied }
+    }
+}
+
+/// What is no longer held on behalf of uncommitted members.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Freed {
+    /// Memory.
+    pub bytes: u64,
+    /// Space that was set aside for reservations, by the reckoning of who asked for them.
+    pub reserved: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -107,7 +134,17 @@ impl Source for Dirty {
     }
 }
 
-/// Members with consecutive numbers that become visible together: slices, then a truncate, then attributes.
+/// The member that covers an interval.
+#[derive(Clone, Copy, Debug)]
+struct Member(u64);
+
+impl Source for Member {
+    fn skip(&self, _: u64) -> Self {
+        *self
+    }
+}
+
+/// Members with consecutive numbers that become visible together: slices, then a change of a range, then attributes.
 #[derive(Clone, Debug)]
 struct Batch {
     /// When its first member was accepted.
@@ -116,7 +153,10 @@ struct Batch {
     number: u64,
     /// Key of its first slice; they are `first_key..` up to the next batch's.
     first_key: u64,
-    truncate: Option<u64>,
+    /// A truncate, holes and reservations, or a copy.
+    ranges: Vec<Change>,
+    /// Bytes that its reservations will take, by the caller's reckoning.
+    charge: u64,
     attrs: Vec<Change>,
     frozen: bool,
     /// A barrier covers its puts.
@@ -160,12 +200,16 @@ pub struct File {
     slices: BTreeMap<u64, DirtySlice>,
     next_key: u64,
     dirty: Overlay<Dirty>,
+    /// What reservations cover that are not committed.
+    reserving: Overlay<Member>,
     dirty_bytes: u64,
     view: View,
     barrier: Option<u64>,
     barrier_retry_at: Duration,
     commit: Option<InFlight>,
     failure: Failure,
+    /// Number of the last copy that was committed, and how many bytes it is known to have copied.
+    last_copy: Option<(u64, Option<u64>)>,
     discarded: bool,
 }
 
@@ -195,12 +239,14 @@ impl File {
             slices: BTreeMap::new(),
             next_key: 0,
             dirty: Overlay::default(),
+            reserving: Overlay::default(),
             dirty_bytes: 0,
-            view: View::new(&geometry, attr.length),
+            view: View::new(&geometry, attr.length, attr.reach),
             barrier: None,
             barrier_retry_at: Duration::ZERO,
             commit: None,
             failure: Failure::default(),
+            last_copy: None,
             discarded: false,
         }
     }
@@ -263,13 +309,19 @@ impl File {
                     set.apply(&mut attr, *mtime);
                 }
                 Change::Attrs { set, now } => set.apply(&mut attr, *now),
-                Change::Slice { .. } | Change::Truncate { .. } => {}
+                Change::Slice { .. }
+                | Change::Truncate { .. }
+                | Change::Punch { .. }
+                | Change::Reserve { .. }
+                | Change::Copy(_) => {}
             }
         }
         attr.length = self.length;
         // What was read may hold a commit already that has not returned yet.
         let waiting = self.slices.range(self.key_limit(attr.commit)..);
         attr.stored += waiting.map(|(_, slice)| u64::from(slice.len)).sum::<u64>();
+        let waiting = self.batches.iter().filter(|batch| batch.number > attr.commit);
+        attr.stored += waiting.map(|batch| batch.charge).sum::<u64>();
         attr
     }
 
@@ -326,16 +378,18 @@ impl File {
         self.freeze();
         self.number += 1;
         let number = self.number;
-        if length < self.length {
+        // Also where the length stays: what is reserved past it goes. How long a copy leaves the file is not known yet.
+        if length <= self.length || self.is_copying() {
             reached_if(Mark::TruncateOverDirty, || {
-                let cut_off = self.dirty.plan(length..self.length);
+                let cut_off = self.dirty.plan(length..self.length.max(length));
                 cut_off.iter().any(|piece| matches!(piece.source, Some(Dirty::Slice { .. })))
             });
             self.dirty.paint(length..u64::MAX, Dirty::Hole { number });
+            self.reserving.clear(length..u64::MAX);
         }
         self.length = length;
         let batch = self.open_batch(now);
-        batch.truncate = Some(length);
+        batch.ranges.push(Change::Truncate { length });
         batch.attrs.push(Change::Written { mtime: wall, drop_privileges: false });
         batch.frozen = true;
     }
@@ -370,19 +424,20 @@ impl File {
         self.discarded = true;
     }
 
-    /// Drops all that is uncommitted and returns the slices of which something may have been put, and how many bytes
-    /// of memory are free again.
-    pub fn take_given_up(&mut self) -> (Vec<(SliceId, u32)>, u64) {
+    /// Drops all that is uncommitted and returns the slices of which something may have been put, and what is
+    /// free again.
+    pub fn take_given_up(&mut self) -> (Vec<(SliceId, u32)>, Freed) {
         assert!(self.discarded && !self.is_busy());
         reached_if(Mark::DirtyDiscarded, || self.dirty_bytes > 0);
         reached_if(Mark::PutsGivenUp, || self.slices.values().any(DirtySlice::any_put));
         let given_up = self.slices.values().filter_map(|slice| slice.id.map(|id| (id, slice.len))).collect();
-        self.batches.clear();
+        let reserved = self.batches.drain(..).map(|batch| batch.charge).sum();
         self.slices.clear();
         self.dirty = Overlay::default();
+        self.reserving = Overlay::default();
         self.commit = None;
         self.committed = self.number;
-        (given_up, core::mem::take(&mut self.dirty_bytes))
+        (given_up, Freed { bytes: core::mem::take(&mut self.dirty_bytes), reserved })
     }
 
     /// What to do for a read of `len` bytes at `offset`, cut at the end of the file; `Err`: load these chunks first
@@ -487,7 +542,8 @@ impl File {
                 first_at: now,
                 number: self.number,
                 first_key: self.next_key,
-                truncate: None,
+                ranges: Vec::new(),
+                charge: 0,
                 attrs: Vec::new(),
                 frozen: false,
                 durable: false,
@@ -521,6 +577,7 @@ impl File {
     /// Panics if an invariant does not hold.
     pub fn check(&self) {
         self.dirty.check();
+        self.reserving.check();
         assert!(self.committed <= self.number && self.wanted <= self.number);
         let mut last = self.committed;
         for batch in &self.batches {

@@ -8,7 +8,7 @@ use core::time::Duration;
 
 use bytes::Bytes;
 
-use super::machine::{Action, CommitOutcome, File, PutOutcome};
+use super::machine::{Action, CommitOutcome, Fallocate, File, PutOutcome};
 use super::view::Segment;
 use crate::errno::Errno;
 use crate::meta::{Change, Commit, SetAttr};
@@ -34,6 +34,7 @@ fn attr(length: u64, commit: u64) -> Attr {
         btime: zero,
         commit,
         next_seq: 0,
+        reach: 0,
         parent: Ino::ROOT,
         flags: InodeFlags::default(),
     }
@@ -133,6 +134,26 @@ impl World {
                 self.file.flush();
             }
             12 if self.rng.below(10) == 0 => self.crash(),
+            13 => {
+                let (offset, len) = (self.rng.below(200), 1 + self.rng.below(60));
+                let end = (offset + len) as usize;
+                let extend = self.rng.below(2) == 0;
+                let what = match self.rng.below(3) {
+                    0 => Fallocate::Punch,
+                    1 => Fallocate::Zero { extend },
+                    _ => Fallocate::Reserve { extend },
+                };
+                let mut contents = self.contents();
+                if extend && what != Fallocate::Punch && contents.len() < end {
+                    contents.resize(end, 0);
+                }
+                if !matches!(what, Fallocate::Reserve { .. }) {
+                    let shown = end.min(contents.len());
+                    contents.get_mut(offset as usize..shown).unwrap_or_default().fill(0);
+                }
+                self.file.fallocate(self.now, wall, offset..offset + len, what, 0, false);
+                self.accept(contents);
+            }
             _ => {
                 for _ in 0..1 + self.rng.below(6) {
                     self.complete();
@@ -193,7 +214,7 @@ impl World {
                 self.lost_answers += u64::from(fate == 1);
                 let outcome = match fate {
                     0 | 1 => CommitOutcome::Failed { errno: Errno::EIO, lasting: false },
-                    _ => CommitOutcome::Applied { fresh },
+                    _ => CommitOutcome::Applied { fresh, length: Some(self.length), copied: None },
                 };
                 self.file.handle_commit(self.now, outcome, |id: BlockId, payload| {
                     assert_eq!(self.objects[&(id.slice, id.index)], payload);
@@ -232,11 +253,29 @@ impl World {
                         });
                     }
                 }
+                Change::Punch { offset, len } => self.lay(*offset, *len, &Place::Hole),
+                Change::Reserve { offset, len, extend } => {
+                    self.lay(*offset, *len, &Place::Reserved);
+                    self.length = if *extend { self.length.max(offset + len) } else { self.length };
+                }
+                Change::Copy(_) => panic!("nothing is copied here"),
                 Change::Written { .. } | Change::Attrs { .. } => {}
             }
         }
         self.number = commit.number;
         true
+    }
+
+    /// Lays records without bytes over a range.
+    fn lay(&mut self, offset: u64, len: u64, place: &Place) {
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            let (chunk, pos) = (at / GEOMETRY.chunk_size, (at % GEOMETRY.chunk_size) as u32);
+            let len = (end - at).min(GEOMETRY.chunk_size - u64::from(pos)) as u32;
+            let record = SliceRecord { slice: SliceId(0), stored_len: len, off: 0, pos, len, place: place.clone() };
+            self.chunks.entry(chunk as u32).or_default().push(record);
+            at += u64::from(len);
+        }
     }
 
     /// Everything in memory and everything volatile is gone; what is committed must be what was accepted up to there.
@@ -246,7 +285,8 @@ impl World {
         }
         self.actions.clear();
         self.barriers.clear();
-        self.file = File::new(INO, &attr(self.length, self.number), GEOMETRY, Duration::from_secs(60));
+        let attr = Attr { reach: 1000, ..attr(self.length, self.number) };
+        self.file = File::new(INO, &attr, GEOMETRY, Duration::from_secs(60));
         self.history.retain(|(number, _)| *number <= self.number);
         let survived = self.history.last().expect("never empty").0;
         assert_eq!(survived, self.number, "the number committed is one that was accepted");
@@ -311,7 +351,8 @@ impl World {
                     }
                     Action::Commit(commit) => {
                         let fresh = self.apply(&commit);
-                        self.file.handle_commit(self.now, CommitOutcome::Applied { fresh }, |_, _| {});
+                        let outcome = CommitOutcome::Applied { fresh, length: Some(self.length), copied: None };
+                        self.file.handle_commit(self.now, outcome, |_, _| {});
                     }
                 }
             }
@@ -370,7 +411,7 @@ fn what_a_commit_under_way_has_stored_is_counted_once() {
     assert_eq!(commit.number, number);
     assert_eq!(file.overlay_attr(attr(0, 0)).stored, 3);
     assert_eq!(file.overlay_attr(Attr { stored: 2, ..attr(2, number) }).stored, 3, "with the commit applied");
-    file.handle_commit(Duration::ZERO, CommitOutcome::Applied { fresh: true }, |_, _| {});
+    file.handle_commit(Duration::ZERO, CommitOutcome::Applied { fresh: true, length: None, copied: None }, |_, _| {});
     assert_eq!(file.overlay_attr(Attr { stored: 2, ..attr(2, number) }).stored, 3, "and answered");
 }
 

@@ -77,6 +77,11 @@ impl<S: Source> Overlay<S> {
         }
     }
 
+    /// Where the painted interval that holds `at` ends.
+    pub fn end_of(&self, at: u64) -> Option<u64> {
+        self.map.range(..=at).next_back().map(|(_, (end, _))| *end).filter(|end| at < *end)
+    }
+
     /// Removes every interval whose source is not kept.
     pub fn retain(&mut self, mut keep: impl FnMut(&S) -> bool) {
         self.map.retain(|_, (_, source)| keep(source));

@@ -55,6 +55,7 @@ mod tests {
     #[test]
     fn a_stream_is_fetched_once_and_ahead() {
         let mut readahead = Readahead::default();
+        assert!(!readahead.is_stream());
         let mut asked = 1 << 20;
         for i in 0..64u64 {
             let range = i << 20..(i + 1) << 20;
@@ -64,6 +65,7 @@ mod tests {
                 asked = ahead.end;
             }
             assert!(asked >= range.end + (2 << 20), "the stream is not ahead at {i}");
+            assert!(readahead.is_stream());
         }
     }
 
@@ -75,6 +77,7 @@ mod tests {
             at = at.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let start = (1 << 30) + ((at >> 33) << 12);
             assert!(readahead.on_read(start..start + 4096, 4 << 20, 16 << 20).is_empty());
+            assert!(!readahead.is_stream());
         }
     }
 }

@@ -102,11 +102,13 @@ pub struct Lease {
     pub session: SessionId,
 }
 
-/// A truncation: bytes at or past `offset` in slices of a lower seq are holes.
+/// A truncation or a punched hole: bytes in `offset..end` in slices of a lower seq are holes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
     /// In the file.
     pub offset: u64,
+    /// `u64::MAX`: a truncation. Else, as `offset`, at the border of a chunk.
+    pub end: u64,
 }
 
 /// Where the bytes of a slice with a home are.
@@ -225,7 +227,8 @@ impl Value for Volume {
     }
 }
 
-/// The tail of `Attr` that holds `flags`.
+/// Tails of `Attr`, each there only if it says something, in this order: what holds `reach`, what holds `flags`.
+const TAIL_REACH: u8 = 1;
 const TAIL_FLAGS: u8 = 2;
 
 fn kind_code(kind: FileType) -> u8 {
@@ -257,7 +260,7 @@ impl Value for Attr {
     fn encode(&self) -> Vec<u8> {
         let Self { kind, mode, uid, gid, rdev, nlink, length, stored, .. } = *self;
         debug_assert!(mode <= 0o7777 && length <= FILE_SIZE_MAX);
-        let value = Encoder::value(110)
+        let value = Encoder::value(119)
             .u8(kind_code(kind))
             .u16(mode)
             .u32(uid)
@@ -273,6 +276,7 @@ impl Value for Attr {
             .u64(self.commit)
             .u64(self.next_seq)
             .u64(self.parent.0);
+        let value = if self.reach == length { value } else { value.u8(TAIL_REACH).u64(self.reach) };
         let plain = self.flags == InodeFlags::default();
         let value = if plain { value } else { value.u8(TAIL_FLAGS).u8(self.flags.bits()) };
         value.finish()
@@ -297,13 +301,25 @@ impl Value for Attr {
             next_seq: d.u64()?,
             parent: Ino(d.u64()?),
             flags: InodeFlags::default(),
+            reach: 0,
         };
-        if !d.is_empty() {
-            if d.u8()? != TAIL_FLAGS {
-                return Err(DecodeError::Trailing);
+        attr.reach = attr.length;
+        let mut last = 0;
+        while !d.is_empty() {
+            let tail = d.u8()?;
+            require(last < tail, "order of an inode's tails")?;
+            last = tail;
+            match tail {
+                TAIL_REACH => {
+                    attr.reach = d.u64()?;
+                    require(attr.length < attr.reach && attr.reach <= FILE_SIZE_MAX, "reach of a file")?;
+                }
+                TAIL_FLAGS => {
+                    attr.flags = InodeFlags::from_bits(d.u8()?).ok_or(DecodeError::Invalid("flags of an inode"))?;
+                    require(attr.flags != InodeFlags::default(), "flags of an inode")?;
+                }
+                _ => return Err(DecodeError::Trailing),
             }
-            attr.flags = InodeFlags::from_bits(d.u8()?).ok_or(DecodeError::Invalid("flags of an inode"))?;
-            require(attr.flags != InodeFlags::default(), "flags of an inode")?;
         }
         d.finish()?;
         require(attr.mode <= 0o7777, "mode")?;
@@ -347,6 +363,8 @@ impl Value for SliceRecord {
             Place::Blocks => (1, &[]),
             Place::Home => (2, &[]),
             Place::Inline(bytes) => (3, bytes),
+            Place::Hole => (4, &[]),
+            Place::Reserved => (5, &[]),
         };
         Encoder::value(26 + inline.len())
             .u64(slice.0)
@@ -366,6 +384,8 @@ impl Value for SliceRecord {
             1 => Place::Blocks,
             2 => Place::Home,
             3 => Place::Inline(Bytes::copy_from_slice(d.rest())),
+            4 => Place::Hole,
+            5 => Place::Reserved,
             _ => return Err(DecodeError::Invalid("place of a slice")),
         };
         d.finish()?;
@@ -382,6 +402,7 @@ impl SliceRecord {
         let place_holds = match place {
             Place::Blocks | Place::Home => slice.0 != 0,
             Place::Inline(bytes) => slice.0 == 0 && bytes.len() == stored_len as usize,
+            Place::Hole | Place::Reserved => slice.0 == 0,
         };
         let rules = [
             (len >= 1, "a slice record that shows nothing"),
@@ -421,14 +442,17 @@ impl Value for Lease {
 
 impl Value for Cut {
     fn encode(&self) -> Vec<u8> {
-        Encoder::value(9).u64(self.offset).finish()
+        let value = Encoder::value(17).u64(self.offset);
+        if self.end == u64::MAX { value.finish() } else { value.u64(self.end).finish() }
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut d = Decoder::value(bytes)?;
-        let cut = Self { offset: d.u64()? };
+        let offset = d.u64()?;
+        let end = if d.is_empty() { u64::MAX } else { d.u64()? };
+        let cut = Self { offset, end };
         d.finish()?;
-        require(cut.offset <= FILE_SIZE_MAX, "offset of a cut")?;
+        require(cut.offset <= FILE_SIZE_MAX && cut.offset < cut.end, "range of a cut")?;
         Ok(cut)
     }
 }

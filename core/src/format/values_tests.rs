@@ -57,6 +57,7 @@ fn attr() -> Attr {
         btime: Timestamp { secs: 0, nanos: 0 },
         commit: 6,
         next_seq: 7,
+        reach: FILE_SIZE_MAX,
         parent: Ino(8),
         flags: InodeFlags::default(),
     }
@@ -64,6 +65,10 @@ fn attr() -> Attr {
 
 fn record(place: Place) -> SliceRecord {
     SliceRecord { slice: SliceId(9), stored_len: 100, off: 10, pos: 1 << 25, len: 90, place }
+}
+
+fn record_without_blocks(place: Place) -> SliceRecord {
+    SliceRecord { slice: SliceId(0), stored_len: 100, off: 0, pos: 7, len: 90, place }
 }
 
 fn inline(bytes: &'static [u8]) -> SliceRecord {
@@ -101,7 +106,8 @@ fn values_come_back() {
     check(&record(Place::Home));
     check(&Session { started: TIME });
     check(&Lease { end: 8192, session: SessionId(1) });
-    check(&Cut { offset: FILE_SIZE_MAX });
+    check(&record_without_blocks(Place::Hole));
+    check(&record_without_blocks(Place::Reserved));
     for location in [
         Location::Blocks,
         Location::Pack { pack: SliceId(1), offset: 2 },
@@ -113,6 +119,26 @@ fn values_come_back() {
     check(&-1i64);
     check(&u64::MAX);
     check(&());
+}
+
+/// Round trip of a value with a tail; without it the value of before the tail is read.
+fn check_tail<V: Value + PartialEq + Debug>(value: &V, without: &V) {
+    let (bytes, short) = (value.encode(), without.encode());
+    assert_eq!(V::decode(&bytes).as_ref(), Ok(value));
+    assert_eq!(bytes[..short.len()], short[..]);
+    for len in short.len() + 1..bytes.len() {
+        assert!(V::decode(&bytes[..len]).is_err(), "{value:?} cut to {len} bytes");
+    }
+    assert_eq!(V::decode(&[&bytes[..], &[0]].concat()).err(), Some(DecodeError::Trailing), "{value:?}");
+}
+
+#[test]
+fn tails_come_back() {
+    let plain = Attr { length: 70, reach: 70, ..attr() };
+    check(&plain);
+    check_tail(&Attr { reach: 71, ..plain }, &plain);
+    check_tail(&Cut { offset: 5, end: 6 }, &Cut { offset: 5, end: u64::MAX });
+    assert!(Cut::decode(&Cut { offset: 5, end: 5 }.encode()).is_err());
 }
 
 #[test]
@@ -196,7 +222,7 @@ fn values_out_of_range_are_refused() {
     assert_eq!(Attr::decode(&patched(&attr(), 44, &[0xff])).err(), invalid("nanoseconds"));
     let dentry = Dentry { ino: Ino(1), kind: FileType::Regular };
     assert_eq!(Dentry::decode(&patched(&dentry, 8, &[0])).err(), invalid("inode 0"));
-    assert_eq!(Cut::decode(&patched(&Cut { offset: 0 }, 1, &[0xff])).err(), invalid("offset of a cut"));
+    assert_eq!(Cut::decode(&patched(&Cut { offset: 0, end: u64::MAX }, 1, &[0xff])).err(), invalid("range of a cut"));
     assert_eq!(DelSlice::decode(&patched(&DelSlice { stored_len: 1 }, 4, &[0])).err(), invalid("length of a slice"));
     let home = Home { location: Location::Blocks, references: 1 };
     assert_eq!(Home::decode(&patched(&home, 8, &[0])).err(), invalid("references of a slice"));

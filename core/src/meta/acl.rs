@@ -97,7 +97,7 @@ impl Acl {
         if !rest.is_empty() {
             return Err(Errno::EINVAL);
         }
-        let entries = entries.iter().map(|bytes| Entry::decode(bytes)).collect::<Result<Vec<_>, _>>()?;
+        let entries = entries.iter().map(Entry::decode).collect::<Result<Vec<_>, _>>()?;
         if entries.is_empty() {
             return Ok(None);
         }

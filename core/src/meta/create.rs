@@ -68,6 +68,7 @@ pub(super) fn add_inode(txn: &mut dyn Txn, ctx: &OpCtx, dir: Ino, parent: &Attr,
         btime: ctx.now,
         commit: 0,
         next_seq: 0,
+        reach: if is_dir { DIRECTORY_LENGTH } else { target_len as u64 },
         parent: dir,
         flags: parent.flags.both(InodeFlags::INHERITED),
     };

@@ -24,9 +24,11 @@ use crate::types::{Attr, FileType, Geometry, Ino, NAME_MAX, SliceRecord, Timesta
 
 pub mod acl;
 pub mod attr;
+mod chunk;
 mod cover;
 pub mod create;
 pub mod data;
+mod edit;
 pub mod invariant;
 pub mod lookup;
 mod names;
@@ -106,6 +108,24 @@ pub enum Change {
         /// The new length. (up to `FILE_SIZE_MAX`)
         length: u64,
     },
+    /// A range becomes a hole, which takes no space. Changes neither length nor times.
+    Punch {
+        /// First byte.
+        offset: u64,
+        /// How many. (>= 1)
+        len: u64,
+    },
+    /// What of a range takes no space is reserved: writes into it take none. Changes no times.
+    Reserve {
+        /// First byte.
+        offset: u64,
+        /// How many. (>= 1; few chunks: each gets a record)
+        len: u64,
+        /// The length grows to the end of the range.
+        extend: bool,
+    },
+    /// A range of another file, or of this one, is laid over a range of this one. Changes no times.
+    Copy(CopyRange),
     /// Contents were changed: mtime and ctime are set.
     Written {
         /// When.
@@ -120,6 +140,22 @@ pub enum Change {
         /// When.
         now: Timestamp,
     },
+}
+
+/// What of a file is copied and where to, by sharing slices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyRange {
+    /// The file that it is copied from.
+    pub source: Ino,
+    /// The number that the source's last commit must have, or nothing is copied. (Ignored within one file, where the
+    /// order of members says what is copied.)
+    pub commit: u64,
+    /// First byte in the source.
+    pub from: u64,
+    /// First byte in the destination. (the ranges do not overlap within one file)
+    pub to: u64,
+    /// How many bytes at most; the copy ends with the source, or where it grows too large for one transaction.
+    pub len: u64,
 }
 
 /// A ready prefix of a file's commit queue.
@@ -142,6 +178,10 @@ pub struct CommitReply {
     pub attr: Attr,
     /// `seq` of each `Change::Slice`, in order; empty if not applied.
     pub seqs: Vec<u64>,
+    /// Bytes that the last `Change::Copy` copied; `None`: its source had changed, or not applied.
+    pub copied: Option<u64>,
+    /// Bytes that the file takes more than before.
+    pub grown: i64,
 }
 
 /// A new inode.

@@ -14,6 +14,7 @@ use crate::errno::Errno;
 use crate::format::keys::{self, Counter, Key};
 use crate::format::values::{DelSlice, Dentry, Home, Location, Value};
 use crate::kv::{OpError, OpResult, Txn};
+use crate::planted::{self, Bug};
 use crate::types::{Attr, FileType, Ino, Place, STRIPES, SliceId, SliceRecord};
 
 const MISSING: OpError = OpError::Damaged("a name of an inode that does not exist");
@@ -82,13 +83,14 @@ pub(super) fn detach(
 }
 
 /// Removes an inode that has no name and no user. `gave_up` are slices that were put for it and never committed; they
-/// are queued for deletion whatever the inode is. An inode that is no orphan is left alone.
-pub fn reap(txn: &mut dyn Txn, ctx: &OpCtx, ino: Ino, gave_up: &[(SliceId, u32)]) -> OpResult<()> {
+/// are queued for deletion whatever the inode is. An inode that is no orphan is left alone. Returns the bytes that the
+/// volume holds less.
+pub fn reap(txn: &mut dyn Txn, ctx: &OpCtx, ino: Ino, gave_up: &[(SliceId, u32)]) -> OpResult<u64> {
     for &(slice, stored_len) in gave_up {
         put(txn, keys::delslice(slice), &DelSlice { stored_len });
     }
     if txn.get(&keys::orphan(ino))?.is_none() {
-        return Ok(());
+        return Ok(0);
     }
     let attr: Attr = get(txn, keys::attr(ino))?.ok_or(OpError::Damaged("an orphan without attributes"))?;
     // What never had a slice or a cut has none to look for.
@@ -105,7 +107,8 @@ pub fn reap(txn: &mut dyn Txn, ctx: &OpCtx, ino: Ino, gave_up: &[(SliceId, u32)]
         txn.delete(&keys::cutfile(ino));
     }
     count(txn, ctx, Counter::Bytes, -(attr.stored as i64))?;
-    count(txn, ctx, Counter::Inodes, -1)
+    count(txn, ctx, Counter::Inodes, -1)?;
+    Ok(attr.stored)
 }
 
 /// What an inode may have beside its attributes.
@@ -143,12 +146,12 @@ pub(super) fn remove_contents(txn: &mut dyn Txn, ino: Ino, contents: Contents, l
 pub(super) fn release(txn: &mut dyn Txn, record: &SliceRecord) -> OpResult<()> {
     let queued = DelSlice { stored_len: record.stored_len };
     match record.place {
-        Place::Inline(_) => {}
+        Place::Inline(_) | Place::Hole | Place::Reserved => {}
         Place::Blocks => put(txn, keys::delslice(record.slice), &queued),
         Place::Home => {
             let key = keys::home(record.slice);
             let home: Home = get(txn, &key)?.ok_or(OpError::Damaged("a slice without its home"))?;
-            if home.references > 1 {
+            if home.references > 1 && !planted::is(Bug::SharedSliceDeleted) {
                 put(txn, &key, &Home { references: home.references - 1, ..home });
                 return Ok(());
             }

@@ -1,22 +1,24 @@
 //! Queues of work that no single transaction may do, and doing it piece by piece.
 //!
-//! Owns: listing the queues, removing what deleted and truncated files left. Leaves to others: when to sweep, deleting
+//! Owns: listing the queues, removing what deleted, truncated and punched files left. Leaves to others: when to sweep, deleting
 //! blocks and the waiting that promise 6 asks for before it (upkeep).
 //!
 //! Invariant: each piece leaves a state in which every invariant holds and from which any sweeper can go on.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use bytes::Bytes;
 
-use super::data::{Stored, left_of};
+use super::chunk;
+use super::data::{left_of, next_chunk};
 use super::names::{count, difference};
 use super::remove::{Contents, remove_contents};
 use super::{OpCtx, PAGE, after, get, put};
 use crate::format::keys::{self, Counter, Key};
 use crate::format::values::{Cut, DelSlice, Value};
 use crate::kv::{OpError, OpResult, Read, Txn};
-use crate::types::{Attr, Ino, SliceId};
+use crate::types::{Attr, Geometry, Ino, SliceId};
 
 const STRAY: OpError = OpError::Damaged("a key in the range of a queue");
 
@@ -96,22 +98,40 @@ pub fn sweep_cuts(txn: &mut dyn Txn, ctx: &OpCtx, ino: Ino, limit: usize) -> OpR
         return Ok(true);
     };
     let Key::Cut(_, cut_seq) = keys::decode(cut_key)? else { return Err(STRAY) };
-    let offset = Cut::decode(cut_value)?.offset;
+    let Cut { offset, end } = Cut::decode(cut_value)?;
 
     let before = attr.stored;
-    let reached = sweep_cut(txn, ctx, ino, &mut attr, (cut_seq, offset), limit.max(1))?;
+    let reached = sweep_cut(txn, ctx, ino, &mut attr, (cut_seq, offset..end), limit.max(1))?;
     match reached {
-        Some(offset) => put(txn, cut_key, &Cut { offset }),
+        Some(offset) => put(txn, cut_key, &Cut { offset, end }),
         None => txn.delete(cut_key),
+    }
+    let done = reached.is_none() && cuts.len() == 1;
+    if done {
+        settle_reach(txn, &ctx.geometry, ino, &mut attr)?;
+        txn.delete(&keys::cutfile(ino));
     }
     // Written in any case: a truncate or a commit at the same moment conflicts.
     put(txn, keys::attr(ino), &attr);
     count(txn, ctx, Counter::Bytes, difference(before, attr.stored))?;
-    let done = reached.is_none() && cuts.len() == 1;
-    if done {
-        txn.delete(&keys::cutfile(ino));
-    }
     Ok(done)
+}
+
+/// Brings the reach back to what is there, if that is few records: appends then need not look below themselves.
+fn settle_reach(txn: &mut dyn Txn, geometry: &Geometry, ino: Ino, attr: &mut Attr) -> OpResult<()> {
+    let Ok(first) = u32::try_from(attr.length / geometry.chunk_size) else { return Ok(()) };
+    let (start, _) = keys::slice_range(ino, Some(first));
+    let (_, end) = keys::slice_range(ino, None);
+    let page = txn.scan(&start, &end, PAGE)?;
+    if page.len() < PAGE {
+        attr.reach = attr.length;
+        for (key, value) in page {
+            let stored = chunk::Stored::decode(key, &value)?;
+            let chunk_start = u64::from(stored.chunk) * geometry.chunk_size;
+            attr.reach = attr.reach.max(chunk_start + u64::from(stored.range().end));
+        }
+    }
+    Ok(())
 }
 
 /// Applies one cut to some records. Returns the offset that is left to do, `None` if it is done.
@@ -120,40 +140,46 @@ fn sweep_cut(
     ctx: &OpCtx,
     ino: Ino,
     attr: &mut Attr,
-    (cut_seq, offset): (u64, u64),
+    (cut_seq, range): (u64, Range<u64>),
     limit: usize,
 ) -> OpResult<Option<u64>> {
     // Enough to pass a chunk that is full of newer records, few enough for one transaction.
     let scan_max = limit.saturating_mul(16);
     let chunk_size = ctx.geometry.chunk_size;
-    let first = u32::try_from(offset / chunk_size).map_err(|_| OpError::Damaged("a cut past the largest file"))?;
-    let (mut start, _) = keys::slice_range(ino, Some(first));
-    let (_, end) = keys::slice_range(ino, None);
+    let mut from =
+        u32::try_from(range.start / chunk_size).map_err(|_| OpError::Damaged("a cut past the largest file"))?;
     let (mut changed, mut scanned) = (0, 0);
-    loop {
-        let page = txn.scan(&start, &end, PAGE)?;
-        let last_page = page.len() < PAGE;
-        if let Some((key, _)) = page.last() {
-            start = after(key);
+    while let Some(number) = next_chunk(txn.as_read(), ino, from)? {
+        let start = u64::from(number) * chunk_size;
+        if range.end <= start {
+            break;
         }
-        for (key, value) in page {
-            let stored = Stored::decode(key, &value)?;
-            let (chunk, len) = (stored.chunk, stored.record.len);
-            let stop = changed == limit || (scanned >= scan_max && first < chunk);
-            if stop {
-                return Ok(Some(offset.max(u64::from(chunk) * chunk_size)));
+        if scanned >= scan_max {
+            return Ok(Some(range.start.max(start)));
+        }
+        let mut records = chunk::load(txn, ino, number)?;
+        scanned += records.len();
+        let before = chunk::allocated(&records).count();
+        let mut full = false;
+        for stored in &mut records {
+            let left = left_of(&ctx.geometry, stored, range.clone());
+            if cut_seq < stored.seq || left == stored.record.len {
+                continue;
             }
-            scanned += 1;
-            let left = left_of(&ctx.geometry, &stored, offset);
-            if stored.seq < cut_seq && left < len {
-                stored.shorten(txn, attr, left)?;
-                changed += 1;
+            full = changed == limit;
+            if full {
+                break;
             }
+            stored.shorten(txn, left)?;
+            changed += 1;
         }
-        if last_page {
-            return Ok(None);
+        attr.stored = (attr.stored + chunk::allocated(&records).count()).saturating_sub(before);
+        if full {
+            return Ok(Some(range.start.max(start)));
         }
+        from = number + 1;
     }
+    Ok(None)
 }
 
 /// Calls `visit` with the slice of up to `limit` slice records of any file, from `from_key` on (`None`: from the
@@ -170,7 +196,7 @@ pub fn references(
     let more = page.len() == limit;
     let next = page.last().map(|(key, _)| Bytes::from(after(key)));
     for (key, value) in page {
-        let slice = Stored::decode(key, &value)?.record.slice;
+        let slice = chunk::Stored::decode(key, &value)?.record.slice;
         // 0: inline, without blocks.
         if slice.0 != 0 {
             visit(slice);

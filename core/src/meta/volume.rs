@@ -42,6 +42,7 @@ pub fn format(txn: &mut dyn Txn, ctx: &OpCtx, volume: &Volume, uid: u32, gid: u3
         btime: ctx.now,
         commit: 0,
         next_seq: 0,
+        reach: DIRECTORY_LENGTH,
         parent: Ino::ROOT,
         flags: InodeFlags::default(),
     };

@@ -157,12 +157,12 @@ impl Judge {
 
     /// `op` has returned without an error; `is_sync`: what it is done to was opened so that writes are durable.
     pub fn promise(&mut self, op: &Op, is_sync: bool) {
+        #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else there is promises nothing")]
         match op {
             Op::Fsync { slot } => self.promise_file(*slot),
             Op::Write { slot, .. } if is_sync => self.promise_file(*slot),
             Op::FsyncDir { .. } => self.promises.names = self.steps.len() - 1,
             Op::Sync => self.promise_all(),
-            #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else there is promises nothing")]
             _ => {}
         }
     }
@@ -361,8 +361,12 @@ fn found(claim: &Claim, steps: &[&Step], at: usize, tree: &Tree) -> Result<Model
             let renamed = (1..=at).rev().find(|&step| steps[step].settled.contains(&id)).map_or(0, |step| step - 1);
             let floor = synced.max(renamed);
             let candidates = (floor..=last).rev().filter_map(|step| steps[step].model.try_node(id));
-            *model.node_mut(id) = one_of(candidates, seen)
+            let found = one_of(candidates, seen)
                 .map_err(|why| format!("{path} is as after none of the steps {floor} to {last}; the last: {why}"))?;
+            // The ordered changes alone: attributes that are written like names are those of step `at`.
+            let node = model.node_mut(id);
+            (node.data, node.mode, node.uid, node.gid) = (found.data.clone(), found.mode, found.uid, found.gid);
+            node.atime = found.atime;
         }
         let node = model.node_mut(id);
         (node.mtime, node.ctime) = (Stamp::exactly(seen.attr.mtime), Stamp::exactly(seen.attr.ctime));
@@ -373,11 +377,11 @@ fn found(claim: &Claim, steps: &[&Step], at: usize, tree: &Tree) -> Result<Model
 }
 
 /// The first of the states of a file that it may be in; or how it differs from the first of all.
-fn one_of<'a>(candidates: impl Iterator<Item = &'a Node>, seen: &Seen) -> Result<Node, String> {
+fn one_of<'a>(candidates: impl Iterator<Item = &'a Node>, seen: &Seen) -> Result<&'a Node, String> {
     let mut why = None;
     for node in candidates {
         match file_difference(node, seen) {
-            None => return Ok(node.clone()),
+            None => return Ok(node),
             Some(difference) => drop(why.get_or_insert(difference)),
         }
     }

@@ -15,6 +15,7 @@ pub mod judge;
 pub mod kv_conformance;
 pub mod model;
 pub mod ops;
+pub mod power_cut;
 pub mod store_conformance;
 pub mod stores;
 

@@ -12,6 +12,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use crate::file::machine::{Fallocate, Whence};
 use crate::testkit::model::Model;
 use crate::types::FileType;
 
@@ -93,6 +94,9 @@ pub enum Op {
     Sync,
     Truncate { path: String, length: u64 },
     Ftruncate { slot: usize, length: u64 },
+    Fallocate { slot: usize, what: Fallocate, offset: u64, len: u64 },
+    Seek { slot: usize, whence: Whence, offset: u64 },
+    CopyRange { from: usize, to: usize, from_offset: u64, to_offset: u64, len: u64 },
     Chmod { path: String, mode: u16 },
     Chown { path: String, uid: u32, gid: u32 },
     Utimes { path: String, secs: i64 },
@@ -185,8 +189,11 @@ impl<S: Source> Generator<S> {
             return self.burst();
         }
         match self.source.below(100) {
-            0..=27 => self.write(model),
-            28..=37 => self.with_slot(model, |g, slot| Op::Read { slot, offset: g.offset(), len: g.len() }),
+            0..=24 => self.write(model),
+            25..=27 => self.fallocate(model),
+            28..=29 => self.copy(model),
+            30..=31 => self.seek(model),
+            32..=37 => self.with_slot(model, |g, slot| Op::Read { slot, offset: g.offset(), len: g.len() }),
             38..=45 => self.with_slot(model, |_, slot| Op::Fsync { slot }),
             46..=55 => self.open(model),
             56..=59 => self.with_slot(model, |_, slot| Op::Close { slot }),
@@ -210,9 +217,12 @@ impl<S: Source> Generator<S> {
         Op::Write { slot: self.burst_slot, offset, len, number: self.writes, drop_privileges: false }
     }
 
-    /// One of many short writes that do not touch; then often a truncate of all of them.
+    /// One of many short writes that do not touch; then often a truncate of all of them, or a hole.
     fn scatter(&mut self) -> Op {
         let slot = self.burst_slot;
+        if self.scatter == 0 && self.source.chance(30) {
+            return Op::Fallocate { slot, what: Fallocate::Punch, offset: 0, len: self.habits.length_max };
+        }
         if self.scatter == 0 && self.source.chance(70) {
             return Op::Ftruncate { slot, length: self.source.below(self.habits.borders[0]) };
         }
@@ -234,6 +244,35 @@ impl<S: Source> Generator<S> {
             (g.recent[0], g.recent[1]) = (offset, offset + u64::from(len));
             Op::Write { slot, offset, len, number: g.writes, drop_privileges: g.source.chance(30) }
         })
+    }
+
+    fn fallocate(&mut self, model: &Model) -> Op {
+        let extend = self.source.chance(50);
+        let what = match self.source.below(5) {
+            0 | 1 => Fallocate::Punch,
+            2 => Fallocate::Zero { extend },
+            _ => Fallocate::Reserve { extend },
+        };
+        self.with_slot(model, |g, slot| {
+            let offset = g.offset();
+            let len = u64::from(g.len()).min(g.habits.length_max - offset);
+            Op::Fallocate { slot, what, offset, len }
+        })
+    }
+
+    fn copy(&mut self, model: &Model) -> Op {
+        let to = self.source.below(SLOTS as u64) as usize;
+        self.with_slot(model, |g, from| {
+            let to = if model.is_open(to) { to } else { from };
+            let (from_offset, to_offset) = (g.offset(), g.offset());
+            let len = u64::from(g.len()).min(g.habits.length_max - to_offset);
+            Op::CopyRange { from, to, from_offset, to_offset, len }
+        })
+    }
+
+    fn seek(&mut self, model: &Model) -> Op {
+        let whence = if self.source.chance(50) { Whence::Data } else { Whence::Hole };
+        self.with_slot(model, |g, slot| Op::Seek { slot, whence, offset: g.offset() })
     }
 
     /// An operation on an open file, or the opening of one.

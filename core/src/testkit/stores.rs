@@ -44,7 +44,7 @@ pub fn check(
     let mut referenced = Vec::new();
     for (_, value) in records {
         let record = SliceRecord::decode(&value).map_err(|error| format!("a slice: {error}"))?;
-        if record.place == Place::Blocks {
+        if matches!(record.place, Place::Blocks | Place::Home) {
             referenced.extend(blocks(geometry, record.slice, record.stored_len));
         }
     }

@@ -5,6 +5,7 @@
 //! An instance is one thing that a program does, with the opening and closing around it. Instance and position in the
 //! sequence determine every byte and time, so that equal states of different sequences are equal.
 
+use kiseki_core::file::machine::Fallocate;
 use kiseki_core::testkit::ops::{AclEntries, Op, RenameFlag};
 use kiseki_core::types::FileType;
 
@@ -12,6 +13,8 @@ use kiseki_core::types::FileType;
 const SLOT: usize = 0;
 /// Holds what stays open from one instance to the next.
 const HELD: usize = 1;
+/// Holds what is copied to.
+const COPY: usize = 2;
 /// Writes of one position in the sequence at most; their numbers are apart from those of the others.
 const WRITES_MAX: u64 = 8;
 
@@ -263,6 +266,19 @@ impl Instances {
             let ops = vec![Op::Truncate { path: "/A/x".into(), length }];
             self.at(within, &format!("truncate-to-{length}"), "/A/x", ops);
         }
+        for (within, kind, what, offset, len) in [
+            (Triples, "punch", Fallocate::Punch, 10, 20),
+            (Pairs, "punch-chunk", Fallocate::Punch, 0, 64),
+            (Pairs, "zero-past-end", Fallocate::Zero { extend: true }, 30, 40),
+            (Pairs, "reserve-past-end", Fallocate::Reserve { extend: true }, 20, 60),
+            (Pairs, "reserve-keeping-size", Fallocate::Reserve { extend: false }, 20, 60),
+        ] {
+            self.on_file(within, kind, "/A/x", vec![Op::Fallocate { slot: SLOT, what, offset, len }]);
+        }
+        let copy = |to, to_offset| Op::CopyRange { from: SLOT, to, from_offset: 4, to_offset, len: 16 };
+        self.on_file(Pairs, "copy-within", "/A/x", vec![copy(SLOT, 70)]);
+        let ops = vec![create("/A/y", COPY), copy(COPY, 1), close(COPY)];
+        self.on_file(Triples, "copy-to-/A/y-from", "/A/x", ops);
         let truncating = |path: &str| Op::Open {
             path: path.into(),
             slot: SLOT,

@@ -65,7 +65,7 @@ impl World {
                 Ok(())
             }
             // Everything is looked at anyhow.
-            Op::Read { .. } => Ok(()),
+            Op::Read { .. } | Op::Seek { .. } => Ok(()),
             Op::Fsync { slot } => {
                 let file = self.open[*slot].ok_or(Errno::EBADF)?;
                 self.fsync(file.ino);
@@ -95,6 +95,15 @@ impl World {
             Op::Ftruncate { slot, length } => {
                 let file = self.open[*slot].ok_or(Errno::EBADF)?;
                 self.truncate(file.ino, *length)
+            }
+            Op::Fallocate { slot, what, offset, len } => {
+                let file = self.open[*slot].ok_or(Errno::EBADF)?;
+                self.fallocate(file, *offset..offset + len, *what);
+                Ok(())
+            }
+            Op::CopyRange { from, to, from_offset, to_offset, len } => {
+                let (from, to) = (self.open[*from].ok_or(Errno::EBADF)?, self.open[*to].ok_or(Errno::EBADF)?);
+                self.copy((from, *from_offset), (to, *to_offset), *len)
             }
             Op::Chmod { path, mode } => self.change(path, &SetAttr { mode: Some(*mode), ..SetAttr::default() }),
             Op::Chown { path, uid, gid } => {

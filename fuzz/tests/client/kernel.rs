@@ -127,6 +127,18 @@ impl Kernel {
                 ) => return Err(Errno::EINVAL),
             },
             Op::Ftruncate { slot, length } => self.truncate(self.file(*slot)?.ino, *length).await?,
+            Op::Fallocate { slot, what, offset, len } => {
+                self.client.fallocate(self.file(*slot)?.handle, *offset, *len, *what, false).await?;
+            }
+            Op::Seek { slot, whence, offset } => {
+                let found = self.client.seek(self.file(*slot)?.handle, *offset, *whence).await?;
+                return Ok(found.to_le_bytes().to_vec());
+            }
+            Op::CopyRange { from, to, from_offset, to_offset, len } => {
+                let (from, to) = (self.file(*from)?, self.file(*to)?);
+                let (from, to) = ((from.handle, *from_offset), (to.handle, *to_offset));
+                return Ok(self.client.copy_range(from, to, *len, false).await?.to_le_bytes().to_vec());
+            }
             Op::Chmod { path, mode } => self.change(path, SetAttr { mode: Some(*mode), ..SetAttr::default() }).await?,
             Op::Chown { path, uid, gid } => {
                 self.change(path, SetAttr { uid: Some(*uid), gid: Some(*gid), ..SetAttr::default() }).await?;

@@ -6,8 +6,8 @@
 //! Invariants
 //! - Nothing runs but in `run`; the same seed and calls give the same order of everything.
 //! - Time passes only when every task waits for it.
-//! - A power cut leaves a prefix of the metadata log that holds all that was synced, every object that is past a
-//!   barrier, and any of the others; a kill leaves all that the stores hold.
+//! - A power cut leaves a prefix of the metadata log that holds all that was synced, every put and
+//!   delete that is past a barrier, and any of the others; a kill leaves all that the stores hold.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, poll_fn};
@@ -52,6 +52,8 @@ struct State {
     kv: MemKv,
     synced: TxnSeq,
     objects: BTreeMap<String, Object>,
+    /// What was deleted, and a power cut may bring back; whether a delete of it has returned to a mount that still lives.
+    deleted: BTreeMap<String, (Object, bool)>,
     /// The wall clock in seconds.
     clock: i64,
     now: Duration,
@@ -106,6 +108,7 @@ impl World {
             synced: kv.last(),
             kv,
             objects: BTreeMap::from([(VOLUME_OBJECT.to_string(), marker)]),
+            deleted: BTreeMap::new(),
             clock: 0,
             now: Duration::ZERO,
             sleepers: BTreeMap::new(),
@@ -204,17 +207,26 @@ impl World {
             1 => u64::MAX,
             _ => self.below(8),
         };
-        let keys: Vec<String> = self.state().objects.keys().cloned().collect();
-        let lost: Vec<String> = keys.into_iter().filter(|_| self.below(2) == 0).collect();
+        let keys: Vec<String> = {
+            let state = self.state();
+            state.objects.keys().chain(state.deleted.keys()).cloned().collect()
+        };
+        let undone: BTreeSet<String> = keys.into_iter().filter(|_| self.below(2) == 0).collect();
         let mut state = self.state();
         let mut kv = std::mem::take(&mut state.kv);
         let mut objects = std::mem::take(&mut state.objects);
+        let mut deleted = std::mem::take(&mut state.deleted);
         match crash {
             // A later mount's barrier knows nothing of what this one has put.
-            Crash::Kill => objects.values_mut().for_each(|object| object.acknowledged = false),
+            Crash::Kill => {
+                objects.values_mut().for_each(|object| object.acknowledged = false);
+                deleted.values_mut().for_each(|(_, returned)| *returned = false);
+            }
             Crash::PowerCut => {
                 kv.rollback_to(TxnSeq(state.synced.0.saturating_add(keep).min(kv.last().0)));
-                objects.retain(|key, object| object.durable || !lost.contains(key));
+                objects.retain(|key, object| object.durable || !undone.contains(key));
+                deleted.retain(|key, _| undone.contains(key));
+                objects.extend(std::mem::take(&mut deleted).into_iter().map(|(key, (object, _))| (key, object)));
                 objects.values_mut().for_each(|object| object.durable = true);
             }
         }
@@ -222,6 +234,7 @@ impl World {
         Self::of(State {
             kv,
             objects,
+            deleted,
             synced,
             sleepers: BTreeMap::new(),
             tasks: BTreeMap::new(),
@@ -361,18 +374,30 @@ impl ObjectStore for World {
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         self.edge().await?;
-        self.state().objects.remove(key);
-        self.edge().await
+        {
+            let mut state = self.state();
+            if let Some(object) = state.objects.remove(key) {
+                state.deleted.insert(key.to_string(), (object, false));
+            }
+        }
+        self.edge().await?;
+        if let Some((_, returned)) = self.state().deleted.get_mut(key) {
+            *returned = true;
+        }
+        Ok(())
     }
 
     async fn barrier(&self) -> Result<(), StoreError> {
-        let covered: Vec<String> = {
+        let (covered, gone): (Vec<String>, Vec<String>) = {
             let state = self.state();
-            state.objects.iter().filter(|(_, object)| object.acknowledged).map(|(key, _)| key.clone()).collect()
+            let covered = state.objects.iter().filter(|(_, object)| object.acknowledged).map(|(key, _)| key.clone());
+            let gone = state.deleted.iter().filter(|(_, (_, returned))| *returned).map(|(key, _)| key.clone());
+            (covered.collect(), gone.collect())
         };
         self.edge().await?;
         {
             let mut state = self.state();
+            gone.iter().for_each(|key| drop(state.deleted.remove(key)));
             for key in covered {
                 if let Some(object) = state.objects.get_mut(&key) {
                     object.durable = true;

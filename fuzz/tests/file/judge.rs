@@ -6,7 +6,7 @@
 //! - What is committed is at any moment the contents after a prefix of the members, whole and readable.
 //! - Every block belongs to something that will destroy it one day.
 
-use kiseki_core::meta::{self, Change, Commit};
+use kiseki_core::meta::{self, Change, Commit, Finding, FindingKind};
 use kiseki_core::testkit;
 use kiseki_core::types::{Place, SliceId, SliceRecord};
 
@@ -26,6 +26,7 @@ impl World {
             assert_eq!(record.check(), Ok(()));
             match record.place {
                 Place::Inline(_) => assert!(record.len <= GEOMETRY.inline_max),
+                Place::Hole | Place::Reserved => unreachable!("the machine makes no such slices"),
                 Place::Blocks | Place::Home => {
                     for index in 0..GEOMETRY.block_count(record.stored_len) {
                         let stored = self.blocks.get(&(record.slice, index)).expect("a commit without its blocks");
@@ -45,19 +46,40 @@ impl World {
         for chunk in 0..wanted.len().div_ceil(GEOMETRY.chunk_size as usize) as u32 {
             for record in self.records(chunk) {
                 let start = (u64::from(chunk) * GEOMETRY.chunk_size + u64::from(record.pos)) as usize;
+                if record.place == Place::Reserved {
+                    continue;
+                }
                 let shown = self.shown(&record);
                 let end = (start + shown.len()).min(found.len());
-                assert_eq!(end, start + shown.len(), "bytes past the length");
-                found[start..end].copy_from_slice(&shown);
+                let past = start + shown.len() > end;
+                assert!(!past || record.place == Place::Hole, "bytes past the length");
+                let visible = found.get_mut(start..end).unwrap_or_default();
+                visible.copy_from_slice(&shown[..visible.len()]);
             }
         }
         assert_eq!(&found, wanted, "committed contents after member {}", attr.commit);
+    }
+
+    /// What is counted as taken is taken.
+    pub(super) fn judge_space(&self) {
+        let checked = testkit::peek(&self.kv, |read| {
+            let mut wrong = Vec::new();
+            let mut found = |finding: Finding| {
+                if matches!(finding.kind, FindingKind::WrongStored | FindingKind::WrongUsage) {
+                    wrong.push(finding.text);
+                }
+            };
+            meta::invariant::check(read, &mut |_| {}, &mut found).map(|_| wrong)
+        });
+        assert_eq!(checked.expect("a check"), Vec::<String>::new());
     }
 
     fn shown(&self, record: &SliceRecord) -> Vec<u8> {
         let range = record.off as usize..(record.off + record.len) as usize;
         match &record.place {
             Place::Inline(bytes) => bytes[range].to_vec(),
+            Place::Hole => vec![0; range.len()],
+            Place::Reserved => unreachable!("it shows nothing"),
             Place::Blocks | Place::Home => {
                 let blocks = 0..GEOMETRY.block_count(record.stored_len);
                 let payloads = blocks.map(|index| {

@@ -17,13 +17,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use kiseki_core::env::TxnSeq;
 use kiseki_core::errno::Errno;
-use kiseki_core::file::machine::{Action, CommitOutcome, File, PutOutcome};
+use kiseki_core::file::machine::{Action, CommitOutcome, Fallocate, File, PutOutcome, Whence};
 use kiseki_core::file::view::Segment;
 use kiseki_core::format::block::LEASE_SLICES;
 use kiseki_core::format::values::{VOLUME_VERSION, Volume};
 use kiseki_core::kv::mem::MemKv;
 use kiseki_core::kv::{OpError, OpResult, Txn};
-use kiseki_core::meta::{self, Commit, New, OpCtx, SetAttr};
+use kiseki_core::meta::{self, Commit, CommitReply, CopyRange, New, OpCtx, SetAttr};
 use kiseki_core::testkit;
 use kiseki_core::types::{Attr, BlockId, FileType, Geometry, Ino, SliceId, SliceRecord, Timestamp, VolumeId};
 
@@ -215,6 +215,66 @@ impl World {
         self.idle = false;
     }
 
+    /// Holes, reservations, zeros.
+    pub(super) fn fallocate(&mut self, range: Range<u64>, what: Fallocate) {
+        let mut contents = self.contents().clone();
+        let (zeros, extend) = match what {
+            Fallocate::Reserve { extend } => (false, extend),
+            Fallocate::Punch => (true, false),
+            Fallocate::Zero { extend } => (true, extend),
+        };
+        let (start, end) = (range.start as usize, range.end as usize);
+        if extend && contents.len() < end {
+            contents.resize(end, 0);
+        }
+        if zeros {
+            let shown = end.min(contents.len());
+            contents.get_mut(start..shown).unwrap_or_default().fill(0);
+        }
+        self.file.fallocate(self.now, self.wall(), range, what, 0, false);
+        self.history.insert(self.number() + 1, contents);
+        self.idle = false;
+    }
+
+    /// A copy within the file; nothing if the ranges overlap.
+    pub(super) fn copy(&mut self, from: u64, to: u64, len: u64) {
+        let mut contents = self.contents().clone();
+        let len = len.min((contents.len() as u64).saturating_sub(from));
+        if len == 0 || from < to + len && to < from + len {
+            return;
+        }
+        let (start, end) = (to as usize, (to + len) as usize);
+        contents.resize(contents.len().max(end), 0);
+        contents.copy_within(from as usize..(from + len) as usize, start);
+        let copy = CopyRange { source: INO, commit: 0, from, to, len };
+        let number = self.file.copy(self.now, self.wall(), copy, false);
+        self.history.insert(self.number() + 1, contents);
+        assert_eq!(number, self.number());
+        self.idle = false;
+    }
+
+    /// Looks for data or a hole, and compares.
+    pub(super) fn seek(&mut self, offset: u64, whence: Whence) {
+        if self.file.is_copying() {
+            return;
+        }
+        let found = loop {
+            match self.file.seek(offset, whence) {
+                Ok(found) => break found,
+                Err(unloaded) => {
+                    let records = self.records(unloaded.chunk);
+                    let next = testkit::peek(&self.kv, |read| meta::data::next_chunk(read, INO, unloaded.chunk + 1));
+                    self.file.install_seen(unloaded, records.iter(), next.expect("a chunk"));
+                }
+            }
+        };
+        // No byte that was written is zero.
+        let rest = self.contents().get(offset as usize..).unwrap_or_default();
+        let at = rest.iter().position(|byte| (*byte != 0) == (whence == Whence::Data));
+        let hole_at_end = (whence == Whence::Hole && !rest.is_empty()).then_some(rest.len());
+        assert_eq!(found, at.or(hole_at_end).map(|at| offset + at as u64), "{whence:?} from {offset} on");
+    }
+
     pub(super) fn set_mode(&mut self, mode: u16) {
         let set = SetAttr { mode: Some(mode), ..SetAttr::default() };
         self.file.set_attr(self.now, self.wall(), &set);
@@ -229,6 +289,10 @@ impl World {
 
     /// Reads and compares; with `delay` a chunk that is not loaded arrives later, and nothing is compared.
     pub(super) fn read(&mut self, range: Range<u64>, delay: bool) {
+        if self.file.is_copying() {
+            // What it covers shows once it is committed.
+            return;
+        }
         let mut loads = 0;
         let segments = loop {
             match self.file.read(range.start, range.end - range.start) {
@@ -378,7 +442,7 @@ impl World {
         let failed = CommitOutcome::Failed { errno: Errno::EIO, lasting: outcome == Outcome::Lasting };
         let answer = match outcome {
             Outcome::Done => match self.apply(commit) {
-                Some(fresh) => CommitOutcome::Applied { fresh },
+                Some(reply) => CommitOutcome::from(&reply),
                 None => CommitOutcome::Gone,
             },
             Outcome::Unknown => {
@@ -392,19 +456,20 @@ impl World {
             Outcome::Failed | Outcome::Lasting => failed,
         };
         let blocks = &self.blocks;
-        self.held -= self.file.handle_commit(self.now, answer, |id, payload| {
+        let freed = self.file.handle_commit(self.now, answer, |id, payload| {
             // Absent if the commit itself has covered it and it was destroyed since.
             let stored = blocks.get(&(id.slice, id.index));
             assert!(stored.is_none_or(|stored| stored.payload == payload), "a cache is handed other bytes: {id:?}");
         });
+        self.held -= freed.bytes;
     }
 
-    /// Runs the transaction; `None` if the inode is gone, else whether it was applied by this attempt.
-    fn apply(&mut self, commit: &Commit) -> Option<bool> {
+    /// Runs the transaction; `None` if the inode is gone.
+    fn apply(&mut self, commit: &Commit) -> Option<CommitReply> {
         match self.txn(|txn| meta::data::commit(txn, &ctx(), commit)) {
             Ok(reply) => {
                 self.judge_committed();
-                Some(reply.applied)
+                Some(reply)
             }
             Err(OpError::Errno(Errno::ESTALE)) => None,
             Err(error) => panic!("a commit failed: {error:?}"),
@@ -492,6 +557,7 @@ impl World {
         assert_eq!(attr.commit, self.number());
         assert_eq!(self.file.overlay_attr(attr), attr, "a clean file adds to its attributes");
         self.judge_committed();
+        self.judge_space();
         self.read(0..self.contents().len() as u64 + 10, false);
     }
 
@@ -525,7 +591,7 @@ impl World {
             assert!(!self.poll(), "a discarded file starts something");
         }
         let (given_up, freed) = self.file.take_given_up();
-        assert_eq!(freed, self.held);
+        assert_eq!(freed.bytes, self.held);
         assert!(self.file.is_clean());
         if self.crashed {
             // What was put before a crash and never committed belongs to an ended session.

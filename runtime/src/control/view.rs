@@ -96,7 +96,9 @@ fn slice(geometry: &Geometry, chunk: u32, seq: u64, record: &SliceRecord) -> Sli
     let (place, blocks) = match place {
         Place::Blocks => ("blocks", block_keys(geometry, record)),
         // Where a home is takes another lookup; its blocks are not this slice's own.
-        Place::Home => ("home", Vec::new()),
+        Place::Home => ("shared", block_keys(geometry, record)),
+        Place::Hole => ("hole", Vec::new()),
+        Place::Reserved => ("reserved", Vec::new()),
         Place::Inline(_) => ("inline", Vec::new()),
     };
     SliceView {

@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{Errno, FileAttr, INodeNo, TimeOrNow};
 use kiseki_core::client::OpenFlags;
+use kiseki_core::file::machine::{Fallocate, Whence};
 use kiseki_core::meta::RenameMode;
 use kiseki_core::types::{Attr, FileType, Ino, Timestamp};
-use rustix::fs::{OFlags, RenameFlags, XattrFlags};
+use rustix::fs::{FallocateFlags, OFlags, RenameFlags, XattrFlags};
 
 /// What stat(2) reports as the preferred size of reads and writes.
 ///
@@ -16,6 +17,10 @@ use rustix::fs::{OFlags, RenameFlags, XattrFlags};
 /// 128 KiB is also the least that coreutils use. More would make programs that read a little at many places fetch too
 /// much: Python reads this much at each seek.
 const PREFERRED_IO_SIZE: u32 = 128 << 10;
+
+/// Values of lseek(2) on Linux.
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
 
 /// Unit of st_blocks.
 const SECTOR: u64 = 512;
@@ -136,6 +141,31 @@ pub(super) fn rename_mode(flags: u32) -> Result<(RenameMode, bool), Errno> {
         Ok((RenameMode::Exchange, false))
     } else {
         Err(Errno::EINVAL)
+    }
+}
+
+/// The mode of fallocate(2); `None`: EOPNOTSUPP.
+pub(super) fn fallocate(mode: i32) -> Option<Fallocate> {
+    let mode = FallocateFlags::from_bits_retain(mode.cast_unsigned());
+    let keep_size = mode.contains(FallocateFlags::KEEP_SIZE);
+    let rest = mode - FallocateFlags::KEEP_SIZE;
+    if rest.is_empty() {
+        Some(Fallocate::Reserve { extend: !keep_size })
+    } else if rest == FallocateFlags::PUNCH_HOLE && keep_size {
+        Some(Fallocate::Punch)
+    } else if rest == FallocateFlags::ZERO_RANGE {
+        Some(Fallocate::Zero { extend: !keep_size })
+    } else {
+        None
+    }
+}
+
+/// What lseek(2) asks us for; the rest is the kernel's.
+pub(super) fn whence(whence: i32) -> Option<Whence> {
+    match whence {
+        SEEK_DATA => Some(Whence::Data),
+        SEEK_HOLE => Some(Whence::Hole),
+        _ => None,
     }
 }
 

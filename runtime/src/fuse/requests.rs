@@ -2,8 +2,8 @@
 //!
 //! What is not here and why: locks are the kernel's own while it is alone on the volume; access(2) is checked by the
 //! kernel (`default_permissions`); FLUSH does not come (`kernel::file_flags`) but is answered.
-//! ENOSYS is an answer that the kernel remembers, and falls back from: to its own SEEK_DATA and SEEK_HOLE over the file's
-//! length, to EOPNOTSUPP for fallocate (posix_fallocate then writes zeros), to copying by pages for copy_file_range.
+//! COLLAPSE_RANGE and INSERT_RANGE are refused by the kernel itself, which also copies by pages what we answer EOPNOTSUPP
+//! for, and checks the limits of copy_file_range against the lengths that it knows.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -18,7 +18,7 @@ use fuser::{
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
     Request, TimeOrNow, WriteFlags,
 };
-use kiseki_core::client::{Caller, Client, Entry, Handle};
+use kiseki_core::client::{Caller, Client, Entry, Handle, UNLIMITED_BYTES};
 use kiseki_core::env::Env;
 use kiseki_core::errno::Errno as CoreErrno;
 use kiseki_core::meta::SetAttr;
@@ -30,8 +30,8 @@ use super::{Adapter, attributes, convert, dir, kernel};
 
 /// Unit in which statfs counts.
 const STATFS_BLOCK: u32 = 4096;
-/// What statfs says a volume without a limit could hold: 1 PiB, as JuiceFS does.
-const UNLIMITED_BYTES: u64 = 1 << 50;
+/// Bytes that one request copies at most.
+const COPY_MAX: u64 = 1 << 31;
 /// How many more inodes statfs says a volume without a limit could hold.
 const UNLIMITED_INODES: u64 = 10 << 20;
 /// Bits of a mode that give privileges to who runs the file.
@@ -538,42 +538,68 @@ impl<E: Env> Filesystem for Adapter<E> {
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         _inode: INodeNo,
-        _file: FileHandle,
-        _offset: u64,
-        _length: u64,
-        _mode: i32,
+        file: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
         reply: ReplyEmpty,
     ) {
-        reply.error(Errno::ENOSYS);
+        let Some(what) = convert::fallocate(mode) else { return reply.error(Errno::EOPNOTSUPP) };
+        // As local file systems do it: unless root asks. The kernel leaves it to us (HANDLE_KILLPRIV_V2).
+        let drop = request.uid() != 0;
+        self.serve(
+            reply,
+            |client| async move { client.fallocate(handle(file), offset, length, what, drop).await },
+            reply_empty,
+        );
     }
 
     fn lseek(
         &self,
         _request: &Request,
         _inode: INodeNo,
-        _file: FileHandle,
-        _offset: i64,
-        _whence: i32,
+        file: FileHandle,
+        offset: i64,
+        whence: i32,
         reply: ReplyLseek,
     ) {
-        reply.error(Errno::ENOSYS);
+        let Some(whence) = convert::whence(whence) else { return reply.error(Errno::EINVAL) };
+        // lseek(2): before the file is as bad as past its end.
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        self.serve(
+            reply,
+            |client| async move { client.seek(handle(file), offset, whence).await },
+            // No file is longer than what fits.
+            |reply, offset| reply.offset(offset as i64),
+        );
     }
 
     fn copy_file_range(
         &self,
-        _request: &Request,
+        request: &Request,
         _inode_in: INodeNo,
-        _file_in: FileHandle,
-        _offset_in: u64,
+        file_in: FileHandle,
+        offset_in: u64,
         _inode_out: INodeNo,
-        _file_out: FileHandle,
-        _offset_out: u64,
-        _len: u64,
-        _flags: CopyFileRangeFlags,
+        file_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        reply.error(Errno::ENOSYS);
+        if !flags.is_empty() {
+            return reply.error(Errno::EINVAL);
+        }
+        let drop = request.uid() != 0;
+        let (from, to) = ((handle(file_in), offset_in), (handle(file_out), offset_out));
+        // The reply has 32 bits for the count.
+        let len = len.min(COPY_MAX);
+        self.serve(
+            reply,
+            |client| async move { client.copy_range(from, to, len, drop).await },
+            |reply, copied| reply.written(copied as u32),
+        );
     }
 }

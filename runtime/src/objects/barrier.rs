@@ -4,7 +4,8 @@
 //! (`objects`, `rounds`).
 //!
 //! Invariants
-//! - A folder is unsynced from the moment a put into it has returned until a sync of it that began later succeeded.
+//! - A folder is unsynced from the moment a put into it or a delete in it has returned until a sync of it that began
+//!   later succeeded.
 //! - The name of a folder counts as durable only after a sync of its parent that began when the folder was there.
 //! - Folders are relative to the store's root; the root is "", and its own name was synced when it was created.
 
@@ -13,11 +14,11 @@ use std::collections::BTreeSet;
 /// Folders whose own name is durable, beyond which the list is forgotten: a forgotten one costs one sync too many.
 const NAMED_MAX: usize = 16 << 10;
 
-/// Bookkeeping between puts and barriers.
+/// Bookkeeping between puts, deletes and barriers.
 #[derive(Debug, Default)]
 pub(super) struct Folders {
-    /// Number of puts noted.
-    puts: u64,
+    /// Number of puts and deletes noted.
+    noted: u64,
     unsynced: BTreeSet<String>,
     /// Folders whose name in their parent is durable.
     named: BTreeSet<String>,
@@ -26,21 +27,21 @@ pub(super) struct Folders {
 /// What one round of a barrier has to sync.
 #[derive(Debug)]
 pub(super) struct Batch {
-    /// The puts it covers: all that had returned when it was taken.
+    /// The puts and deletes it covers: all that had returned when it was taken.
     pub(super) through: u64,
     /// Folders, parents first.
     pub(super) folders: BTreeSet<String>,
 }
 
 impl Folders {
-    /// Number of puts noted: what a barrier that is called here must cover.
-    pub(super) fn puts(&self) -> u64 {
-        self.puts
+    /// Number of puts and deletes noted: what a barrier that is called here must cover.
+    pub(super) fn noted(&self) -> u64 {
+        self.noted
     }
 
     /// Notes that an object was put under `key`, before the put returns to its caller.
     pub(super) fn note_put(&mut self, key: &str) {
-        self.puts += 1;
+        self.noted += 1;
         let mut folder = parent(key);
         self.unsynced.insert(folder.to_owned());
         while !folder.is_empty() && !self.named.contains(folder) {
@@ -49,9 +50,15 @@ impl Folders {
         }
     }
 
+    /// Notes that the object under `key` was deleted, before the delete returns. Its folder is there.
+    pub(super) fn note_delete(&mut self, key: &str) {
+        self.noted += 1;
+        self.unsynced.insert(parent(key).to_owned());
+    }
+
     /// Takes everything that is to be synced.
     pub(super) fn take(&mut self) -> Batch {
-        Batch { through: self.puts, folders: std::mem::take(&mut self.unsynced) }
+        Batch { through: self.noted, folders: std::mem::take(&mut self.unsynced) }
     }
 
     /// All of `batch` was synced.
@@ -82,25 +89,27 @@ mod tests {
 
     enum Step {
         Put(&'static str),
+        Delete(&'static str),
         /// A round that succeeds, and the folders that it must sync.
         Sync(&'static [&'static str]),
         /// A round that fails.
         Fail(&'static [&'static str]),
     }
-    use Step::{Fail, Put, Sync};
+    use Step::{Delete, Fail, Put, Sync};
 
     fn check(steps: &[Step]) {
         let mut folders = Folders::default();
         for step in steps {
             match step {
                 Put(key) => folders.note_put(key),
+                Delete(key) => folders.note_delete(key),
                 Sync(expected) | Fail(expected) => {
                     let batch = folders.take();
-                    assert_eq!(batch.through, folders.puts());
+                    assert_eq!(batch.through, folders.noted());
                     assert_eq!(batch.folders.iter().map(String::as_str).collect::<Vec<_>>(), *expected);
                     match step {
                         Sync(_) => folders.synced(&batch),
-                        Put(_) | Fail(_) => folders.failed(batch),
+                        Put(_) | Delete(_) | Fail(_) => folders.failed(batch),
                     }
                 }
             }
@@ -110,6 +119,11 @@ mod tests {
     #[test]
     fn first_put_into_a_folder_syncs_every_folder_above_it() {
         check(&[Put("blocks/01/a"), Sync(&["", "blocks", "blocks/01"])]);
+    }
+
+    #[test]
+    fn a_delete_syncs_its_folder_alone() {
+        check(&[Delete("blocks/01/a"), Sync(&["blocks/01"]), Sync(&[]), Delete("a"), Sync(&[""])]);
     }
 
     #[test]

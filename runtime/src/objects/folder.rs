@@ -129,15 +129,15 @@ impl Folder {
         })
     }
 
-    /// The barrier, unless nothing was put that is not durable.
+    /// The barrier, unless nothing was put or deleted that is not durable.
     pub(super) fn barrier(self: &Arc<Self>) -> Option<Call<()>> {
-        let puts = self.folders().puts();
-        (self.rounds.through() < puts).then(|| {
+        let noted = self.folders().noted();
+        (self.rounds.through() < noted).then(|| {
             let folder = Arc::clone(self);
             self.handle.spawn(async move {
                 let (rounds, handle) = (Arc::clone(&folder.rounds), folder.handle.clone());
                 let round = move || folder.sync_round();
-                rounds.wait(&handle, puts, round).await.map_err(|RoundFailed| StoreError::Retry)
+                rounds.wait(&handle, noted, round).await.map_err(|RoundFailed| StoreError::Retry)
             })
         })
     }
@@ -215,6 +215,11 @@ impl Folder {
                 failure => Err(failure),
             },
         };
+        // An earlier delete may have removed it, which this one makes as good as its own. A folder that never was has
+        // nothing to make durable.
+        if deleted.is_ok() && self.root.join(key).parent().is_some_and(Path::is_dir) {
+            self.folders().note_delete(key);
+        }
         self.health.note(Verb::Delete, key, 0, deleted)
     }
 

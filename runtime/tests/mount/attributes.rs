@@ -137,6 +137,9 @@ fn an_acl_by_an_outsider_takes_the_sgid_bit() {
         chmod(&volume.path("f"), 0o2775);
         assert!(as_nobody(&volume, groups, &line));
         assert_eq!(mode(&volume.path("f")), expected, "{groups}");
+        // chmod(2) by the same caller: the kernel's part.
+        assert!(as_nobody(&volume, groups, "chmod 2755 f"));
+        assert_eq!(mode(&volume.path("f")), expected, "{groups}");
         fs::remove_file(volume.path("f")).expect("unlinks");
     }
 }

@@ -5,12 +5,12 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use memmap2::MmapMut;
-use rustix::fs::{FallocateFlags, OFlags};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::harness::{Volume, assert_same, eventually, noise};
 
-fn read_write(path: &std::path::Path) -> File {
+pub(crate) fn read_write(path: &std::path::Path) -> File {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).expect("opens")
 }
 
@@ -299,24 +299,6 @@ fn blocks_of_stat_cover_what_is_not_stored_yet() {
     sparse.sync_all().expect("syncs");
     let meta = sparse.metadata().expect("stats");
     assert_eq!((meta.blocks(), meta.size()), (0, 1 << 40));
-}
-
-#[test]
-fn what_is_not_there_is_emulated() {
-    let volume = Volume::mounted();
-    let path = volume.path("f");
-    let contents = noise(4, 300_000);
-    fs::write(&path, &contents).expect("writes");
-    // std::fs::copy uses copy_file_range.
-    fs::copy(&path, volume.path("copy")).expect("copies");
-    assert_same(&fs::read(volume.path("copy")).expect("reads"), &contents, "copied");
-    let file = read_write(&path);
-    let seek = |to| rustix::fs::seek(&file, to);
-    assert_eq!(seek(rustix::fs::SeekFrom::Data(1000)), Ok(1000));
-    assert_eq!(seek(rustix::fs::SeekFrom::Hole(1000)), Ok(300_000));
-    assert_eq!(seek(rustix::fs::SeekFrom::Data(300_000)), Err(Errno::NXIO));
-    assert_eq!(rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, 400_000), Err(Errno::OPNOTSUPP));
-    assert_eq!(file.metadata().expect("stats").len(), 300_000);
 }
 
 #[test]

@@ -10,5 +10,6 @@ mod harness;
 mod life;
 mod names;
 mod privileges;
+mod ranges;
 #[path = "../volume/mod.rs"]
 mod volume;

@@ -156,7 +156,7 @@ impl SimMeta {
         for (key, value) in writes {
             let Ok(Key::Slice(ino, ..)) = keys::decode(key) else { continue };
             let Some(Ok(record)) = value.as_ref().map(|value| SliceRecord::decode(value)) else { continue };
-            if record.place != Place::Blocks {
+            if !matches!(record.place, Place::Blocks | Place::Home) {
                 continue;
             }
             for id in blocks_of(volume, &record) {

@@ -5,7 +5,7 @@
 //!
 //! Invariants
 //! - An object is whole or absent, and never replaced by other bytes.
-//! - Only a barrier makes objects durable, and only those whose put had returned without an error before it began.
+//! - Only a barrier makes puts and deletes durable, and only those that had returned without an error before it began.
 //!   A power cut decides about each other object on its own.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,6 +50,9 @@ struct Object {
 #[derive(Debug, Default)]
 struct State {
     objects: BTreeMap<String, Object>,
+    /// Objects that were deleted and that a power cut may bring back; whether a delete of each has returned in the life
+    /// of this client.
+    undoable: BTreeMap<String, (Bytes, bool)>,
     /// Puts that may still take effect, by number.
     puts: BTreeMap<u64, (String, Bytes)>,
     next_put: u64,
@@ -91,12 +94,18 @@ impl SimObjects {
         match ending {
             Ending::PowerCut => {
                 state.objects.retain(|_, object| object.durable || dice.chance(500));
+                for (key, (body, _)) in std::mem::take(&mut state.undoable) {
+                    if dice.chance(500) {
+                        state.objects.entry(key).or_insert(Object { body, acknowledged: false, durable: true, since });
+                    }
+                }
                 state.objects.values_mut().for_each(|object| object.durable = true);
             }
             Ending::MetaPowerCut => state.objects.values_mut().for_each(|object| object.durable = true),
             // A later process's barrier knows nothing of what this one has put.
             Ending::Kill | Ending::Unmount => {
                 state.objects.values_mut().for_each(|object| object.acknowledged = false);
+                state.undoable.values_mut().for_each(|(_, returned)| *returned = false);
             }
         }
     }
@@ -272,12 +281,19 @@ impl SimObjects {
             {
                 self.parts.alarm.raise(format!("object {key} was deleted though {why}"));
             }
-            if state.objects.remove(&key).is_some() {
-                state.deleted.insert(key, TimeHandle::current().elapsed());
+            if let Some(object) = state.objects.remove(&key) {
+                state.undoable.insert(key.clone(), (object.body, false));
+                state.deleted.insert(key.clone(), TimeHandle::current().elapsed());
             }
         }
         self.delay().await;
-        if self.strikes(Fault::DeleteAnswerLost) { Err(StoreError::Retry) } else { Ok(()) }
+        if self.strikes(Fault::DeleteAnswerLost) {
+            return Err(StoreError::Retry);
+        }
+        if let Some((_, returned)) = self.state.lock().unwrap().undoable.get_mut(&key) {
+            *returned = true;
+        }
+        Ok(())
     }
 
     async fn barrier_now(&self) -> Result<(), StoreError> {
@@ -285,6 +301,10 @@ impl SimObjects {
         let covered: Vec<String> = {
             let state = self.state.lock().unwrap();
             state.objects.iter().filter(|(_, object)| object.acknowledged).map(|(key, _)| key.clone()).collect()
+        };
+        let gone: Vec<String> = {
+            let state = self.state.lock().unwrap();
+            state.undoable.iter().filter(|(_, (_, returned))| *returned).map(|(key, _)| key.clone()).collect()
         };
         let epoch = self.arrive("barrier").await?;
         if self.strikes(Fault::BarrierFailed) {
@@ -297,6 +317,7 @@ impl SimObjects {
                 return Err(StoreError::Retry);
             }
             if self.parts.switches.barrier {
+                gone.iter().for_each(|key| drop(state.undoable.remove(key)));
                 for key in covered {
                     if let Some(object) = state.objects.get_mut(&key) {
                         object.durable = true;

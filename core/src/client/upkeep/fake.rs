@@ -51,6 +51,8 @@ pub(crate) enum Event {
 pub(crate) struct Faults {
     /// Reads of metadata still answered before they fail.
     pub(crate) reads_left: Option<u32>,
+    /// The next read of metadata fails, and no other.
+    pub(crate) read_once: bool,
     pub(crate) sync: bool,
     pub(crate) write: bool,
     pub(crate) every_third_write: bool,
@@ -103,6 +105,9 @@ impl MetaStore for World {
     {
         self.suspend().await;
         let mut state = self.state();
+        if mem::take(&mut state.faults.read_once) {
+            return Err(MetaError::Retry);
+        }
         match &mut state.faults.reads_left {
             Some(0) => return Err(MetaError::Retry),
             Some(left) => *left -= 1,

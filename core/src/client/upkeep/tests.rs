@@ -357,6 +357,24 @@ fn the_task_deletes_soon_after_a_kick_and_tries_again_after_errors() {
     world.block_on(collector.stop());
 }
 
+/// Also while the task waits for nothing but a kick, and not for the end of its pause.
+#[test]
+fn a_kick_is_heard_whenever_it_comes() {
+    let world = World::new();
+    let (_, lease) = world.session();
+    let (collector, _) = world.collector();
+    world.spawn(Arc::clone(&collector).run());
+    for (slice, tenths) in lease.zip([0, 5, 15, 30, 45]) {
+        world.write_file("file", &[(slice, LEN)]);
+        world.remove_file("file");
+        collector.kick();
+        world.block_on(world.sleep_until(world.now() + PASS_INTERVAL));
+        assert_eq!(world.queued(), 0, "a kick {tenths} tenths of a second after a pass");
+        world.block_on(world.sleep_until(world.now() + Duration::from_millis(100 * tenths)));
+    }
+    world.block_on(collector.stop());
+}
+
 #[test]
 fn the_task_does_not_hammer_a_store_that_fails() {
     let (world, _) = deleted_one();

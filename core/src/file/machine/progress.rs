@@ -9,7 +9,7 @@ use core::time::Duration;
 use bytes::Bytes;
 
 use super::super::slice::{DirtySlice, backoff};
-use super::{Action, CommitOutcome, Dirty, File, InFlight, PutOutcome};
+use super::{Action, CommitOutcome, Dirty, File, Freed, InFlight, PutOutcome};
 use crate::errno::Errno;
 use crate::marks::{Mark, reached_if};
 use crate::meta::{Change, Commit};
@@ -65,67 +65,84 @@ impl File {
         }
     }
 
-    /// A commit ended. Returns the bytes of memory that are free again; `keep` is handed every block that the store
+    /// A commit ended. Returns what is free again; `keep` is handed every block that the store
     /// now holds.
     pub fn handle_commit(
         &mut self,
         now: Duration,
         outcome: CommitOutcome,
         mut keep: impl FnMut(BlockId, Bytes),
-    ) -> u64 {
+    ) -> Freed {
         let in_flight = self.commit.as_mut().expect("completion of a commit that was not started");
         assert!(in_flight.running, "completion of a commit that was not started");
         in_flight.running = false;
         match outcome {
-            CommitOutcome::Applied { fresh } => {
+            CommitOutcome::Applied { fresh, length, copied } => {
                 let commit = in_flight.commit.clone();
                 reached_if(Mark::CommitRepeated, || in_flight.attempts > 0);
                 self.commit = None;
                 self.recover();
-                self.settle(&commit, fresh, &mut keep)
+                self.settle(&commit, fresh, length, &mut keep, copied)
             }
             CommitOutcome::Failed { errno, lasting } => {
                 in_flight.retry_at = now + backoff(in_flight.attempts);
                 in_flight.attempts += 1;
                 self.fail(now, errno, lasting);
-                0
+                Freed::default()
             }
             CommitOutcome::Gone => {
                 self.discarded = true;
-                0
+                Freed::default()
             }
         }
     }
 
     /// The commit is visible: its members leave the queue, readers find them in the view.
-    fn settle(&mut self, commit: &Commit, fresh: bool, keep: &mut impl FnMut(BlockId, Bytes)) -> u64 {
-        if fresh {
+    fn settle(
+        &mut self,
+        commit: &Commit,
+        fresh: bool,
+        length: Option<u64>,
+        keep: &mut impl FnMut(BlockId, Bytes),
+        copied: Option<u64>,
+    ) -> Freed {
+        let copies = commit.changes.iter().any(|change| matches!(change, Change::Copy(_)));
+        if fresh && !copies {
             self.view.advance();
             for change in &commit.changes {
                 match change {
                     Change::Slice { chunk, record } => self.view.apply(&self.geometry, *chunk, record),
                     Change::Truncate { length } => self.view.truncate(*length),
-                    Change::Written { .. } | Change::Attrs { .. } => {}
+                    Change::Punch { offset, len } => self.view.punch(*offset..offset + len),
+                    Change::Reserve { offset, len, extend } => self.view.reserve(*offset..offset + len, *extend),
+                    Change::Copy(_) | Change::Written { .. } | Change::Attrs { .. } => {}
                 }
             }
         } else {
-            self.view.forget();
+            self.view.forget(length);
         }
         let below = self.key_limit(commit.number);
         let rest = self.slices.split_off(&below);
         let left = core::mem::replace(&mut self.slices, rest);
-        self.batches.retain(|batch| batch.number > commit.number);
+        let mut freed = Freed::default();
+        while let Some(batch) = self.batches.pop_front_if(|batch| batch.number <= commit.number) {
+            freed.reserved += batch.charge;
+        }
+        if copies {
+            self.last_copy = Some((commit.number, copied.filter(|_| fresh)));
+            self.grow_by_copy(length);
+        }
+        self.reserving.retain(|member| member.0 > commit.number);
         self.dirty.retain(|source| match source {
             Dirty::Slice { key, .. } => *key >= below,
             Dirty::Hole { number } => *number > commit.number && !planted::is(Bug::HoleForgotten),
         });
         self.committed = commit.number;
-        let mut freed = 0;
         for slice in left.into_values() {
-            freed += u64::from(slice.len);
+            freed.bytes += u64::from(slice.len);
             slice.payloads().for_each(|(id, payload)| keep(id, payload));
         }
-        self.dirty_bytes -= freed;
+        self.dirty_bytes -= freed.bytes;
         freed
     }
 
@@ -217,17 +234,24 @@ impl File {
             if planted::is(Bug::BarrierBeforePut) && self.slices_of(index).any(|slice| !slice.all_put(&self.geometry)) {
                 break;
             }
-            if !ready || (number.is_some() && slices + self.slices_of(index).count() > COMMIT_SLICES_MAX) {
+            // A copy goes alone: its outcome is that of the commit.
+            if !ready || (number.is_some() && batch.copies()) {
+                break;
+            }
+            if number.is_some() && slices + self.slices_of(index).count() > COMMIT_SLICES_MAX {
                 break;
             }
             for slice in self.slices_of(index) {
                 changes.push(Change::Slice { chunk: slice.chunk, record: slice.record(&self.geometry) });
                 slices += 1;
             }
-            changes.extend(batch.truncate.map(|length| Change::Truncate { length }));
+            changes.extend(batch.ranges.iter().cloned());
             changes.extend(batch.attrs.iter().cloned());
             number = Some(batch.number);
             batches += 1;
+            if batch.copies() {
+                break;
+            }
         }
         let number = number?;
         reached_if(Mark::CommitOfSlices, || slices > 1);

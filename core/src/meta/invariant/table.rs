@@ -15,6 +15,7 @@ use crate::format::values::{Cut, DelSlice, Dentry, DirStat, Home, Lease, Locatio
 use crate::kv::OpResult;
 use crate::meta::FindingKind;
 use crate::meta::acl::{self, AclKind};
+use crate::meta::chunk::{Stored, allocated};
 use crate::meta::cover::Cuts;
 use crate::types::{Attr, FileType, Ino, Place, SliceId, SliceRecord};
 
@@ -25,6 +26,12 @@ pub(super) struct Sums {
     inodes: u64,
     counted_bytes: i64,
     counted_inodes: i64,
+}
+
+/// Where a record ends in the file; 0 without the geometry.
+fn chunk_end(volume: Option<&Volume>, chunk: u32, record: &SliceRecord) -> u64 {
+    let start = volume.map(|volume| u64::from(chunk).saturating_mul(volume.geometry.chunk_size));
+    start.map_or(0, |start| start.saturating_add(u64::from(record.pos) + u64::from(record.len)))
 }
 
 impl Check<'_> {
@@ -73,7 +80,15 @@ impl Check<'_> {
             }
             Key::Slice(ino, chunk, seq) => {
                 let text = || format!("slice record {seq} of chunk {chunk} of inode {}, which does not exist", ino.0);
-                self.contents(ino, text)
+                self.contents(ino, text)?;
+                // What a deleted file still refers to; that of files that exist is counted with them.
+                if let Ok(record) = SliceRecord::decode(value)
+                    && record.place == Place::Home
+                    && !self.exists(keys::attr(ino))?
+                {
+                    *self.homes.entry(record.slice.0).or_default() += 1;
+                }
+                Ok(())
             }
             Key::Cut(ino, seq) => {
                 self.contents(ino, || format!("cut {seq} of inode {}, which does not exist", ino.0))?;
@@ -194,10 +209,16 @@ impl Check<'_> {
 
     fn slices(&mut self, ino: Ino, attr: &Attr) -> OpResult<()> {
         let cuts = self.cuts(ino, attr)?;
-        let (mut stored, mut complete) = (0_u64, true);
+        let (mut taken, mut complete) = (0_u64, true);
+        // Of the chunk at hand.
+        let mut records: Vec<Stored> = Vec::new();
         let (start, end) = keys::slice_range(ino, None);
         self.each(start, &end, &mut |check, key, value| {
             let Ok(Key::Slice(_, chunk, seq)) = keys::decode(key) else { return Ok(()) };
+            if records.last().is_some_and(|last| last.chunk != chunk) {
+                taken += allocated(&records).count();
+                records.clear();
+            }
             let record = match SliceRecord::decode(value) {
                 Ok(record) => record,
                 Err(error) => {
@@ -205,13 +226,15 @@ impl Check<'_> {
                     return check.undecodable(Some(ino), "a slice record", error);
                 }
             };
-            stored = stored.saturating_add(u64::from(record.len));
             check.summary.slices += 1;
-            check.record(ino, attr, (chunk, seq), &record, &cuts)
+            check.record(ino, attr, (chunk, seq), &record, &cuts)?;
+            records.push(Stored { key: key.clone(), chunk, seq, record, fresh: false });
+            Ok(())
         })?;
-        self.summary.bytes = self.summary.bytes.saturating_add(stored);
-        if complete && stored != attr.stored {
-            let text = format!("{stored} bytes in slices, recorded are {}", attr.stored);
+        taken += allocated(&records).count();
+        self.summary.bytes = self.summary.bytes.saturating_add(taken);
+        if complete && taken != attr.stored {
+            let text = format!("{taken} bytes take space, recorded are {}", attr.stored);
             self.report_ino(FindingKind::WrongStored, ino, text)?;
         }
         Ok(())
@@ -226,7 +249,7 @@ impl Check<'_> {
                 check.report_ino(FindingKind::BadSlice, ino, format!("cut {seq} was not given out"))?;
             }
             match Cut::decode(value) {
-                Ok(cut) => cuts.push((seq, cut.offset)),
+                Ok(cut) => cuts.push((seq, cut.offset..cut.end)),
                 Err(error) => check.undecodable(Some(ino), "a cut", error)?,
             }
             Ok(())
@@ -252,16 +275,21 @@ impl Check<'_> {
             if chunk_size < u64::from(record.pos) + u64::from(record.len) {
                 bad.push(format!("reaches past its chunk of {chunk_size} bytes"));
             }
-            if left > 0 && attr.length < end {
+            let data = !matches!(record.place, Place::Hole | Place::Reserved);
+            if data && left > 0 && attr.length < end {
                 bad.push(format!("shows up to {end} of a file of {} bytes", attr.length));
             }
+        }
+        let end = chunk_end(self.volume.as_ref(), chunk, record);
+        if attr.reach < end && bad.is_empty() {
+            bad.push(format!("reaches to {end}, and nothing should past {}", attr.reach));
         }
         if attr.next_seq <= seq {
             bad.push(format!("was not given out, the next one is {}", attr.next_seq));
         }
         let slice = record.slice.0;
         match record.place {
-            Place::Inline(_) => {}
+            Place::Inline(_) | Place::Hole | Place::Reserved => {}
             Place::Blocks if !self.referenced.insert(slice) => {
                 bad.push(format!("refers to slice {slice}, as another record does"));
             }

@@ -11,12 +11,20 @@ struct File {
     ino: Ino,
     number: u64,
     bytes: Vec<u8>,
+    /// What takes space, of each byte, also past the end.
+    taken: Vec<bool>,
     slices: BTreeMap<SliceId, Vec<u8>>,
 }
 
 impl File {
     fn new(world: &mut World, name: &[u8]) -> Self {
-        Self { ino: world.file(Ino::ROOT, name), number: 0, bytes: Vec::new(), slices: BTreeMap::new() }
+        Self {
+            ino: world.file(Ino::ROOT, name),
+            number: 0,
+            bytes: Vec::new(),
+            taken: Vec::new(),
+            slices: BTreeMap::new(),
+        }
     }
 
     /// A write of `len` new bytes at `offset`, cut into chunks.
@@ -25,6 +33,7 @@ impl File {
         if self.bytes.len() < end {
             self.bytes.resize(end, 0);
         }
+        self.take(offset as usize..end, true);
         let mut changes = Vec::new();
         let mut at = offset;
         while at < end as u64 {
@@ -49,19 +58,63 @@ impl File {
     }
 
     fn truncate(&mut self, length: u64) -> Change {
+        if length <= self.bytes.len() as u64 {
+            self.taken.truncate(length as usize);
+        }
         self.bytes.resize(length as usize, 0);
         Change::Truncate { length }
     }
 
+    fn take(&mut self, range: core::ops::Range<usize>, taken: bool) {
+        if self.taken.len() < range.end {
+            self.taken.resize(range.end, false);
+        }
+        self.taken[range].fill(taken);
+    }
+
+    fn punch(&mut self, offset: u64, len: u64) -> Change {
+        let (start, end) = (offset as usize, (offset + len) as usize);
+        let shown = end.min(self.bytes.len());
+        self.bytes.get_mut(start..shown).unwrap_or_default().fill(0);
+        self.take(start..end, false);
+        Change::Punch { offset, len }
+    }
+
+    fn reserve(&mut self, offset: u64, len: u64, extend: bool) -> Change {
+        let end = (offset + len) as usize;
+        self.take(offset as usize..end, true);
+        if extend && self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        Change::Reserve { offset, len, extend }
+    }
+
+    /// A copy within the file, of ranges that do not overlap.
+    fn copy(&mut self, from: u64, to: u64, len: u64) -> Change {
+        let end = (from + len).min(self.bytes.len() as u64);
+        for (at, source) in (to as usize..).zip(from as usize..end as usize) {
+            let byte = self.bytes[source];
+            if self.bytes.len() <= at {
+                self.bytes.resize(at + 1, 0);
+            }
+            self.bytes[at] = byte;
+            // No byte that was written is zero.
+            self.take(at..at + 1, byte != 0);
+        }
+        Change::Copy(CopyRange { source: self.ino, commit: 0, from, to, len })
+    }
+
     fn commit(&mut self, world: &mut World, changes: Vec<Change>) -> CommitReply {
         self.number += changes.len() as u64;
+        let copies = changes.iter().any(|change| matches!(change, Change::Copy(_)));
         let slices = changes.iter().filter(|change| matches!(change, Change::Slice { .. })).count();
         let reply = world.commit(self.ino, self.number, changes.clone()).unwrap();
         assert!(reply.applied);
+        assert_eq!(reply.copied.is_some(), copies);
         assert_eq!(reply.seqs.len(), slices);
         assert_eq!(reply.attr.length, self.bytes.len() as u64);
         let again = world.commit(self.ino, self.number, changes).unwrap();
-        assert_eq!(again, CommitReply { applied: false, attr: reply.attr, seqs: vec![] });
+        assert_eq!(again, CommitReply { applied: false, attr: reply.attr, seqs: vec![], copied: None, grown: 0 });
         reply
     }
 
@@ -74,10 +127,15 @@ impl File {
                 let data = match &record.place {
                     Place::Inline(data) => data.to_vec(),
                     Place::Blocks | Place::Home => self.slices[&record.slice].clone(),
+                    Place::Hole => vec![0; record.len as usize],
+                    Place::Reserved => continue,
                 };
                 let start = chunk as usize * 64 + record.pos as usize;
-                let shown = &data[record.off as usize..][..record.len as usize];
-                bytes[start..][..shown.len()].copy_from_slice(shown);
+                let mut shown = &data[record.off as usize..][..record.len as usize];
+                if record.place == Place::Hole {
+                    shown = &shown[..shown.len().min(bytes.len().saturating_sub(start))];
+                }
+                bytes.get_mut(start..start + shown.len()).unwrap_or_default().copy_from_slice(shown);
             }
         }
         bytes
@@ -103,6 +161,9 @@ impl File {
         let mut known: Vec<SliceId> = self.live(world).into_iter().chain(world.queued()).collect();
         known.sort_unstable();
         assert_eq!(known, self.slices.keys().copied().collect::<Vec<_>>());
+        let (stored, taken) = (world.attr(self.ino).stored, self.taken.iter().filter(|taken| **taken).count() as u64);
+        let swept = world.read(|read| sweep::cutfiles(read, 1)).unwrap().is_empty();
+        assert!(stored == taken || taken < stored && !swept, "{stored} bytes are counted, {taken} are taken");
         world.check();
     }
 }
@@ -137,7 +198,23 @@ fn random_commits(seed: u64, steps: u64) -> usize {
                 let length = rng.below(spread / 2);
                 changes.push(file.truncate(length));
             }
-            match rng.below(12) {
+            match rng.below(18) {
+                12 if rng.below(rarity) == 0 => changes.push(file.punch(rng.below(spread / 4), spread / 2)),
+                12 | 13 => changes.push(file.punch(rng.below(spread), 1 + rng.below(20))),
+                14 | 15 => {
+                    let (offset, len, extend) = (rng.below(spread), 1 + rng.below(40), rng.below(2) == 0);
+                    let zero = rng.below(3) == 0;
+                    if zero {
+                        changes.push(file.punch(offset, len));
+                    }
+                    changes.push(file.reserve(offset, len, extend));
+                }
+                16 | 17 => {
+                    let (from, to, len) = (rng.below(spread), rng.below(spread), 1 + rng.below(20));
+                    if from + len <= to || to + len <= from {
+                        changes.push(file.copy(from, to, len));
+                    }
+                }
                 0 => {
                     let length = file.bytes.len() as u64 + rng.below(40);
                     changes.push(file.truncate(length.min(spread)));
@@ -206,6 +283,7 @@ fn long_truncate_leaves_a_cut_that_hides_at_once_and_is_swept_in_pieces() {
         pieces += 1;
         file.check(&mut world);
     }
+    assert_eq!(world.attr(ino).reach, 1200);
     // 147 records lie past the cut, 8 of them went with the commit to their chunk; one more is trimmed.
     assert_eq!(pieces, 13);
     assert_eq!(world.usage().bytes, 20 + 30);
@@ -351,4 +429,69 @@ fn shared_slices_count_their_references() {
     world.commit(b, 2, vec![Change::Truncate { length: 0 }]).unwrap();
     assert_eq!(world.queued(), [slice]);
     world.check();
+}
+
+/// A copy takes over so many pieces at most, and says where it stopped; the next one goes on there.
+#[test]
+fn a_copy_of_many_pieces_ends_early() {
+    let mut world = World::with_geometry(Geometry { chunk_size: 2048, ..TINY });
+    let (a, b) = (world.file(Ino::ROOT, b"a"), world.file(Ino::ROOT, b"b"));
+    let place = Place::Inline(Bytes::from_static(b"x"));
+    let piece = |pos| {
+        let record = SliceRecord { slice: SliceId(0), stored_len: 1, off: 0, pos, len: 1, place: place.clone() };
+        Change::Slice { chunk: 0, record }
+    };
+    world.commit(a, 1, (0..300).map(|index| piece(index * 3)).collect()).unwrap();
+    let copy = |from, commit| vec![Change::Copy(CopyRange { source: a, commit, from, to: from + 10, len: 5000 })];
+    // The source is not as the caller saw it.
+    assert_eq!(world.commit(b, 1, copy(0, 7)).unwrap().copied, None);
+    assert_eq!(world.attr(b).length, 0);
+    let first = world.commit(b, 2, copy(0, 1)).unwrap().copied.unwrap();
+    assert_eq!(first, 256 * 3);
+    let second = world.commit(b, 3, copy(first, 1)).unwrap().copied.unwrap();
+    assert_eq!((first + second, world.attr(b).length, world.attr(b).stored), (898, 908, 300));
+    assert_eq!(world.commit(b, 4, copy(898, 1)).unwrap().copied, Some(0));
+    world.check();
+}
+
+#[test]
+fn files_that_share_slices_let_go_of_them_one_by_one() {
+    let mut world = World::new();
+    let (a, b) = (world.file(Ino::ROOT, b"a"), world.file(Ino::ROOT, b"b"));
+    let slices = vec![world.blocks(0, 0, 60), world.blocks(1, 0, 60)];
+    world.commit(a, 1, slices).unwrap();
+    let copy = CopyRange { source: a, commit: 1, from: 10, to: 30, len: 100 };
+    assert_eq!(world.commit(b, 1, vec![Change::Copy(copy)]).unwrap().copied, Some(100));
+    world.check();
+    assert_eq!((world.attr(b).length, world.attr(b).stored, world.usage().bytes), (130, 96, 216));
+    world.run(|txn, ctx| remove::unlink(txn, ctx, Ino::ROOT, b"a")).unwrap();
+    world.run(|txn, ctx| remove::reap(txn, ctx, a, &[])).unwrap();
+    assert_eq!(world.queued(), []);
+    world.check();
+    world.commit(b, 2, vec![Change::Punch { offset: 0, len: 64 }]).unwrap();
+    assert_eq!(world.queued(), []);
+    world.check();
+    world.commit(b, 3, vec![Change::Truncate { length: 0 }]).unwrap();
+    assert_eq!(world.queued().len(), 2);
+    assert_eq!(world.usage().bytes, 0);
+    world.check();
+}
+
+#[test]
+fn a_hole_in_terabytes_is_a_record_or_two_and_a_cut() {
+    let mut world = World::new();
+    let mut file = File::new(&mut world, b"file");
+    for i in 0..150 {
+        let changes = file.write(&mut world, i * 8, 8, i as u8);
+        file.commit(&mut world, changes);
+    }
+    let keys = |world: &mut World| world.read(|read| scan_all(read, crate::format::keys::everything())).unwrap().len();
+    let before = keys(&mut world);
+    let change = file.punch(100, 1 << 20);
+    file.commit(&mut world, vec![change]);
+    assert!(keys(&mut world) <= before + 4);
+    file.check(&mut world);
+    sweep_all(&mut world);
+    file.check(&mut world);
+    assert_eq!(world.usage().bytes, 100);
 }

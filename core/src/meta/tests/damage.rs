@@ -132,12 +132,12 @@ fn damaged_contents_are_found() {
     );
     check(
         |t, txn| edit(txn, keys::slice(t.file, 1, 1), |record: &mut SliceRecord| record.pos = 40),
-        &[(BadSlice, "/dir/sub/file"); 2],
+        &[(WrongStored, "/dir/sub/file"), (BadSlice, "/dir/sub/file"), (BadSlice, "/dir/sub/file")],
     );
     check(|t, txn| txn.delete(&keys::symlink(t.link)), &[(MissingTarget, "/dir/link")]);
     check(|t, txn| put(txn, keys::symlink(t.link), &Bytes::from_static(b"long")), &[(MissingTarget, "/dir/link")]);
     check(
-        |t, txn| put(txn, keys::cut(t.file, 1), &crate::format::values::Cut { offset: 50 }),
+        |t, txn| put(txn, keys::cut(t.file, 1), &crate::format::values::Cut { offset: 50, end: u64::MAX }),
         &[(DanglingKey, "/dir/sub/file")],
     );
     check(|t, txn| put(txn, keys::orphan(t.file), &()), &[(WrongOrphan, "/dir/sub/file")]);

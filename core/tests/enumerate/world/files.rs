@@ -3,13 +3,14 @@
 //! Owns: the order of put, barrier, commit and sync; who waits for whom; the composition of `client/{data,driver,names}`.
 //! Leaves to others: the stores and what of them is durable (`world`), the calls (`kernel`).
 
+use std::ops::Range;
 use std::time::Duration;
 
 use kiseki_core::errno::Errno;
-use kiseki_core::file::machine::{Action, CommitOutcome, File, PutOutcome};
+use kiseki_core::file::machine::{Action, CommitOutcome, Fallocate, File, PutOutcome};
 use kiseki_core::kv::Txn;
 use kiseki_core::meta::acl::{Acl, AclKind};
-use kiseki_core::meta::{self, Change, Commit, New, OpCtx, Removed, RenameMode, SetAttr};
+use kiseki_core::meta::{self, Change, Commit, CommitReply, CopyRange, New, OpCtx, Removed, RenameMode, SetAttr};
 use kiseki_core::types::{FileType, Ino, Place, SliceId};
 
 use super::{Cell, Event, GEOMETRY, OpenFile, World};
@@ -91,6 +92,38 @@ impl World {
         if apart.is_some() && kind == AclKind::Access && acl.is_some() {
             self.set_attr(ino, &SetAttr { mode: Some(mode), ..SetAttr::default() })?;
         }
+        Ok(())
+    }
+
+    /// `Client::fallocate`.
+    pub(crate) fn fallocate(&mut self, open: OpenFile, range: Range<u64>, what: Fallocate) {
+        let wall = self.wall();
+        self.file(open.ino).fallocate(NOW, wall, range, what, 0, false);
+    }
+
+    /// `Client::copy_range`.
+    pub(crate) fn copy(
+        &mut self,
+        (source, from): (OpenFile, u64),
+        (target, to): (OpenFile, u64),
+        len: u64,
+    ) -> Result<(), Errno> {
+        let wall = self.wall();
+        let len = len.min(self.file(source.ino).length().saturating_sub(from));
+        if len == 0 {
+            return Ok(());
+        }
+        if source.ino == target.ino && from < to + len && to < from + len {
+            return Err(Errno::EINVAL);
+        }
+        if source.ino != target.ino {
+            self.flush(source.ino);
+        }
+        let commit = self.file(source.ino).committed();
+        let copy = CopyRange { source: source.ino, commit, from, to, len };
+        let number = self.file(target.ino).copy(NOW, wall, copy, false);
+        self.drive(target.ino, Until::Idle);
+        assert_eq!(self.file(target.ino).copied(number), Some(len), "a copy of a file that does not change");
         Ok(())
     }
 
@@ -216,8 +249,8 @@ impl World {
             let slices = &mut self.slices;
             let Some(cell) = self.cells.get_mut(&ino) else { return };
             if let Some(commit) = cell.commit.take() {
-                let fresh = self.commit(&commit);
-                self.file(ino).handle_commit(NOW, CommitOutcome::Applied { fresh }, |_, _| {});
+                let reply = self.commit(&commit);
+                self.file(ino).handle_commit(NOW, CommitOutcome::from(&reply), |_, _| {});
                 for (id, payload) in std::mem::take(&mut self.late) {
                     self.put(id, &payload);
                 }
@@ -268,7 +301,7 @@ impl World {
         self.machine(ino).expect("a machine stays while it works")
     }
 
-    fn commit(&mut self, commit: &Commit) -> bool {
+    fn commit(&mut self, commit: &Commit) -> CommitReply {
         let mut commit = commit.clone();
         if self.mistake == Some(Mistake::LengthWithoutSlice) {
             for change in &mut commit.changes {
@@ -281,7 +314,7 @@ impl World {
             }
         }
         let reply = self.txn(Event::Commit(commit.ino), |txn, ctx| meta::data::commit(txn, ctx, &commit));
-        reply.expect("the file is there").applied
+        reply.expect("the file is there")
     }
 
     /// A flush of everything that has come as far as its commits: they are under way when the next call is made.

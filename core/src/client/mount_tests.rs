@@ -1,0 +1,61 @@
+//! What a mount knows of its volume from the first moment on.
+
+use alloc::vec;
+
+use bytes::Bytes;
+
+use super::upkeep::fake::World;
+use super::*;
+use crate::format::block::encode_marker;
+use crate::format::keys;
+use crate::format::values::{VOLUME_VERSION, Value};
+use crate::types::Ino;
+
+/// A world whose volume was formatted with other settings.
+fn world(change: impl FnOnce(&mut Volume)) -> World {
+    let world = World::new();
+    let mut volume = world.volume();
+    change(&mut volume);
+    world.state().objects.insert(VOLUME_OBJECT.into(), encode_marker(volume.id));
+    world.txn(|txn, _| {
+        txn.put(&keys::volume(), &volume.encode());
+        Ok(())
+    });
+    world
+}
+
+#[test]
+fn a_volume_that_is_nearly_full_is_so_after_a_mount() {
+    let world = world(|volume| volume.capacity = 10_000);
+    let flags = OpenFlags { write: true, ..OpenFlags::default() };
+    world.block_on(async {
+        let client = Client::mount(world.clone(), Options::default()).await.expect("a mount");
+        let caller = Caller { uid: 0, gid: 0, umask: None };
+        let (entry, handle) = client.create(caller, Ino::ROOT, b"file", 0o644, flags).await.expect("a file");
+        client.write(handle, 0, Bytes::from(vec![1; 9000]), false).await.expect("there is space");
+        client.release(handle).await.expect("no error");
+        client.unmount().await.expect("an unmount");
+
+        let client = Client::mount(world.clone(), Options::default()).await.expect("a mount");
+        let usage = client.statfs().await.expect("an answer");
+        assert_eq!((usage.capacity_bytes, usage.used_bytes, usage.used_inodes), (10_000, 9000, 2));
+        let handle = client.open(entry.ino, flags).await.expect("it is there");
+        let more = client.write(handle, 9000, Bytes::from(vec![2; 2000]), false).await;
+        assert_eq!(more, Err(Errno::ENOSPC));
+        assert_eq!(client.write(handle, 9000, Bytes::from(vec![2; 1000]), false).await, Ok(()));
+        client.release(handle).await.expect("no error");
+        client.unmount().await.expect("an unmount");
+    });
+}
+
+#[test]
+fn a_volume_of_a_later_format_is_named_and_a_failed_read_is_not_taken_for_one() {
+    let later = world(|volume| volume.version = VOLUME_VERSION + 1);
+    let mounted = later.block_on(Client::mount(later.clone(), Options::default()));
+    assert!(matches!(mounted.err(), Some(MountError::Version(version)) if version == VOLUME_VERSION + 1));
+
+    let world = world(|_| {});
+    world.state().faults.read_once = true;
+    let mounted = world.block_on(Client::mount(world.clone(), Options::default()));
+    assert!(matches!(mounted.err(), Some(MountError::Meta(MetaError::Retry))));
+}

@@ -1,0 +1,129 @@
+//! Operations on ranges of contents: fallocate, lseek to data and holes, copies that share slices.
+//!
+//! Owns: who waits for space, for chunks, for a copy's commit. Leaves to others: the machine (`file`), space (`space`).
+
+use super::Client;
+use super::files::Handle;
+use super::wait::lock;
+use crate::env::Env;
+use crate::errno::Errno;
+use crate::file::machine::{Fallocate, Whence};
+use crate::marks::{Mark, reached};
+use crate::meta::CopyRange;
+use crate::planted::{self, Bug};
+use crate::types::FILE_SIZE_MAX;
+
+/// Chunks that one copy reads at most.
+const COPY_CHUNKS: u64 = 64;
+/// How often a copy is begun anew because its source was changed meanwhile.
+const COPY_TRIES: u32 = 8;
+
+impl<E: Env> Client<E> {
+    /// fallocate(2). EBADF, EINVAL (nothing), EFBIG, ENOSPC.
+    pub async fn fallocate(
+        &self,
+        handle: Handle,
+        offset: u64,
+        len: u64,
+        what: Fallocate,
+        drop_privileges: bool,
+    ) -> Result<(), Errno> {
+        let shared = &self.0;
+        shared.env.pause().await;
+        let file = shared.writable(handle, offset, len)?;
+        if len == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let range = offset..offset + len;
+        if planted::is(Bug::ReservationForgotten)
+            && let Fallocate::Reserve { extend } = what
+        {
+            let length = lock(&file.cell.state).file.length();
+            if extend && length < range.end {
+                shared.truncate(&file.cell, range.end);
+            }
+            return Ok(());
+        }
+        let charge = match what {
+            Fallocate::Reserve { .. } | Fallocate::Zero { .. } => shared.claim(&file.cell, range.clone()).await?,
+            Fallocate::Punch => 0,
+        };
+        shared.change(&file.cell, |file, now, wall| file.fallocate(now, wall, range, what, charge, drop_privileges));
+        if file.flags.sync { self.fsync(handle).await } else { Ok(()) }
+    }
+
+    /// lseek(2) with SEEK_DATA or SEEK_HOLE. EBADF, ENXIO.
+    pub async fn seek(&self, handle: Handle, offset: u64, whence: Whence) -> Result<u64, Errno> {
+        let shared = &self.0;
+        let file = shared.files.handle(handle)?;
+        loop {
+            shared.env.pause().await;
+            let unloaded = match lock(&file.cell.state).file.seek(offset, whence) {
+                Ok(found) => return found.ok_or(Errno::ENXIO),
+                Err(unloaded) => unloaded,
+            };
+            shared.load(&file.cell, unloaded).await?;
+        }
+    }
+
+    /// copy_file_range(2): up to `len` bytes from `from` to `to`, without reading any; returns how many, which is fewer
+    /// at the end of the source and where one transaction would grow too large. EBADF, EFBIG, EINVAL (overlap), ENOSPC,
+    /// EOPNOTSUPP (the source changes all the time: copy the bytes).
+    pub async fn copy_range(
+        &self,
+        from: (Handle, u64),
+        to: (Handle, u64),
+        len: u64,
+        drop_privileges: bool,
+    ) -> Result<u64, Errno> {
+        let shared = &self.0;
+        shared.env.pause().await;
+        let source = shared.files.handle(from.0)?;
+        let target = shared.writable(to.0, to.1, 0)?;
+        if !source.flags.read || target.flags.append {
+            return Err(Errno::EBADF);
+        }
+        let same = source.cell.ino == target.cell.ino;
+        let (from, to) = (from.1, to.1);
+        let mut tries = 0..COPY_TRIES;
+        while tries.next().is_some() {
+            let dirty = lock(&source.cell.state).file.dirty_since().is_some();
+            if !same && dirty {
+                let seen = lock(&source.cell.state).file.error_count();
+                shared.flush(&source.cell, seen, shared.deadline()).await?;
+            }
+            let (commit, length) = {
+                let state = lock(&source.cell.state);
+                (state.file.committed(), state.file.length())
+            };
+            let len = len.min(length.saturating_sub(from)).min(COPY_CHUNKS * shared.geometry().chunk_size);
+            if len == 0 {
+                return Ok(0);
+            }
+            if FILE_SIZE_MAX - to < len {
+                return Err(Errno::EFBIG);
+            }
+            if same && from < to + len && to < from + len {
+                return Err(Errno::EINVAL);
+            }
+            shared.room(&target.cell, to..to + len).await?;
+            let copy = CopyRange { source: source.cell.ino, commit, from, to, len };
+            let seen = lock(&target.cell.state).file.error_count();
+            let number = shared.change(&target.cell, |file, now, wall| file.copy(now, wall, copy, drop_privileges));
+            if let Err(errno) = shared.flush(&target.cell, seen, shared.deadline()).await {
+                // What it copies later is not what the caller saw.
+                lock(&target.cell.state).file.cancel_copy(number);
+                return Err(errno);
+            }
+            let copied = lock(&target.cell.state).file.copied(number);
+            if let Some(copied) = copied {
+                if target.flags.sync {
+                    self.fsync_file(&target).await?;
+                }
+                return Ok(copied);
+            }
+            reached(Mark::CopyTriedAgain);
+        }
+        Err(Errno::EOPNOTSUPP)
+    }
+}

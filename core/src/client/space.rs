@@ -1,0 +1,181 @@
+//! Space on a volume: how much is taken, and whether more may be.
+//!
+//! Owns: the figure of bytes used, space set aside for reservations, what is tried before ENOSPC is answered.
+//! Leaves to others: what a file takes (`meta::edit`), the limit itself (a setting of the volume).
+//!
+//! Taken is what metadata counts, what is accepted and not committed (memory), and what is reserved and not committed.
+//! Accepted bytes may lie over others and count twice then, until they are committed; so before anyone is told that
+//! there is no space, everything is committed and swept, and counted again.
+//!
+//! Invariants
+//! - A write into bytes that take space already needs none: it is never refused for want of space.
+//! - The figure follows every commit; it is read anew now and then, and only if nothing was committed meanwhile.
+
+use alloc::sync::Arc;
+use core::ops::Range;
+
+use super::Shared;
+use super::files::Cell;
+use super::std::sync::Mutex;
+use super::wait::lock;
+use crate::env::Env;
+use crate::errno::Errno;
+use crate::file::machine::Unloaded;
+use crate::marks::{Mark, reached};
+use crate::meta;
+
+/// What a volume without a limit could hold: 1 PiB, as JuiceFS says.
+pub const UNLIMITED_BYTES: u64 = 1 << 50;
+
+/// What is taken, as far as this mount knows.
+#[derive(Debug, Default)]
+pub(super) struct Space(Mutex<Figures>);
+
+#[derive(Debug, Default)]
+struct Figures {
+    /// Bytes that metadata counts.
+    used: u64,
+    /// Bytes of reservations that are accepted and not committed.
+    reserving: u64,
+    /// Counts changes of `used`.
+    changes: u64,
+}
+
+impl Space {
+    /// A commit has changed what a file takes.
+    pub(super) fn grow(&self, by: i64) {
+        let mut figures = lock(&self.0);
+        figures.used = figures.used.saturating_add_signed(by);
+        figures.changes += 1;
+    }
+
+    /// A reservation is committed or given up.
+    pub(super) fn release(&self, bytes: u64) {
+        lock(&self.0).reserving -= bytes;
+    }
+
+    /// Bytes of reservations that are accepted and not committed.
+    pub(super) fn reserving(&self) -> u64 {
+        lock(&self.0).reserving
+    }
+
+    /// Sets `len` bytes aside unless that exceeds `limit`, of which `memory` bytes are accepted elsewhere.
+    fn claim(&self, len: u64, memory: u64, limit: u64) -> bool {
+        let mut figures = lock(&self.0);
+        let fits = figures.used.saturating_add(figures.reserving + memory).saturating_add(len) <= limit;
+        figures.reserving += if fits { len } else { 0 };
+        fits
+    }
+
+    fn fits(&self, len: u64, memory: u64, limit: u64) -> bool {
+        let figures = lock(&self.0);
+        figures.used.saturating_add(figures.reserving + memory).saturating_add(len) <= limit
+    }
+
+    fn changes(&self) -> u64 {
+        lock(&self.0).changes
+    }
+
+    fn set(&self, used: u64, changes: u64) {
+        let mut figures = lock(&self.0);
+        if figures.changes == changes {
+            figures.used = used;
+        }
+    }
+}
+
+impl<E: Env> Shared<E> {
+    /// The limit in force. (`u64::MAX`: none)
+    fn limit(&self) -> u64 {
+        if self.volume.capacity > 0 { self.volume.capacity } else { u64::MAX }
+    }
+
+    /// `len` bytes more might not fit on the volume.
+    pub(super) fn near_capacity(&self, len: u64) -> bool {
+        self.volume.capacity > 0 && !self.space.fits(len, self.memory.used(), self.limit())
+    }
+
+    /// Reads how much the volume holds. Only kept up on volumes with a limit.
+    pub(super) async fn refresh_usage(&self) -> Result<(), Errno> {
+        if self.volume.capacity > 0 {
+            let changes = self.space.changes();
+            let usage = self.read(meta::volume::usage).await?;
+            self.space.set(usage.bytes, changes);
+        }
+        Ok(())
+    }
+
+    /// Makes sure that there is space for what of `range` takes none; false if it needs none. ENOSPC.
+    pub(super) async fn room(self: &Arc<Self>, cell: &Arc<Cell>, range: Range<u64>) -> Result<bool, Errno> {
+        if !self.near_capacity(range.end - range.start) {
+            return Ok(true);
+        }
+        let need = self.unallocated(cell, range.clone()).await?;
+        if need == 0 || !self.near_capacity(need) {
+            return Ok(need > 0);
+        }
+        self.give_back().await?;
+        let need = self.unallocated(cell, range).await?;
+        if need > 0 && self.near_capacity(need) {
+            reached(Mark::WriteBeyondCapacity);
+            return Err(Errno::ENOSPC);
+        }
+        Ok(need > 0)
+    }
+
+    /// Sets aside what of `range` takes no space; returns how much that is. ENOSPC.
+    pub(super) async fn claim(self: &Arc<Self>, cell: &Arc<Cell>, range: Range<u64>) -> Result<u64, Errno> {
+        if range.end - range.start > UNLIMITED_BYTES {
+            return Err(Errno::ENOSPC);
+        }
+        let need = self.unallocated(cell, range.clone()).await?;
+        if need == 0 || self.space.claim(need, self.memory.used(), self.limit()) {
+            return Ok(need);
+        }
+        self.give_back().await?;
+        let need = self.unallocated(cell, range).await?;
+        if need > 0 && !self.space.claim(need, self.memory.used(), self.limit()) {
+            return Err(Errno::ENOSPC);
+        }
+        Ok(need)
+    }
+
+    /// Commits what is accepted and sweeps what was cut off, so that what is counted is what is there.
+    async fn give_back(self: &Arc<Self>) -> Result<(), Errno> {
+        let cells = self.files.dirty();
+        self.start_flush(&cells);
+        let deadline = self.deadline();
+        for cell in cells {
+            let seen = lock(&cell.state).file.error_count();
+            // An error is told to those who have the file open; its bytes go on counting.
+            let _ = self.flush(&cell, seen, deadline).await;
+        }
+        // A sweep that fails is tried again by the task whose work it is.
+        let _ = self.collector.sweep_now().await;
+        self.refresh_usage().await
+    }
+
+    /// Bytes of `range` that take no space and are not about to.
+    async fn unallocated(&self, cell: &Cell, range: Range<u64>) -> Result<u64, Errno> {
+        loop {
+            self.env.pause().await;
+            let unloaded = match lock(&cell.state).file.unallocated(range.clone()) {
+                Ok(count) => return Ok(count),
+                Err(unloaded) => unloaded,
+            };
+            self.load(cell, unloaded).await?;
+        }
+    }
+
+    /// Loads the slices of a chunk, and passes over the chunks after it that have none.
+    pub(super) async fn load(&self, cell: &Cell, unloaded: Unloaded) -> Result<(), Errno> {
+        let Unloaded { chunk, .. } = unloaded;
+        let loaded = self.read(|read| {
+            let slices = meta::data::chunk(read, cell.ino, chunk)?;
+            Ok((slices, meta::data::next_chunk(read, cell.ino, chunk + 1)?))
+        });
+        let (slices, next) = loaded.await?;
+        lock(&cell.state).file.install_seen(unloaded, slices.iter().map(|(_, record)| record), next);
+        Ok(())
+    }
+}

@@ -1,0 +1,184 @@
+//! What RocksDB and a folder keep when the power is cut is what their fakes may keep: the same courses of calls and the
+//! same verdict (`testkit::power_cut`, `sim/tests/conformance.rs`).
+//!
+//! The power cut is that of an ext4 on a loop device, which forgets what no fsync has made durable and takes nothing
+//! more (EXT4_IOC_SHUTDOWN without a flush of the journal). Needs root.
+
+use std::fs::{self, File};
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::process::Command;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use kiseki::objects::{Access, Objects, Place};
+use kiseki::rocks::{OpenMode, RocksMeta};
+use kiseki_core::testkit::power_cut::{self, MetaPast, ObjectsPast};
+use rustix::mount::{UnmountFlags, unmount};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// Power cuts of each store: after so many calls and, as many, in the middle of one.
+const CUTS: u64 = 10;
+/// Calls of the courses that the power is cut in the middle of: more than it takes until then.
+const CALLS_MAX: u64 = 100_000;
+const DISK_BYTES: u64 = 256 << 20;
+/// How long the kernel may take to let go of a disk.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// ext4 on a loop device.
+struct Disk {
+    folder: TempDir,
+}
+
+impl Disk {
+    fn create() -> Self {
+        let disk = Self { folder: TempDir::new().expect("a folder") };
+        fs::create_dir(disk.root()).expect("a mount point");
+        let image = File::create(disk.image()).expect("an image");
+        image.set_len(DISK_BYTES).expect("a sparse image");
+        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(disk.image()));
+        disk.mount();
+        disk
+    }
+
+    fn image(&self) -> PathBuf {
+        self.folder.path().join("image")
+    }
+
+    fn root(&self) -> PathBuf {
+        self.folder.path().join("disk")
+    }
+
+    fn mount(&self) {
+        run(Command::new("mount").args(["-t", "ext4", "-o", "loop"]).arg(self.image()).arg(self.root()));
+    }
+
+    fn cut_power(&self) {
+        const EXT4_IOC_SHUTDOWN: rustix::ioctl::Opcode = 0x8004_587D;
+        /// The journal stays where it is.
+        const NO_LOG_FLUSH: u32 = 2;
+        let root = File::open(self.root()).expect("the disk's root");
+        // SAFETY: the request reads one u32.
+        let cut = unsafe { rustix::ioctl::Setter::<EXT4_IOC_SHUTDOWN, u32>::new(NO_LOG_FLUSH) };
+        // SAFETY: the request is known to ext4 alone, which the disk is, and changes no memory.
+        unsafe { rustix::ioctl::ioctl(&root, cut) }.expect("shut down ext4 (as root)");
+    }
+
+    /// Unmounts what was cut off, and mounts what is left.
+    fn mount_again(&self) {
+        let end = Instant::now() + PATIENCE;
+        while let Err(error) = unmount(self.root(), UnmountFlags::empty()) {
+            assert!(Instant::now() < end, "unmount {}: {error}", self.root().display());
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.mount();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // A test that fails may have left a store open.
+        let gone = unmount(self.root(), UnmountFlags::DETACH);
+        assert!(gone.is_ok() || thread::panicking(), "unmount {}: {gone:?}", self.root().display());
+    }
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+fn wait<T>(future: impl Future<Output = T>) -> T {
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => thread::park(),
+        }
+    }
+}
+
+fn executor() -> Runtime {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.expect("an executor")
+}
+
+fn open_meta(path: &Path, mode: OpenMode, runtime: &Runtime) -> RocksMeta {
+    RocksMeta::open(path, mode, runtime.handle().clone()).expect("the metadata store")
+}
+
+fn open_objects(path: &Path, access: Access, runtime: &Runtime) -> Objects {
+    let place = Place::Folder(path.join("volume"));
+    Objects::open(&place, None, access, PATIENCE, runtime.handle().clone()).expect("the object store")
+}
+
+/// Lets `course` make calls, the number of which it is given, and cuts the power: after some calls (`cut` is even), or
+/// in the middle of one.
+fn cut_short<T: Send>(disk: &Disk, cut: u64, course: impl Fn(u64) -> T + Sync) -> T {
+    if cut.is_multiple_of(2) {
+        let past = course(3 + cut);
+        disk.cut_power();
+        return past;
+    }
+    thread::scope(|scope| {
+        let calling = scope.spawn(|| course(CALLS_MAX));
+        // Where it falls is chance; whatever it is in the middle of, the verdict holds.
+        thread::sleep(Duration::from_millis(5 * cut));
+        disk.cut_power();
+        calling.join().expect("the course ends with the power")
+    })
+}
+
+#[test]
+fn rocks_keeps_what_its_fake_may_keep() {
+    let (disk, runtime) = (Disk::create(), executor());
+    let (mut lost, mut calls) = (0, 0);
+    for cut in 0..2 * CUTS {
+        let path = disk.root().join(format!("meta{cut}"));
+        let past: MetaPast = {
+            let meta = open_meta(&path, OpenMode::Create, &runtime);
+            cut_short(&disk, cut, |calls| wait(power_cut::write_meta(&meta, cut, calls)))
+        };
+        disk.mount_again();
+        let meta = open_meta(&path, OpenMode::Existing, &runtime);
+        let left = wait(past.left(&meta));
+        calls += past.written;
+        lost += past.written - past.synced - left;
+        meta.close().expect("a clean close");
+    }
+    println!("rocks: cuts={} transactions={calls} lost={lost}", 2 * CUTS);
+    assert!(lost > 0, "a power cut that takes nothing is none");
+}
+
+#[test]
+fn folder_keeps_what_its_fake_may_keep() {
+    let (disk, runtime) = (Disk::create(), executor());
+    let (mut undone, mut open) = (0, 0);
+    for cut in 0..2 * CUTS {
+        let path = disk.root().join(format!("bucket{cut}"));
+        let past: ObjectsPast = {
+            let objects = open_objects(&path, Access::Create, &runtime);
+            cut_short(&disk, cut, |calls| wait(power_cut::write_objects(&objects, cut, calls)))
+        };
+        disk.mount_again();
+        let objects = open_objects(&path, Access::Write, &runtime);
+        let left = wait(past.left(&objects));
+        undone += past.undone(&left);
+        open += past.open().len();
+    }
+    println!("folder: cuts={} open={open} undone={undone}", 2 * CUTS);
+    assert!(undone > 0, "a power cut that undoes nothing is none");
+}
