@@ -344,6 +344,8 @@ pub(crate) struct Answer {
     pub(crate) value: i64,
     /// What it gave: bytes read as a hash, attributes, names.
     pub(crate) text: String,
+    /// The inode that was opened, or 0: a number of the side's own, which is not compared.
+    pub(crate) ino: u64,
 }
 
 impl Answer {

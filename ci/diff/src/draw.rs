@@ -46,6 +46,7 @@ impl Source for Dice {
 pub(crate) struct OpenFile {
     /// Where it was when it was opened.
     pub(crate) path: String,
+    pub(crate) ino: u64,
     /// Bits of S_IFMT.
     pub(crate) kind: u32,
     pub(crate) flags: i32,
@@ -180,7 +181,7 @@ impl<'a> Draw<'a> {
         let opened = |path: String, flags: i32| {
             let mode = answer.text.strip_prefix("mode ").and_then(|rest| rest.split(' ').next());
             let mode = mode.and_then(|mode| u32::from_str_radix(mode, 8).ok()).unwrap_or(0);
-            Some(OpenFile { path, kind: mode & libc::S_IFMT, flags })
+            Some(OpenFile { path, ino: answer.ino, kind: mode & libc::S_IFMT, flags })
         };
         let path = match &step.call {
             Call::Open { at, .. } => self.resolve(step.worker, at),
@@ -430,10 +431,21 @@ impl<'a> Draw<'a> {
         self.holdings[self.worker].slots[slot].as_ref()
     }
 
-    /// Length of the file behind a slot, as far as it is known by name.
+    /// The file behind a slot, if it has a name.
+    pub(crate) fn named(&self, slot: usize) -> Option<&Entry> {
+        let open = self.open_file(slot)?;
+        self.tree.iter().find(|entry| entry.ino == open.ino)
+    }
+
+    /// Length of the file behind a slot, if it has a name.
     pub(crate) fn length(&self, slot: usize) -> u64 {
-        let path = self.open_file(slot).map(|open| open.path.as_str());
-        self.tree.iter().find(|entry| Some(entry.path.as_str()) == path).map_or(0, |entry| entry.size)
+        self.named(slot).map_or(0, |entry| entry.size)
+    }
+
+    /// Whether the kernel of a local file system would refuse what FUSE's cannot know: a flag was set on an open file.
+    /// (README.md, "Flags")
+    pub(crate) fn is_fixed(&self, slot: usize) -> bool {
+        self.named(slot).is_some_and(|entry| entry.fixed)
     }
 
     /// A slot for what is to be opened.

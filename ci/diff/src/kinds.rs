@@ -252,6 +252,7 @@ impl Draw<'_> {
             }
             "copy-range" | "sendfile" => {
                 let to = self.slot(|open| can_write(open) && is_buffered(open) && !open.is_appending())?;
+                Some(to).filter(|slot| !self.is_fixed(*slot))?;
                 let from = self.companion(to)?;
                 let (from_offset, to_offset, len) = (self.offset(from), self.offset(to), u64::from(self.len(from)));
                 self.wrote(to_offset, len);
@@ -262,10 +263,12 @@ impl Draw<'_> {
             }
             "map-read" => {
                 let slot = self.slot(can_read)?;
+                Some(slot).filter(|slot| !self.is_fixed(*slot))?;
                 Some(Call::MapRead { slot, offset: self.offset(slot) / PAGE * PAGE, len: self.map_len() })
             }
             "map-write" => {
                 let slot = self.slot(|open| can_write(open) && open.can_read())?;
+                Some(slot).filter(|slot| !self.is_fixed(*slot))?;
                 let inside = if self.careful { self.length(slot).saturating_sub(PAGE) } else { self.offset(slot) };
                 let len = if self.careful { PAGE as u32 } else { self.map_len() };
                 let (offset, number, private) = (inside / PAGE * PAGE, self.number(), self.dice.chance(25));
@@ -273,6 +276,7 @@ impl Draw<'_> {
             }
             "map-truncate" => {
                 let slot = self.slot(|open| can_write(open) && open.can_read())?;
+                Some(slot).filter(|slot| !self.is_fixed(*slot))?;
                 let mapped = self.map_len();
                 Some(Call::MapTruncate { slot, mapped, length: self.dice.below(u64::from(mapped)) as i64 })
             }
@@ -490,6 +494,7 @@ impl Draw<'_> {
             }
             "set-flags" => {
                 let slot = self.slot(|open| open.is_regular() || open.is_directory())?;
+                self.named(slot)?;
                 let flags = self.one_of(&[0, 0, 0, 0, NODUMP, NODUMP, IMMUTABLE, APPEND_ONLY]);
                 Some(Call::SetFlags { slot, flags })
             }
@@ -613,6 +618,7 @@ impl Draw<'_> {
             "umask" => {
                 if self.dice.chance(40) {
                     let slot = self.slot(is_regular)?;
+                    Some(slot).filter(|slot| !self.is_fixed(*slot))?;
                     let append = self.dice.chance(50) && !self.open_file(slot).is_some_and(OpenFile::is_direct);
                     let flags = libc::O_NONBLOCK | if append { libc::O_APPEND } else { 0 };
                     let direct = self.open_file(slot).is_some_and(OpenFile::is_direct);

@@ -26,6 +26,8 @@ pub(crate) struct Entry {
     pub(crate) rdev: (u32, u32),
     /// On the same device as the root.
     pub(crate) inside: bool,
+    /// Immutable or append-only, where statx(2) says so.
+    pub(crate) fixed: bool,
     /// Nanoseconds since 1970 of access, modification, change.
     pub(crate) times: [i128; 3],
 }
@@ -88,6 +90,7 @@ fn entry(path: String, listed: u8, found: &libc::statx, device: (u32, u32)) -> E
         gid: found.stx_gid,
         size: found.stx_size,
         rdev: (found.stx_rdev_major, found.stx_rdev_minor),
+        fixed: found.stx_attributes & (libc::STATX_ATTR_IMMUTABLE | libc::STATX_ATTR_APPEND) as u64 != 0,
         inside: (found.stx_dev_major, found.stx_dev_minor) == device,
         times: [found.stx_atime, found.stx_mtime, found.stx_ctime].map(nanos),
     }

@@ -5,7 +5,7 @@
 //!
 //! Invariants
 //! - One call at a time; none waits for another process (every open and every lock is non-blocking).
-//! - Numbers that are the system's own (descriptors, inodes, cookies, process ids) are in no answer.
+//! - Numbers that are the system's own (descriptors, inodes, cookies, process ids) are not compared.
 
 use std::io::{BufRead, Write};
 use std::os::fd::RawFd;
@@ -55,7 +55,8 @@ pub(crate) fn serve(root: &str, uid: u32, gid: u32, groups: &[u32]) -> Result<()
     program::no_core_dumps();
     sys::become_user(uid, gid, groups).map_err(text)?;
     call(libc::SYS_umask, [0o022]).map_err(text)?;
-    let mut worker = Worker { root: directory, path: root.to_owned(), slots: [None; SLOTS], running: None };
+    let mut worker =
+        Worker { root: directory, path: root.to_owned(), slots: [None; SLOTS], running: None, opened_ino: 0 };
     let (input, mut output) = (std::io::stdin().lock(), std::io::stdout().lock());
     for line in input.lines() {
         let line = line.map_err(|error| error.to_string())?;
@@ -74,6 +75,8 @@ struct Worker {
     path: String,
     slots: [Option<RawFd>; SLOTS],
     running: Option<program::Running>,
+    /// What the last call opened.
+    opened_ino: u64,
 }
 
 /// A result and what else there is to say.
@@ -105,8 +108,8 @@ impl Worker {
             Request::Do(call) => {
                 let done = self.make(call);
                 Response::Done(match done {
-                    Ok((value, text)) => Answer { value, text },
-                    Err(errno) => Answer { value: -i64::from(errno), text: String::new() },
+                    Ok((value, text)) => Answer { value, text, ino: std::mem::take(&mut self.opened_ino) },
+                    Err(errno) => Answer { value: -i64::from(errno), text: String::new(), ino: 0 },
                 })
             }
             Request::Walk => match walk::tree(self.root) {
@@ -355,7 +358,9 @@ impl Worker {
         if let Some(before) = self.slots[slot].replace(fd) {
             sys::close(before)?;
         }
-        Ok((0, attributes(&sys::fstat(fd)?)))
+        let found = sys::fstat(fd)?;
+        self.opened_ino = found.stx_ino;
+        Ok((0, attributes(&found)))
     }
 
     fn read_at(&self, slot: usize, offset: Option<u64>, lens: &[u32]) -> Done {
