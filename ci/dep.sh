@@ -15,8 +15,9 @@ set -euo pipefail
 # A C++ toolchain and libclang: RocksDB is built from source, its bindings are generated.
 # fuse3: /dev/fuse for everyone, and fusermount3 for mounts by ordinary users.
 build=(build-essential libclang-dev ca-certificates fuse3)
-# What the scripts of this folder work with: real programs, loop devices, certificates for TLS, a clock that is wrong.
-tests=(git rsync sqlite3 tar e2fsprogs mount util-linux openssl faketime jq curl)
+# What the scripts of this folder work with: real programs, loop devices, certificates for TLS, a clock that is wrong,
+# the POSIX suites that are packages.
+tests=(git rsync sqlite3 tar attr acl vim-tiny e2fsprogs mount util-linux openssl faketime jq curl fio stress-ng)
 
 # From this version on, Go fetches the newer one that a program asks for by itself.
 go_wanted=1.21

@@ -144,19 +144,21 @@ freeze_minio() { kill -STOP "$minio_pid"; }
 resume_minio() { kill -CONT "$minio_pid"; }
 
 # Formats an embedded volume in `$work`: `format_volume file`, or `format_volume minio [URL]` with the URL under which
-# the mount shall reach MinIO (its own).
+# the mount shall reach MinIO (its own). More arguments, with a dash, go to `kiseki format`.
 format_volume() {
-    local bucket=$work/bucket
-    case ${1:-file} in
+    local bucket=$work/bucket store=${1:-file} url=
+    [ $# = 0 ] || shift
+    case ${1:-} in http*) url=$1; shift ;; esac
+    case $store in
     file) mkdir -p "$bucket" ;;
     minio)
         [ -n "$minio_url" ] || start_minio
-        bucket=${2:-$minio_url}/kiseki
+        bucket=${url:-$minio_url}/kiseki
         ;;
-    *) die "no store is called $1" ;;
+    *) die "no store is called $store" ;;
     esac
     mkdir -p "$work/mnt"
-    "$kiseki" format "$work/meta" volume --storage "${1:-file}" --bucket "$bucket" >/dev/null || die "format failed"
+    "$kiseki" format "$work/meta" volume --storage "$store" --bucket "$bucket" "$@" >/dev/null || die "format failed"
 }
 
 # Mounts it on `$work/mnt`; more arguments go to `kiseki mount`.

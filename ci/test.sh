@@ -60,13 +60,15 @@ s3_on_minio() (
 )
 
 # One profile for what contains RocksDB and what works with it, another for the rest: neither is built twice.
-plain=(-p kiseki-core -p sim -p fuzz)
+plain=(-p kiseki-core -p sim -p fuzz -p diff)
 mounted=(-p kiseki -p torture -p delay)
 without=()
 [ -n "$minio" ] || without=(--without-minio)
 # Go is asked for here, before the long build.
 step "dependencies" bash ci/dep.sh test "${without[@]}"
 step "release build" cargo build --release --locked "${mounted[@]}"
+# By itself: it asks for the core's testkit, which the mounted binary is built without.
+step "release build of diff" cargo build --release --locked -p diff
 step "quick start" quickstart
 [ -z "$minio" ] || step "MinIO" ci/minio.sh build
 step "format" cargo fmt --all --check
@@ -78,35 +80,39 @@ step "unit tests, simulator, fuzz targets" cargo test --locked "${plain[@]}"
 step "mounted tests" cargo test --release --locked "${mounted[@]}"
 [ -z "$minio" ] || step "S3 tests on MinIO" s3_on_minio
 if [ -n "$full" ]; then
-    step "real programs" ci/tree.sh file
+    step "real programs" ci/programs.sh file
+    step "POSIX suites" ci/posix.sh file
+    step "side by side with ext4" ci/diff.sh --seed 1 --ops 100000
+    step "very many entries" ci/entries.sh file
     step "kills" ci/crash.sh --kills 100 --seed 1
     step "power cuts" ci/powercut.sh --cuts 20 --seed 1
     step "power cuts, fsync doing nothing" ci/powercut.sh --no-fsync
     if [ -n "$minio" ]; then
-        step "real programs on MinIO" ci/tree.sh minio
+        step "real programs on MinIO" ci/programs.sh minio
+        step "POSIX suites on MinIO" ci/posix.sh minio
+        step "side by side with ext4, on MinIO" ci/diff.sh --store minio --seed 2 --ops 20000
         step "kills on MinIO" ci/crash.sh --store minio --kills 30 --seed 1
         step "power cuts on MinIO" ci/powercut.sh --store minio --cuts 10 --seed 1
         step "power cuts, MinIO not syncing" ci/powercut.sh --store minio --no-fsync
         step "outages" ci/outage.sh 30
     fi
     step "guided fuzzing" ci/fuzz.sh 600
-    step "fsx" ci/fsx.sh 100000 1 2 3
-    step "pjdfstest" ci/pjdfstest.sh
     step "benchmark" ci/bench.sh "${without[@]}"
 else
-    step "real programs" ci/tree.sh file --short
+    step "real programs" ci/programs.sh file --short
+    step "POSIX suites" ci/posix.sh file --short
+    step "side by side with ext4" ci/diff.sh --seed 1 --ops 10000
+    step "very many entries" ci/entries.sh file --count 100000
     step "kills" ci/crash.sh --kills 24 --seed 1
     step "power cuts" ci/powercut.sh --cuts 5 --seed 1
     step "power cuts, fsync doing nothing" ci/powercut.sh --no-fsync
     if [ -n "$minio" ]; then
-        step "real programs on MinIO" ci/tree.sh minio --short
+        step "real programs on MinIO" ci/programs.sh minio --short
         step "kills on MinIO" ci/crash.sh --store minio --kills 8 --seed 1
         step "power cuts on MinIO" ci/powercut.sh --store minio --cuts 3 --seed 1
         step "power cuts, MinIO not syncing" ci/powercut.sh --store minio --no-fsync
         step "outages" ci/outage.sh 5
     fi
-    step "fsx" ci/fsx.sh 10000 1 2
-    step "pjdfstest" ci/pjdfstest.sh
     step "benchmark" ci/bench.sh --short --report "${without[@]}"
 fi
 echo "test: $passed passed, 0 failed"

@@ -344,7 +344,7 @@ impl<E: Env> Shared<E> {
         let accepted = {
             let mut state = lock(&open.cell.state);
             let file = &mut state.file;
-            let append = open.flags.append && !planted::is(Bug::AppendAtOldEnd);
+            let append = open.flags.append && !open.flags.positioned && !planted::is(Bug::AppendAtOldEnd);
             let offset = if append { file.length() } else { offset };
             // Where an append goes is known here alone.
             let fits = if FILE_SIZE_MAX - len < offset { Err(Errno::EFBIG) } else { Ok(()) };

@@ -39,6 +39,10 @@ pub struct OpenFlags {
     pub write: bool,
     /// Every write goes to the end (O_APPEND).
     pub append: bool,
+    /// Each write comes with the offset it goes to, also with `append`: a kernel that is alone on the volume takes the
+    /// length under the inode's lock. It knows what `append` at the opening cannot tell: fcntl(2) sets and clears the flag
+    /// on an open file, and pages of a shared map go where they are.
+    pub positioned: bool,
     /// The contents are dropped (O_TRUNC).
     pub truncate: bool,
     /// A write returns when it is durable (O_SYNC, O_DSYNC).

@@ -459,6 +459,7 @@ impl Value for Cut {
         let end = if d.is_empty() { u64::MAX } else { d.u64()? };
         let cut = Self { offset, end };
         d.finish()?;
+        require(end < u64::MAX || bytes.len() == 9, "end of a cut")?;
         require(cut.offset <= FILE_SIZE_MAX && cut.offset < cut.end, "range of a cut")?;
         Ok(cut)
     }

@@ -281,6 +281,8 @@ pub enum XattrMode {
     Create,
     /// ENODATA if it is not.
     Replace,
+    /// Both flags at once, which Linux lets through: EEXIST or ENODATA.
+    Neither,
 }
 
 /// What is wrong. The kinds of blocks are found by the client, which reads the store; the rest by `invariant::check`.

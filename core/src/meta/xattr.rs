@@ -49,8 +49,8 @@ pub fn set(txn: &mut dyn Txn, ctx: &OpCtx, ino: Ino, name: &[u8], value: &Bytes,
     let key = keys::xattr(ino, name);
     let exists = txn.get(&key)?.is_some();
     match (mode, exists) {
-        (XattrMode::Create, true) => return Err(Errno::EEXIST.into()),
-        (XattrMode::Replace, false) => return Err(Errno::ENODATA.into()),
+        (XattrMode::Create | XattrMode::Neither, true) => return Err(Errno::EEXIST.into()),
+        (XattrMode::Replace | XattrMode::Neither, false) => return Err(Errno::ENODATA.into()),
         (XattrMode::Either, _) | (XattrMode::Create, false) | (XattrMode::Replace, true) => {}
     }
     touch(txn, ctx, ino, attr);

@@ -119,6 +119,7 @@ pub(super) fn open_flags(flags: i32) -> OpenFlags {
         read: access != OFlags::WRONLY,
         write: access != OFlags::RDONLY,
         append: flags.contains(OFlags::APPEND),
+        positioned: true,
         truncate: flags.contains(OFlags::TRUNC),
         exclusive: flags.contains(OFlags::EXCL),
         // O_SYNC contains the bit of O_DSYNC.
@@ -178,6 +179,8 @@ pub(super) fn xattr_mode(flags: i32) -> Result<kiseki_core::meta::XattrMode, Err
         Ok(XattrMode::Create)
     } else if flags == XattrFlags::REPLACE {
         Ok(XattrMode::Replace)
+    } else if flags == XattrFlags::CREATE | XattrFlags::REPLACE {
+        Ok(XattrMode::Neither)
     } else {
         Err(Errno::EINVAL)
     }
@@ -205,7 +208,7 @@ pub(super) fn kernel_time(time: SystemTime) -> Timestamp {
     }
 }
 
-fn now() -> Timestamp {
+pub(super) fn now() -> Timestamp {
     // A clock before 1970 is a clock that was never set.
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp { secs: clamp_secs(since.as_secs()), nanos: since.subsec_nanos() }
@@ -254,7 +257,7 @@ mod tests {
     #[test]
     fn open_flags_follow_open_2() {
         let open = |flags: OFlags| open_flags(flags.bits().cast_signed());
-        let none = OpenFlags::default();
+        let none = OpenFlags { positioned: true, ..OpenFlags::default() };
         assert_eq!(open(OFlags::RDONLY), OpenFlags { read: true, ..none });
         assert_eq!(open(OFlags::WRONLY | OFlags::APPEND), OpenFlags { write: true, append: true, ..none });
         assert_eq!(

@@ -140,7 +140,7 @@ impl<E: Env> Filesystem for Adapter<E> {
         let inode = self.ino(inode);
         let now = |time| matches!(time, Some(TimeOrNow::Now));
         let chown = uid.is_some() || gid.is_some();
-        let set = SetAttr {
+        let mut set = SetAttr {
             mode: mode.map(convert::permissions),
             uid,
             gid,
@@ -152,13 +152,23 @@ impl<E: Env> Filesystem for Adapter<E> {
             touch: now(atime) && now(mtime),
             drop_suid_sgid: chown || (size.is_some() && request.uid() != 0),
         };
-        if size.is_none() && set == SetAttr::default() {
-            // The kernel asks for a change of nothing where it leaves dropping suid and sgid to a WRITE that follows.
-            return self.reply_attr(inode, reply);
-        }
+        // A change of nothing is chown(2) with both ids -1, or the kernel leaves dropping suid and sgid to a WRITE that
+        // follows. The owner's chown drops them; nobody else's may, and a WRITE says so itself.
+        let nothing = size.is_none() && set == SetAttr::default();
+        let asker = request.uid();
         self.serve(
             reply,
-            |client| async move { client.setattr(inode, set, size).await },
+            |client| async move {
+                if nothing {
+                    let attr = client.getattr(inode).await?;
+                    set.drop_suid_sgid = asker == 0 || asker == attr.uid;
+                    if !set.drop_suid_sgid && attr.mode & 0o6000 != 0 {
+                        return Ok(attr);
+                    }
+                    set.ctime = Some(convert::now());
+                }
+                client.setattr(inode, set, size).await
+            },
             move |reply, attr| reply.attr(&TTL, &convert::attr(inode, &attr)),
         );
     }

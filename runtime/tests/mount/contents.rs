@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use memmap2::MmapMut;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::harness::{Volume, assert_same, eventually, noise};
@@ -196,6 +197,33 @@ fn mapped_pages_and_write_see_each_other() {
     drop((map, file));
     volume.remount();
     assert_same(&fs::read(&path).expect("reads"), &expected, "after a remount");
+}
+
+/// Found by `ci/diff.sh`: both were appended, for the file was opened so.
+#[test]
+fn only_a_write_that_appends_now_goes_to_the_end() {
+    let volume = Volume::mounted();
+    let path = volume.path("f");
+    let mut expected = noise(8, 10_000);
+    fs::write(&path, &expected).expect("writes");
+    let mut file = OpenOptions::new().read(true).append(true).open(&path).expect("opens");
+    // SAFETY: nothing else changes the file's length while it is mapped.
+    let mut map = unsafe { MmapMut::map_mut(&file) }.expect("maps");
+    map[..6].copy_from_slice(b"mapped");
+    expected[..6].copy_from_slice(b"mapped");
+    map.flush().expect("syncs");
+    assert_same(&fs::read(&path).expect("reads"), &expected, "a page of a map");
+    rustix::fs::fcntl_setfl(&file, OFlags::empty()).expect("clears O_APPEND");
+    file.write_all_at(b"written", 500).expect("writes");
+    expected[500..507].copy_from_slice(b"written");
+    assert_same(&fs::read(&path).expect("reads"), &expected, "O_APPEND is cleared");
+    rustix::fs::fcntl_setfl(&file, OFlags::APPEND).expect("sets O_APPEND");
+    file.seek(SeekFrom::Start(3)).expect("seeks");
+    file.write_all(b"appended").expect("writes");
+    expected.extend_from_slice(b"appended");
+    drop((map, file));
+    volume.remount();
+    assert_same(&fs::read(&path).expect("reads"), &expected, "O_APPEND is set again");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Who may do what, and which mode bits a change drops.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -52,6 +52,18 @@ fn changes_drop_suid_and_sgid() {
             fs::remove_file(&path).expect("unlinks");
         }
     }
+    // A change of owner to what it is, too; found by `ci/diff.sh`.
+    fs::write(volume.path("same"), "contents").expect("writes");
+    fs::set_permissions(volume.path("same"), PermissionsExt::from_mode(0o6777)).expect("chmods");
+    let before = fs::metadata(volume.path("same")).expect("stats");
+    chown(volume.path("same"), None, None).expect("chowns");
+    assert_eq!(mode(&volume, "same"), 0o777);
+    let after = fs::metadata(volume.path("same")).expect("stats");
+    assert!((before.ctime(), before.ctime_nsec()) < (after.ctime(), after.ctime_nsec()));
+    // But not of a file of another.
+    fs::set_permissions(volume.path("same"), PermissionsExt::from_mode(0o6777)).expect("chmods");
+    as_nobody(&volume, "perl -e 'chown -1, -1, \"same\"'");
+    assert_eq!(mode(&volume, "same"), 0o6777);
     // A folder's sgid is not a privilege.
     fs::create_dir(volume.path("d")).expect("makes a folder");
     fs::set_permissions(volume.path("d"), PermissionsExt::from_mode(0o2775)).expect("chmods");

@@ -52,7 +52,7 @@ fn leases_outlive_a_fenced_session_and_end_with_a_clean_one() {
 
 #[test]
 fn xattr_modes_and_limits() {
-    use XattrMode::{Create, Either, Replace};
+    use XattrMode::{Create, Either, Neither, Replace};
     let mut world = World::new();
     let file = world.file(Ino::ROOT, b"file");
     let mut set = |name: &[u8], len: usize, mode| {
@@ -60,7 +60,9 @@ fn xattr_modes_and_limits() {
         world.run(|txn, ctx| xattr::set(txn, ctx, file, name, &value, mode)).map_err(errno)
     };
     assert_eq!(set(b"user.a", 3, Replace), Err(Errno::ENODATA));
+    assert_eq!(set(b"user.a", 3, Neither), Err(Errno::ENODATA));
     assert_eq!(set(b"user.a", 3, Create), Ok(()));
+    assert_eq!(set(b"user.a", 3, Neither), Err(Errno::EEXIST));
     assert_eq!(set(b"user.a", 4, Create), Err(Errno::EEXIST));
     assert_eq!(set(b"user.a", 0, Replace), Ok(()));
     assert_eq!(set(b"user.b", XATTR_VALUE_MAX, Either), Ok(()));
