@@ -172,7 +172,7 @@ mod tests {
         let batch = folders.take();
         folders.note_put("blocks/01/b");
         folders.synced(&batch);
-        assert_eq!((batch.through, folders.puts()), (1, 2));
+        assert_eq!((batch.through, folders.noted()), (1, 2));
         // The names above it were not durable when the put was noted.
         let batch = folders.take();
         assert_eq!(batch.folders, ["", "blocks", "blocks/01"].map(str::to_owned).into());
