@@ -255,9 +255,9 @@ fn o_sync_and_o_direct_write_through() {
     use std::os::unix::fs::OpenOptionsExt;
     let volume = Volume::mounted();
     for (name, flags) in [
-        ("sync", rustix::fs::OFlags::SYNC),
-        ("dsync", rustix::fs::OFlags::DSYNC),
-        ("direct", rustix::fs::OFlags::DIRECT),
+        ("sync", OFlags::SYNC),
+        ("dsync", OFlags::DSYNC),
+        ("direct", OFlags::DIRECT),
     ] {
         let path = volume.path(name);
         let mut options = OpenOptions::new();
