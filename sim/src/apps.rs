@@ -15,6 +15,7 @@ use kiseki_core::client::Client;
 use kiseki_core::errno::Errno;
 use kiseki_core::testkit::model::Model;
 use kiseki_core::testkit::ops::{Generator, Op, SLOTS};
+use kiseki_core::types::FileType;
 use madsim::task::{JoinHandle, NodeId};
 use madsim::time::{self, TimeHandle};
 
@@ -248,6 +249,9 @@ impl Life {
         let all = self.app.dice.chance(250);
         let touched = touched(&self.app.judge().model, op);
         let contents = if all { Contents::All } else { Contents::Of(touched.clone()) };
+        // A clock that was set may show a time twice: then the bytes must tell what times cannot.
+        let mut doubtful = self.app.judge().doubt.is_some() && self.world.faults.may_strike(Fault::ClockJump);
+        let mut tries = 0..10;
         let seen = loop {
             let seen = match self.app.look(&mut self.kernel, &contents).await {
                 Ok(tree) => self.look_at_unlinked().await.map(|unlinked| (tree, unlinked)),
@@ -255,8 +259,19 @@ impl Life {
             };
             // Metadata that could not be read for once is there the next time.
             let again = matches!(seen, Err(Errno::EIO)) && self.world.faults.may_strike(Fault::ReadFailed);
-            if !again || self.world.meta.failed() {
+            let unread = doubtful && seen.as_ref().is_ok_and(|(tree, unlinked)| is_unread(&touched, tree, unlinked));
+            if !(again || unread) || self.world.meta.failed() {
                 break seen;
+            }
+            if unread {
+                match tries.next() {
+                    Some(5) => {
+                        self.world.faults.set_on(false);
+                        self.world.objects.calm();
+                    }
+                    Some(_) => {}
+                    None => doubtful = false,
+                }
             }
         };
         match seen {
@@ -298,6 +313,13 @@ impl Life {
         }
         self.kernel.shrink(true);
     }
+}
+
+/// Something that may have been changed, and whose contents could not be read.
+fn is_unread(touched: &BTreeSet<String>, tree: &Tree, unlinked: &[(usize, Seen)]) -> bool {
+    let named = touched.iter().filter_map(|path| tree.get(path));
+    let mut seen = named.chain(unlinked.iter().map(|(_, seen)| seen));
+    seen.any(|seen| seen.attr.kind == FileType::Regular && seen.data.is_none())
 }
 
 /// The paths whose contents `op` may have changed.

@@ -145,10 +145,10 @@ impl<E: Env> Client<E> {
         let file = shared.writable(handle, offset, len)?;
         loop {
             let start = if file.flags.append { lock(&file.cell.state).file.length() } else { offset };
-            let needs = shared.room(&file.cell, start..start + len).await?;
+            let need = shared.room(&file.cell, start..start + len).await?;
             shared.take_memory(len).await?;
             // What others have accepted while this one waited counts as well.
-            if !needs || !shared.near_capacity(0) {
+            if need == 0 || shared.within_capacity(len - need) {
                 break;
             }
             shared.memory.give(len);

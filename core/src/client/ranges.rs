@@ -11,7 +11,7 @@ use crate::file::machine::{Fallocate, Whence};
 use crate::marks::{Mark, reached};
 use crate::meta::CopyRange;
 use crate::planted::{self, Bug};
-use crate::types::FILE_SIZE_MAX;
+use crate::types::{FILE_SIZE_MAX, InodeFlags};
 
 /// Chunks that one copy reads at most.
 const COPY_CHUNKS: u64 = 64;
@@ -33,6 +33,10 @@ impl<E: Env> Client<E> {
         let file = shared.writable(handle, offset, len)?;
         if len == 0 {
             return Err(Errno::EINVAL);
+        }
+        // What is there may not change, as in vfs_fallocate of Linux; of an immutable file nothing may (`writable`).
+        if !matches!(what, Fallocate::Reserve { .. }) && file.cell.flags().any(InodeFlags::APPEND) {
+            return Err(Errno::EPERM);
         }
         let range = offset..offset + len;
         if planted::is(Bug::ReservationForgotten)
@@ -79,10 +83,10 @@ impl<E: Env> Client<E> {
         let shared = &self.0;
         shared.env.pause().await;
         let source = shared.files.handle(from.0)?;
-        let target = shared.writable(to.0, to.1, 0)?;
-        if !source.flags.read || target.flags.append {
+        if !source.flags.read || shared.files.handle(to.0)?.flags.append {
             return Err(Errno::EBADF);
         }
+        let target = shared.writable(to.0, to.1, 0)?;
         let same = source.cell.ino == target.cell.ino;
         let (from, to) = (from.1, to.1);
         let mut tries = 0..COPY_TRIES;

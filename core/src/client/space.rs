@@ -105,14 +105,15 @@ impl<E: Env> Shared<E> {
         Ok(())
     }
 
-    /// Makes sure that there is space for what of `range` takes none; false if it needs none. ENOSPC.
-    pub(super) async fn room(self: &Arc<Self>, cell: &Arc<Cell>, range: Range<u64>) -> Result<bool, Errno> {
-        if !self.near_capacity(range.end - range.start) {
-            return Ok(true);
+    /// Makes sure that there is space for what of `range` takes none; returns at most how much that is. ENOSPC.
+    pub(super) async fn room(self: &Arc<Self>, cell: &Arc<Cell>, range: Range<u64>) -> Result<u64, Errno> {
+        let len = range.end - range.start;
+        if !self.near_capacity(len) {
+            return Ok(len);
         }
         let need = self.unallocated(cell, range.clone()).await?;
         if need == 0 || !self.near_capacity(need) {
-            return Ok(need > 0);
+            return Ok(need);
         }
         self.give_back().await?;
         let need = self.unallocated(cell, range).await?;
@@ -120,7 +121,12 @@ impl<E: Env> Shared<E> {
             reached(Mark::WriteBeyondCapacity);
             return Err(Errno::ENOSPC);
         }
-        Ok(need > 0)
+        Ok(need)
+    }
+
+    /// With `over` bytes of memory that take no space once they are committed, the volume holds what it may.
+    pub(super) fn within_capacity(&self, over: u64) -> bool {
+        self.volume.capacity == 0 || self.space.fits(0, self.memory.used().saturating_sub(over), self.limit())
     }
 
     /// Sets aside what of `range` takes no space; returns how much that is. ENOSPC.

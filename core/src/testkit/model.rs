@@ -185,6 +185,8 @@ impl Model {
             }
             Op::Fallocate { slot, what, offset, len } => {
                 let file = self.slot(*slot)?;
+                let keeps = matches!(what, Fallocate::Reserve { .. });
+                self.allow(file.node, if keeps { IMMUTABLE } else { IMMUTABLE | APPEND })?;
                 self.fallocate(file.node, *what, *offset as usize..(offset + len) as usize, when);
             }
             Op::Seek { slot, whence, offset } => {
@@ -578,6 +580,7 @@ impl Model {
         if file.append {
             return Err(Errno::EBADF);
         }
+        self.allow(file.node, IMMUTABLE)?;
         let data = self.node(source.node).data.clone();
         let len = len.min(data.len().saturating_sub(at));
         if len == 0 {

@@ -254,11 +254,7 @@ fn an_unlinked_file_lives_until_its_last_close() {
 fn o_sync_and_o_direct_write_through() {
     use std::os::unix::fs::OpenOptionsExt;
     let volume = Volume::mounted();
-    for (name, flags) in [
-        ("sync", OFlags::SYNC),
-        ("dsync", OFlags::DSYNC),
-        ("direct", OFlags::DIRECT),
-    ] {
+    for (name, flags) in [("sync", OFlags::SYNC), ("dsync", OFlags::DSYNC), ("direct", OFlags::DIRECT)] {
         let path = volume.path(name);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).custom_flags(flags.bits().cast_signed());
@@ -310,7 +306,7 @@ fn a_running_program_is_not_cut_off() {
     fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("chmods");
     let len = fs::metadata(&path).expect("stats").len();
     let truncate_only = |path| {
-        let flags = rustix::fs::OFlags::TRUNC.bits().cast_signed();
+        let flags = OFlags::TRUNC.bits().cast_signed();
         let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
         opened.map(drop).map_err(|error| Errno::from_io_error(&error).expect("an errno"))
     };

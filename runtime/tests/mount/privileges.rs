@@ -110,8 +110,8 @@ fn a_group_folder_hands_its_group_on() {
     assert!(as_nobody(&volume, "mkdir team/sub && touch team/f team/sub/g"));
     for name in ["team/f", "team/sub", "team/sub/g"] {
         let meta = fs::metadata(volume.path(name)).expect("stats");
-        assert_eq!(std::os::unix::fs::MetadataExt::gid(&meta), 77, "{name}");
-        assert_eq!(std::os::unix::fs::MetadataExt::uid(&meta), NOBODY, "{name}");
+        assert_eq!(meta.gid(), 77, "{name}");
+        assert_eq!(meta.uid(), NOBODY, "{name}");
     }
     assert_eq!(mode(&volume, "team/sub") & 0o2000, 0o2000);
 }
