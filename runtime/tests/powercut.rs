@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -126,17 +127,19 @@ fn open_objects(path: &Path, access: Access, runtime: &Runtime) -> Objects {
 }
 
 /// Lets `course` make calls, the number of which it is given, and cuts the power: after some calls (`cut` is even), or
-/// in the middle of one.
-fn cut_short<T: Send>(disk: &Disk, cut: u64, course: impl Fn(u64) -> T + Sync) -> T {
+/// in the middle of one. What the course is given beside is off before the cut begins.
+fn cut_short<T: Send>(disk: &Disk, cut: u64, course: impl Fn(u64, &AtomicBool) -> T + Sync) -> T {
+    let power = AtomicBool::new(true);
     if cut.is_multiple_of(2) {
-        let past = course(3 + cut);
+        let past = course(3 + cut, &power);
         disk.cut_power();
         return past;
     }
     thread::scope(|scope| {
-        let calling = scope.spawn(|| course(CALLS_MAX));
+        let calling = scope.spawn(|| course(CALLS_MAX, &power));
         // Where it falls is chance; whatever it is in the middle of, the verdict holds.
         thread::sleep(Duration::from_millis(5 * cut));
+        power.store(false, Ordering::SeqCst);
         disk.cut_power();
         calling.join().expect("the course ends with the power")
     })
@@ -150,7 +153,7 @@ fn rocks_keeps_what_its_fake_may_keep() {
         let path = disk.root().join(format!("meta{cut}"));
         let past: MetaPast = {
             let meta = open_meta(&path, OpenMode::Create, &runtime);
-            cut_short(&disk, cut, |calls| wait(power_cut::write_meta(&meta, cut, calls)))
+            cut_short(&disk, cut, |calls, power| wait(power_cut::write_meta(&meta, cut, calls, power)))
         };
         disk.mount_again();
         let meta = open_meta(&path, OpenMode::Existing, &runtime);
@@ -171,7 +174,7 @@ fn folder_keeps_what_its_fake_may_keep() {
         let path = disk.root().join(format!("bucket{cut}"));
         let past: ObjectsPast = {
             let objects = open_objects(&path, Access::Create, &runtime);
-            cut_short(&disk, cut, |calls| wait(power_cut::write_objects(&objects, cut, calls)))
+            cut_short(&disk, cut, |calls, power| wait(power_cut::write_objects(&objects, cut, calls, power)))
         };
         disk.mount_again();
         let objects = open_objects(&path, Access::Write, &runtime);

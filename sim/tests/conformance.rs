@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::future::Future;
+use std::sync::atomic::AtomicBool;
 
 use kiseki_core::env::MetaStore;
 use kiseki_core::testkit::{kv_conformance, power_cut, store_conformance};
@@ -101,7 +102,7 @@ fn every_state_comes_up<T: Ord + Debug>(cut: impl Fn(u64, u64) -> (T, usize)) {
 fn a_power_cut_leaves_any_prefix_of_the_transactions() {
     every_state_comes_up(|course, seed| {
         in_world(seed, move |world| async move {
-            let past = power_cut::write_meta(&world.meta, course, 10 + course).await;
+            let past = power_cut::write_meta(&world.meta, course, 10 + course, &AtomicBool::new(true)).await;
             world.end(Ending::PowerCut);
             (past.left(&world.meta).await, (past.written - past.synced) as usize + 1)
         })
@@ -112,7 +113,7 @@ fn a_power_cut_leaves_any_prefix_of_the_transactions() {
 fn a_power_cut_leaves_any_of_the_changes_since_the_last_barrier() {
     every_state_comes_up(|course, seed| {
         in_world(seed, move |world| async move {
-            let past = power_cut::write_objects(&world.objects, course, 6 + course % 3).await;
+            let past = power_cut::write_objects(&world.objects, course, 6 + course % 3, &AtomicBool::new(true)).await;
             world.end(Ending::PowerCut);
             (past.left(&world.objects).await, 1 << past.open().len())
         })
