@@ -11,7 +11,7 @@ use crate::file::machine::{Fallocate, Whence};
 use crate::marks::{Mark, reached};
 use crate::meta::CopyRange;
 use crate::planted::{self, Bug};
-use crate::types::FILE_SIZE_MAX;
+use crate::types::{FILE_SIZE_MAX, InodeFlags};
 
 /// Chunks that one copy reads at most.
 const COPY_CHUNKS: u64 = 64;
@@ -19,7 +19,7 @@ const COPY_CHUNKS: u64 = 64;
 const COPY_TRIES: u32 = 8;
 
 impl<E: Env> Client<E> {
-    /// fallocate(2). EBADF, EINVAL (nothing), EFBIG, ENOSPC.
+    /// fallocate(2). EBADF, EINVAL (nothing), EFBIG, ENOSPC, EPERM (immutable, append-only).
     pub async fn fallocate(
         &self,
         handle: Handle,
@@ -33,6 +33,10 @@ impl<E: Env> Client<E> {
         let file = shared.writable(handle, offset, len)?;
         if len == 0 {
             return Err(Errno::EINVAL);
+        }
+        // An append-only file keeps its bytes; room may be reserved. (vfs_fallocate of Linux)
+        if file.cell.flags().any(InodeFlags::APPEND) && !matches!(what, Fallocate::Reserve { .. }) {
+            return Err(Errno::EPERM);
         }
         let range = offset..offset + len;
         if planted::is(Bug::ReservationForgotten)
@@ -80,7 +84,7 @@ impl<E: Env> Client<E> {
         shared.env.pause().await;
         let source = shared.files.handle(from.0)?;
         let target = shared.writable(to.0, to.1, 0)?;
-        if !source.flags.read || target.flags.append {
+        if !source.flags.read || target.flags.appends() {
             return Err(Errno::EBADF);
         }
         let same = source.cell.ino == target.cell.ino;
