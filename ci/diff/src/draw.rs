@@ -173,6 +173,7 @@ impl<'a> Draw<'a> {
     }
 
     /// Learns from an answer of the reference side.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "most calls tell nothing that later ones need")]
     pub(crate) fn learn(&mut self, kind: &'static str, step: &Step, answer: &Answer) {
         if !answer.is_success() {
             return;
@@ -189,7 +190,7 @@ impl<'a> Draw<'a> {
         };
         match &step.call {
             Call::SetXattr { on, name, .. } => {
-                let on = self.from_root(step.worker, on);
+                let on = self.rooted(step.worker, on);
                 self.attributes.push((on, name.clone()));
             }
             Call::SetAcl { at, default, .. } => {
@@ -201,7 +202,7 @@ impl<'a> Draw<'a> {
                 self.programs.push((path, answer.value as u64));
             }
             Call::RemoveXattr { on, name } => {
-                let gone = (self.from_root(step.worker, on), name.clone());
+                let gone = (self.rooted(step.worker, on), name.clone());
                 self.attributes.retain(|set| *set != gone);
             }
             _ => {}
@@ -250,7 +251,7 @@ impl<'a> Draw<'a> {
     }
 
     /// The same file by its path from the root.
-    fn from_root(&self, worker: usize, on: &Target) -> Target {
+    fn rooted(&self, worker: usize, on: &Target) -> Target {
         let root = |path: String| At { base: Base::Root, path };
         match on {
             Target::Path(at) => Target::Path(root(self.resolve(worker, at))),

@@ -11,6 +11,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::call::Answer;
+use crate::sys;
 use crate::walk::Entry;
 use crate::worker::{Request, Response};
 
@@ -84,21 +85,21 @@ impl Side {
     pub(crate) fn answer(&mut self, worker: usize) -> Result<Answer, String> {
         match self.receive(worker)? {
             Response::Done(answer) => Ok(answer),
-            other => Err(format!("{}: no answer but {other:?}", self.name)),
+            other @ (Response::Tree(_) | Response::Lines(_)) => Err(format!("{}: no answer but {other:?}", self.name)),
         }
     }
 
     pub(crate) fn tree(&mut self) -> Result<Vec<Entry>, String> {
         match self.receive(OBSERVER)? {
             Response::Tree(entries) => Ok(entries),
-            other => Err(format!("{}: {other:?}", self.name)),
+            other @ (Response::Done(_) | Response::Lines(_)) => Err(format!("{}: {other:?}", self.name)),
         }
     }
 
     pub(crate) fn lines(&mut self, worker: usize) -> Result<Vec<String>, String> {
         match self.receive(worker)? {
             Response::Lines(lines) => Ok(lines),
-            other => Err(format!("{}: no lines but {other:?}", self.name)),
+            other @ (Response::Done(_) | Response::Tree(_)) => Err(format!("{}: no lines but {other:?}", self.name)),
         }
     }
 
@@ -161,6 +162,8 @@ fn prepare(root: &Path) -> std::io::Result<()> {
         fs::set_permissions(path, fs::Permissions::from_mode(mode))
     };
     fs::create_dir(root)?;
+    // An error of an earlier tree's pages, which nobody was told of yet, would be told to the first to call syncfs(2).
+    let _ = sys::call(libc::SYS_syncfs, [sys::signed(fs::File::open(root)?.as_raw_fd())]);
     set(root, (0, 0), 0o777)?;
     for (name, owner, mode) in [
         ("n0", (0, 0), 0o1777),

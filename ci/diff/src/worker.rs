@@ -192,6 +192,9 @@ impl Worker {
             Call::Pwrite { slot, offset, len, number } => self.write_at(slot, Some(offset), &[len], number),
             Call::Write { slot, len, number } => self.write_at(slot, None, &[len], number),
             Call::Writev { slot, offset, lens, number } => self.write_at(slot, Some(offset), &lens, number),
+            Call::Lseek { slot, offset, whence: whence @ (libc::SEEK_DATA | libc::SEEK_HOLE) } => {
+                self.seek_data(slot, offset, whence)
+            }
             Call::Lseek { slot, offset, whence } => self.on(libc::SYS_lseek, slot, [signed(offset), whence as usize]),
             Call::Truncate { at, length } => self.by_path(libc::SYS_truncate, &at, [signed(length)]),
             Call::Ftruncate { slot, length } => self.on(libc::SYS_ftruncate, slot, [signed(length)]),
@@ -393,6 +396,25 @@ impl Worker {
             }
             None => self.on(libc::SYS_writev, slot, [parts.as_ptr() as usize, parts.len()]),
         }
+    }
+
+    /// Whether the place that SEEK_DATA or SEEK_HOLE gives is a right one: holes may be reported coarsely or not at all,
+    /// so there are several. What SEEK_DATA passes over must be zeros, and so must be what SEEK_HOLE finds.
+    fn seek_data(&self, slot: usize, offset: i64, whence: i32) -> Done {
+        let size = sys::fstat(self.fd(slot))?.stx_size as i64;
+        let found = self.on(libc::SYS_lseek, slot, [signed(offset), whence as usize]);
+        self.on(libc::SYS_lseek, slot, [signed(offset), libc::SEEK_SET as usize])?;
+        let zeros = match (found, whence) {
+            (Ok((at, _)), libc::SEEK_DATA) => offset..at,
+            (Err(libc::ENXIO), libc::SEEK_DATA) if (0..size).contains(&offset) => offset..size,
+            (Ok((at, _)), _) => at..(at + 1).min(size),
+            (Err(errno), _) => return Err(errno),
+        };
+        // A hole of a terabyte is looked at where it begins; what cannot be read is not looked at.
+        let mut bytes = vec![0u8; (zeros.end - zeros.start).clamp(0, 1 << 20) as usize];
+        let room = bytes.as_mut_ptr() as usize;
+        let _ = self.on(libc::SYS_pread64, slot, [room, bytes.len(), zeros.start as usize]);
+        Ok((0, format!("only zeros {}", bytes.iter().all(|&byte| byte == 0))))
     }
 
     /// All of it: a file system may copy less than it was asked for at a time.

@@ -144,7 +144,7 @@ impl<E: Env> Client<E> {
         let len = data.len() as u64;
         let file = shared.writable(handle, offset, len)?;
         loop {
-            let start = if file.flags.append { lock(&file.cell.state).file.length() } else { offset };
+            let start = if file.flags.appends() { lock(&file.cell.state).file.length() } else { offset };
             let need = shared.room(&file.cell, start..start + len).await?;
             shared.take_memory(len).await?;
             // What others have accepted while this one waited counts as well.
@@ -344,7 +344,7 @@ impl<E: Env> Shared<E> {
         let accepted = {
             let mut state = lock(&open.cell.state);
             let file = &mut state.file;
-            let append = open.flags.append && !open.flags.positioned && !planted::is(Bug::AppendAtOldEnd);
+            let append = open.flags.appends() && !planted::is(Bug::AppendAtOldEnd);
             let offset = if append { file.length() } else { offset };
             // Where an append goes is known here alone.
             let fits = if FILE_SIZE_MAX - len < offset { Err(Errno::EFBIG) } else { Ok(()) };

@@ -53,6 +53,13 @@ pub struct OpenFlags {
     pub noatime: bool,
 }
 
+impl OpenFlags {
+    /// Whether writes find their offset here.
+    pub(super) fn appends(self) -> bool {
+        self.append && !self.positioned
+    }
+}
+
 /// One inode's machine and those who wait for it.
 #[derive(Debug)]
 pub(super) struct Cell {

@@ -19,7 +19,7 @@ const COPY_CHUNKS: u64 = 64;
 const COPY_TRIES: u32 = 8;
 
 impl<E: Env> Client<E> {
-    /// fallocate(2). EBADF, EINVAL (nothing), EFBIG, ENOSPC.
+    /// fallocate(2). EBADF, EINVAL (nothing), EFBIG, ENOSPC, EPERM (immutable, append-only).
     pub async fn fallocate(
         &self,
         handle: Handle,
@@ -34,8 +34,8 @@ impl<E: Env> Client<E> {
         if len == 0 {
             return Err(Errno::EINVAL);
         }
-        // What is there may not change, as in vfs_fallocate of Linux; of an immutable file nothing may (`writable`).
-        if !matches!(what, Fallocate::Reserve { .. }) && file.cell.flags().any(InodeFlags::APPEND) {
+        // An append-only file keeps its bytes; room may be reserved. (vfs_fallocate of Linux)
+        if file.cell.flags().any(InodeFlags::APPEND) && !matches!(what, Fallocate::Reserve { .. }) {
             return Err(Errno::EPERM);
         }
         let range = offset..offset + len;
@@ -83,7 +83,7 @@ impl<E: Env> Client<E> {
         let shared = &self.0;
         shared.env.pause().await;
         let source = shared.files.handle(from.0)?;
-        if !source.flags.read || shared.files.handle(to.0)?.flags.append {
+        if !source.flags.read || shared.files.handle(to.0)?.flags.appends() {
             return Err(Errno::EBADF);
         }
         let target = shared.writable(to.0, to.1, 0)?;

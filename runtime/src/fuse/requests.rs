@@ -162,7 +162,7 @@ impl<E: Env> Filesystem for Adapter<E> {
                 if nothing {
                     let attr = client.getattr(inode).await?;
                     set.drop_suid_sgid = asker == 0 || asker == attr.uid;
-                    if !set.drop_suid_sgid && attr.mode & 0o6000 != 0 {
+                    if !set.drop_suid_sgid && attr.mode & 0o6000 != 0 && attr.kind != FileType::Directory {
                         return Ok(attr);
                     }
                     set.ctime = Some(convert::now());

@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::fs::{
-    AtFlags, CWD, IFlags, Mode, RenameFlags, Timespec, Timestamps, XattrFlags, getxattr, ioctl_getflags,
-    ioctl_setflags, lgetxattr, listxattr, lsetxattr, makedev, mknodat, removexattr, renameat_with, setxattr, utimensat,
+    AtFlags, CWD, FallocateFlags, IFlags, Mode, RenameFlags, Timespec, Timestamps, XattrFlags, getxattr,
+    ioctl_getflags, ioctl_setflags, lgetxattr, listxattr, lsetxattr, makedev, mknodat, removexattr, renameat_with,
+    setxattr, utimensat,
 };
 use rustix::io::Errno;
 
@@ -271,6 +272,13 @@ fn immutable_and_append_only_files_stay_as_they_are() {
             OpenOptions::new().write(!append || truncate).append(append && !truncate).truncate(truncate).open(&file);
         assert_eq!(errno(opened), expected, "append {append}, truncate {truncate}");
     }
+    // Found by `ci/diff.sh`: holes were punched.
+    let appender = OpenOptions::new().append(true).open(&file).expect("opens");
+    let allocate = |flags| rustix::fs::fallocate(&appender, flags, 0, 4);
+    assert_eq!(allocate(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE), Err(Errno::PERM));
+    assert_eq!(allocate(FallocateFlags::ZERO_RANGE), Err(Errno::PERM));
+    assert_eq!(allocate(FallocateFlags::KEEP_SIZE), Ok(()));
+    drop(appender);
     OpenOptions::new().append(true).open(&file).and_then(|mut file| file.write_all(b" and more")).expect("appends");
     assert_eq!(fs::read(&file).expect("reads"), b"contents and more");
     assert_eq!(errno(fs::remove_file(&file)), eperm);
