@@ -89,6 +89,9 @@ impl<E: Env> Client<E> {
         let target = shared.writable(to.0, to.1, 0)?;
         let same = source.cell.ino == target.cell.ino;
         let (from, to) = (from.1, to.1);
+        // What it comes to at first is what is copied at last: an earlier try may have had its effect, and made this file
+        // longer.
+        let mut len = len;
         let mut tries = 0..COPY_TRIES;
         while tries.next().is_some() {
             let dirty = lock(&source.cell.state).file.dirty_since().is_some();
@@ -100,7 +103,7 @@ impl<E: Env> Client<E> {
                 let state = lock(&source.cell.state);
                 (state.file.committed(), state.file.length())
             };
-            let len = len.min(length.saturating_sub(from)).min(COPY_CHUNKS * shared.geometry().chunk_size);
+            len = len.min(length.saturating_sub(from)).min(COPY_CHUNKS * shared.geometry().chunk_size);
             if len == 0 {
                 return Ok(0);
             }

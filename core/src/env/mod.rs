@@ -115,7 +115,8 @@ pub trait ObjectStore: Send + Sync + 'static {
     fn delete(&self, key: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Makes every put and delete that had returned before the call durable.
     fn barrier(&self) -> impl Future<Output = Result<(), StoreError>> + Send;
-    /// Keys that start with `prefix` (which ends with `/`), recursively, after `after` (exclusive).
+    /// Keys that start with `prefix` (which ends with `/`), recursively, after `after` (exclusive). A `barrier` that began
+    /// after this returned makes it durable that the others directly below `prefix` are not there.
     fn list(&self, prefix: &str, after: Option<&str>) -> impl Future<Output = Result<ObjectPage, StoreError>> + Send;
 }
 

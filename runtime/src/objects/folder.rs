@@ -230,6 +230,10 @@ impl Folder {
                 .await
                 .map_err(|error| Failure::of_opendal(&error)),
         };
+        // What is not there may have been deleted by a process that died before its barrier.
+        if page.is_ok() && self.root.join(prefix).is_dir() {
+            self.folders().note_delete(prefix);
+        }
         self.health.note(Verb::List, prefix, 0, page)
     }
 

@@ -339,6 +339,10 @@ impl SimObjects {
         keys.truncate(size);
         let next = if more { keys.last().cloned() } else { None };
         self.delay().await;
+        let mut state = self.state.lock().unwrap();
+        let gone = state.undoable.iter_mut().filter(|(key, _)| key.starts_with(&prefix));
+        gone.for_each(|(_, (_, returned))| *returned = true);
+        drop(state);
         Ok(ObjectPage { keys, next })
     }
 }
