@@ -62,19 +62,25 @@ impl<E: Env> Client<E> {
     /// Finds a name. Counts one lookup of the inode, as every operation here that returns an `Entry`.
     pub async fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Entry, Errno> {
         let shared = &self.0;
-        shared.env.pause().await;
-        let retired = shared.files.retired();
-        let found = shared.read(|read| meta::lookup::lookup(read, dir, name)).await;
-        if planted::is(Bug::FailedReadIsAbsence) && matches!(found, Err(Errno::EIO)) {
-            return Err(Errno::ENOENT);
+        loop {
+            shared.env.pause().await;
+            let retired = shared.files.retired();
+            let found = shared.read(|read| meta::lookup::lookup(read, dir, name)).await;
+            if planted::is(Bug::FailedReadIsAbsence) && matches!(found, Err(Errno::EIO)) {
+                return Err(Errno::ENOENT);
+            }
+            let (ino, mut attr) = found?;
+            if attr.kind == FileType::Regular && shared.may_be_dirty(ino, retired) {
+                match shared.getattr(ino).await {
+                    // It lost the name since, and is gone: a rename over it may have given the name to another.
+                    Err(Errno::ENOENT) => continue,
+                    accepted => attr = accepted?,
+                }
+            }
+            shared.accesses.show(ino, &mut attr);
+            shared.files.remember(ino);
+            return Ok(Entry { ino, attr });
         }
-        let (ino, mut attr) = found?;
-        if attr.kind == FileType::Regular && shared.may_be_dirty(ino, retired) {
-            attr = shared.getattr(ino).await?;
-        }
-        shared.accesses.show(ino, &mut attr);
-        shared.files.remember(ino);
-        Ok(Entry { ino, attr })
     }
 
     /// The kernel forgot `count` lookups of `ino`.
