@@ -154,7 +154,7 @@ impl Draw<'_> {
                     flags |= libc::O_DIRECTORY;
                 }
                 let at = if self.dice.chance(75) { self.fresh() } else { self.anything()? };
-                Some(Call::Open { at, flags, mode: self.mode(), slot })
+                Some(Call::Open { at, flags, mode: self.file_mode(), slot })
             }
             "open-directory" => {
                 let at = if self.dice.chance(85) { self.directory()? } else { self.anything()? };
@@ -337,7 +337,8 @@ impl Draw<'_> {
                 let is_directory = self.tree.iter().any(|entry| entry.path == from && entry.is_directory());
                 let to =
                     if over { self.existing(|entry| entry.is_directory() == is_directory)? } else { self.fresh_path() };
-                let flags = match (kind, over) {
+                let exists = self.tree.iter().any(|entry| entry.path == to);
+                let flags = match (kind, exists) {
                     ("rename", _) => 0,
                     // ext4 makes the whiteout first: one that fails then leaves its trace in the times of the folder.
                     (_, true) if is_directory => libc::RENAME_EXCHANGE,
@@ -386,7 +387,7 @@ impl Draw<'_> {
                     libc::S_IFBLK => self.one_of(&[(4000, 1), (4095, 0xF_FFFF)]),
                     _ => (0, 0),
                 };
-                Some(Call::Mknod { at: self.fresh(), mode: kind | self.mode(), rdev })
+                Some(Call::Mknod { at: self.fresh(), mode: kind | self.file_mode(), rdev })
             }
             "list" => Some(Call::List { slot: self.slot(OpenFile::is_directory)? }),
             "seekdir" => {

@@ -22,7 +22,7 @@ use kiseki_core::client::{Caller, Client, Entry, Handle, UNLIMITED_BYTES};
 use kiseki_core::env::Env;
 use kiseki_core::errno::Errno as CoreErrno;
 use kiseki_core::meta::SetAttr;
-use kiseki_core::types::{FileType, Ino, NAME_MAX};
+use kiseki_core::types::{FileType, Ino, InodeFlags, NAME_MAX};
 
 use super::attributes::{Asker, FlagsIoctl};
 use super::kernel::TTL;
@@ -161,6 +161,9 @@ impl<E: Env> Filesystem for Adapter<E> {
             |client| async move {
                 if nothing {
                     let attr = client.getattr(inode).await?;
+                    if attr.flags.any(InodeFlags::IMMUTABLE) {
+                        return Err(CoreErrno::EPERM);
+                    }
                     set.drop_suid_sgid = asker == 0 || asker == attr.uid;
                     if !set.drop_suid_sgid && attr.mode & 0o6000 != 0 && attr.kind != FileType::Directory {
                         return Ok(attr);

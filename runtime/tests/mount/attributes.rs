@@ -264,6 +264,7 @@ fn immutable_and_append_only_files_stay_as_they_are() {
     assert_eq!(errno(fs::hard_link(&file, dir.join("g"))), eperm);
     assert_eq!(errno(fs::set_permissions(&file, PermissionsExt::from_mode(0o777))), eperm);
     assert_eq!(errno(chown(&file, Some(1), None)), eperm);
+    assert_eq!(errno(chown(&file, None, None)), eperm);
     assert_eq!(setxattr(&file, "user.a", b"", XattrFlags::empty()), Err(Errno::PERM));
     assert_eq!(fs::read(&file).expect("reads"), b"contents");
     flag(&file, IFlags::APPEND);
