@@ -113,10 +113,11 @@ impl<E: Env> Client<E> {
             if same && from < to + len && to < from + len {
                 return Err(Errno::EINVAL);
             }
-            shared.room(&target.cell, to..to + len).await?;
+            let charge = shared.claim(&target.cell, to..to + len).await?;
             let copy = CopyRange { source: source.cell.ino, commit, from, to, len };
             let seen = lock(&target.cell.state).file.error_count();
-            let number = shared.change(&target.cell, |file, now, wall| file.copy(now, wall, copy, drop_privileges));
+            let number =
+                shared.change(&target.cell, |file, now, wall| file.copy(now, wall, copy, charge, drop_privileges));
             if let Err(errno) = shared.flush(&target.cell, seen, shared.deadline()).await {
                 // What it copies later is not what the caller saw.
                 lock(&target.cell.state).file.cancel_copy(number);

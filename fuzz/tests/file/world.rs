@@ -247,7 +247,7 @@ impl World {
         contents.resize(contents.len().max(end), 0);
         contents.copy_within(from as usize..(from + len) as usize, start);
         let copy = CopyRange { source: INO, commit: 0, from, to, len };
-        let number = self.file.copy(self.now, self.wall(), copy, false);
+        let number = self.file.copy(self.now, self.wall(), copy, 0, false);
         self.history.insert(self.number() + 1, contents);
         assert_eq!(number, self.number());
         self.idle = false;

@@ -114,10 +114,12 @@ impl File {
         self.last_batch().charge = charge;
     }
 
-    /// Accepts a copy and asks for it to be committed, which it is when `committed() >=` the number returned.
-    pub fn copy(&mut self, now: Duration, wall: Timestamp, copy: CopyRange, drop_privileges: bool) -> u64 {
+    /// Accepts a copy and asks for it to be committed, which it is when `committed() >=` the number returned. `charge`: what
+    /// it will take on the volume, which is handed back then.
+    pub fn copy(&mut self, now: Duration, wall: Timestamp, copy: CopyRange, charge: u64, drop_privileges: bool) -> u64 {
         self.begin_range(now);
         self.last_batch().ranges.push(Change::Copy(copy));
+        self.last_batch().charge = charge;
         self.end_range(Change::Written { mtime: wall, drop_privileges });
         self.flush()
     }

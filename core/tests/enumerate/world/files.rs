@@ -121,7 +121,7 @@ impl World {
         }
         let commit = self.file(source.ino).committed();
         let copy = CopyRange { source: source.ino, commit, from, to, len };
-        let number = self.file(target.ino).copy(NOW, wall, copy, false);
+        let number = self.file(target.ino).copy(NOW, wall, copy, 0, false);
         self.drive(target.ino, Until::Idle);
         assert_eq!(self.file(target.ino).copied(number), Some(len), "a copy of a file that does not change");
         Ok(())
