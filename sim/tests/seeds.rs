@@ -36,21 +36,23 @@ fn looking_closely_changes_nothing() {
     assert!(full.tail(usize::MAX).iter().any(|line| line.contains(" mark ")));
 }
 
-/// Some of 40 seeds fail in the broken world, and the first of them is made shorter.
+/// Some of 40 seeds fail in the broken world, and one of the first can be made shorter: of some nothing can be left out.
 fn is_noticed(switches: Switches) {
     let summary = sweep(0..40, switches);
     let (seed, violation) = summary.failures.first().unwrap_or_else(|| panic!("{switches:?} went unnoticed"));
     println!("{switches:?}: {} of 40 seeds failed, such as {seed}: {violation}", summary.failures.len());
-    let plan = Plan::of(*seed);
-    let shrunk = shrink(&plan, switches, 40).expect("it fails again");
-    println!("shrunk to {} by {:?}", shrunk.plan, shrunk);
-    assert!(shrunk.runs <= 40);
-    let (shorter, lines) = shrunk.lines;
-    assert!(shrunk.plan != plan && shorter < lines, "nothing of seed {seed} could be left out");
+    let shorter = summary.failures.iter().take(5).find_map(|(seed, violation)| {
+        let plan = Plan::of(*seed);
+        let shrunk = shrink(&plan, switches, 40).expect("it fails again");
+        println!("shrunk to {} by {:?}", shrunk.plan, shrunk);
+        assert!(shrunk.runs <= 40);
+        (shrunk.plan != plan && shrunk.lines.0 < shrunk.lines.1).then_some((shrunk, violation))
+    });
+    let (shrunk, violation) = shorter.expect("something can be left out of one");
     // The text by which it is replayed says it all.
     let replayed = run(&shrunk.plan.to_string().parse().expect("it is a plan"), switches);
     assert_eq!(replayed.0.as_ref(), Some(&shrunk.violation));
-    assert_eq!(replayed.1.1, shorter);
+    assert_eq!(replayed.1.1, shrunk.lines.0);
     assert_eq!(judge_of(&shrunk.violation), judge_of(violation));
 }
 

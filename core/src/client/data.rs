@@ -144,11 +144,12 @@ impl<E: Env> Client<E> {
         let len = data.len() as u64;
         let file = shared.writable(handle, offset, len)?;
         loop {
-            let start = if file.flags.appends() { lock(&file.cell.state).file.length() } else { offset };
-            let need = shared.room(&file.cell, start..start + len).await?;
+            let start = || if file.flags.appends() { lock(&file.cell.state).file.length() } else { offset };
+            let at = start();
+            let need = shared.room(&file.cell, at..at + len).await?;
             shared.take_memory(len).await?;
-            // What others have accepted while this one waited counts as well.
-            if need == 0 || shared.within_capacity(len - need) {
+            // What others have accepted while this one waited counts as well, and may have moved the end of the file.
+            if start() == at && (need == 0 || shared.within_capacity(len - need)) {
                 break;
             }
             shared.memory.give(len);
