@@ -19,6 +19,8 @@ pub(crate) const SGID_KEPT: &str = "sgid without group execution";
 /// A time this close to the beginning of an episode was taken from the clock, which may be set meanwhile; those that
 /// are set are years away.
 const BY_CLOCK_NS: i128 = 86_400_000_000_000;
+/// In place of a kind: what reading and writing does to the times of what the file system holds only the name of.
+const SPECIAL_TIMES: &str = "times of a fifo or device";
 const TIMES: [&str; 3] = ["atime", "mtime", "ctime"];
 
 /// A difference that the documentation explains.
@@ -178,22 +180,24 @@ fn times(before: (&Seen, &Seen), (a, b): (&Entry, &Entry), begin: i128) -> Vec<D
         // A name that is new on either side has no times to compare with: the reference uses numbers of inodes again.
         _ => None,
     };
+    let is_special = ![libc::S_IFREG, libc::S_IFDIR, libc::S_IFLNK].contains(&a.kind());
     let mut found = vec![];
     for (index, name) in TIMES.iter().enumerate() {
         let (left, right) = (a.times[index], b.times[index]);
         let mut differ = |what: String, reference: String, tested: String| {
             found.push(Disagreement { what, path: a.path.clone(), reference, tested });
         };
+        let what = |which: &str| if is_special { SPECIAL_TIMES.to_owned() } else { format!("{name} {which}") };
         let by_clock = |time: i128| (time - begin).abs() < BY_CLOCK_NS;
         if by_clock(left) != by_clock(right) || !by_clock(left) && left != right {
-            differ(format!("{name} value"), left.to_string(), right.to_string());
+            differ(what("value"), left.to_string(), right.to_string());
             continue;
         }
         let Some((old_left, old_right)) = old else { continue };
         let (moved_left, moved_right) = (left != old_left[index], right != old_right[index]);
         if moved_left != moved_right {
             let text = |moved: bool| if moved { "changed" } else { "kept" }.to_owned();
-            differ(format!("{name} changed"), text(moved_left), text(moved_right));
+            differ(what("changed"), text(moved_left), text(moved_right));
         }
     }
     found
