@@ -67,11 +67,13 @@ impl Crew<'_> {
                     let worked = job(&mut hand);
                     let span = Span { began, ended: Instant::now(), aside: hand.aside };
                     drop(open);
-                    if worked.is_err() {
-                        given_up.store(true, Ordering::Relaxed);
-                    }
+                    let failed = worked.is_err();
                     // Fails only if the phase has its error already.
                     let _ = sender.send(worked.map(|()| span));
+                    // After the error is sent: the others' errors only say that they were interrupted by this one.
+                    if failed {
+                        given_up.store(true, Ordering::Release);
+                    }
                 };
                 if let Err(source) = std::thread::Builder::new().spawn_scoped(scope, work) {
                     given_up.store(true, Ordering::Relaxed);
@@ -134,7 +136,7 @@ impl Hand<'_> {
     /// `count` more bytes or files are done; an error if the phase is over.
     pub(super) fn advance(&self, count: u64) -> Result<(), BenchError> {
         self.done.fetch_add(count, Ordering::Relaxed);
-        if self.given_up.load(Ordering::Relaxed) { Err(BenchError::Interrupted) } else { Ok(()) }
+        if self.given_up.load(Ordering::Acquire) { Err(BenchError::Interrupted) } else { Ok(()) }
     }
 
     /// Works on the buffer off the clock.
