@@ -147,6 +147,6 @@ pub fn missing(summary: &Summary) -> Vec<String> {
     let puts = [Fault::PutFailed, Fault::PutAnswerLost, Fault::PutLate, Fault::PutHangs, Fault::PutFull];
     let commits = [Fault::CommitRefused, Fault::CommitAnswerLost, Fault::CommitUnknown];
     at_least("percent of puts that were struck", share(&puts, "put"), 3);
-    at_least("percent of commits that were struck", share(&commits, "data commit"), 1);
+    at_least("percent of commits that were struck", share(&commits, "data commit"), 2);
     missing
 }
