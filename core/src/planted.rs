@@ -99,7 +99,7 @@ bugs! {
     QueueDroppedFirst, 7, "a slice leaves the deletion queue before its objects are deleted";
     DeleteWithoutBarrier, 7, "a slice leaves the deletion queue while a power cut may bring its objects back";
     FailedDeleteDropped, 7, "a delete that failed counts as done";
-    ListCutShort, 7, "a listing that fails half way counts as complete";
+    ListCutShort, 7, "a listing that fails half way counts as complete, and nobody looks again";
     GivenUpForgotten, 7, "blocks that were put for a file that was deleted meanwhile are not queued for deletion";
     UnsureForgotten, 7, "an unmount ends its session as clean though a put may yet take effect";
     PermitKept, 7, "a put that fails keeps its permit";

@@ -216,7 +216,8 @@ impl<E: Env> Collector<E> {
         let drained = self.drain_into(done).await;
         let (ended, early, settled) = {
             let mut state = lock(&self.state);
-            let settled = self.env.now() >= state.settled_at || planted::is(Bug::ListedOnce);
+            let once = planted::is(Bug::ListedOnce) || planted::is(Bug::ListCutShort);
+            let settled = self.env.now() >= state.settled_at || once;
             (mem::take(&mut state.ended), state.early, settled)
         };
         let mut left = HandBack { collector: self, ended };

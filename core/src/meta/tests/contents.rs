@@ -411,6 +411,23 @@ fn length_is_limited() {
 }
 
 #[test]
+fn the_last_byte_of_the_longest_file_can_be_written() {
+    use crate::types::FILE_SIZE_MAX;
+
+    let mut world =
+        World::with_geometry(Geometry { chunk_size: 64 << 20, block_size: 4 << 20, frame_size: 4096, inline_max: 4 });
+    let chunk = (FILE_SIZE_MAX >> 26) as u32;
+    let ino = world.file(Ino::ROOT, b"file");
+    let last = world.blocks(chunk - 1, (64 << 20) - 1, 1);
+    assert_eq!(world.commit(ino, 1, vec![last]).unwrap().attr.length, FILE_SIZE_MAX);
+    let past = world.blocks(chunk, 0, 1);
+    assert_eq!(world.commit(ino, 2, vec![past]), Err(OpError::Errno(Errno::EFBIG)));
+    let longest = Change::Truncate { length: FILE_SIZE_MAX };
+    assert_eq!(world.commit(ino, 2, vec![longest]).unwrap().attr.length, FILE_SIZE_MAX);
+    world.check();
+}
+
+#[test]
 fn shared_slices_count_their_references() {
     use crate::format::values::{Home, Location};
 
