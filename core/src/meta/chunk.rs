@@ -68,9 +68,21 @@ pub(super) fn load(read: &mut (impl Read + ?Sized), ino: Ino, chunk: u32) -> OpR
 
 /// What of a chunk takes space.
 pub(super) fn allocated(records: &[Stored]) -> Cover {
+    cover(records, |stored| stored.range())
+}
+
+/// What of it will once the cuts have been swept.
+pub(super) fn lasting(records: &[Stored], cuts: &Cuts, chunk_start: u64) -> Cover {
+    cover(records, |stored| {
+        let pos = stored.record.pos;
+        pos..pos + cuts.left(stored.seq, chunk_start, &stored.record)
+    })
+}
+
+fn cover(records: &[Stored], range: impl Fn(&Stored) -> Range<u32>) -> Cover {
     let mut cover = Cover::default();
     for stored in records {
-        let Range { start, end } = stored.range();
+        let Range { start, end } = range(stored);
         match stored.record.place {
             Place::Blocks | Place::Home | Place::Inline(_) | Place::Reserved => cover.add(start, end),
             Place::Hole => cover.remove(start, end),

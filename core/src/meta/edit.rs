@@ -139,8 +139,10 @@ impl<'a> Edit<'a> {
         for part in self.parts(range.start, range.end) {
             let (chunk, pos, len) = self.place(&part);
             if part.start < self.attr.reach {
-                let records = &self.chunk(chunk)?.records;
-                if chunk::allocated(records).covers(pos, pos + len) {
+                // What a cut hides takes space until the sweeper has been there, not for longer.
+                let cuts = data::cuts(self.txn, self.ino)?;
+                let start = self.start_of(chunk);
+                if chunk::lasting(&self.chunk(chunk)?.records, &cuts, start).covers(pos, pos + len) {
                     continue;
                 }
             }

@@ -293,6 +293,25 @@ fn long_truncate_leaves_a_cut_that_hides_at_once_and_is_swept_in_pieces() {
 }
 
 #[test]
+fn what_is_reserved_past_the_end_outlasts_a_sweep() {
+    let mut world = World::new();
+    let mut file = File::new(&mut world, b"file");
+    for i in 0..150 {
+        let changes = file.write(&mut world, i * 8, 8, i as u8);
+        file.commit(&mut world, changes);
+    }
+    let change = file.truncate(20);
+    let reserve = file.reserve(600, 30, false);
+    file.commit(&mut world, vec![change, reserve]);
+    let ino = file.ino;
+    assert_eq!(world.attr(ino).reach, 1200);
+    while !world.run(|txn, ctx| sweep::sweep_cuts(txn, ctx, ino, 10)).unwrap() {}
+    assert_eq!((world.attr(ino).length, world.attr(ino).reach), (20, 630));
+    assert_eq!(world.usage().bytes, 20 + 30);
+    file.check(&mut world);
+}
+
+#[test]
 fn truncate_that_does_not_see_every_record_leaves_a_cut() {
     // One chunk of more records than a truncate reads, of which the first page holds few past the length.
     let mut world = World::with_geometry(Geometry { chunk_size: 512, ..TINY });
