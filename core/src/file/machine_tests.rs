@@ -437,3 +437,30 @@ fn an_error_is_raised_at_once_if_waiting_cannot_help_else_after_the_time_out() {
     assert_eq!(file.error_since(1), Some((2, Errno::ENOSPC)));
     assert_eq!(file.dirty_bytes(), 16, "the bytes are kept");
 }
+
+#[test]
+fn what_fails_is_tried_again_after_pauses_that_double_up_to_five_seconds() {
+    let expected = [20, 40, 80, 160, 320, 640, 1280, 2560, 5000, 5000];
+    for contents in [&[1; 4][..], &[1; 16]] {
+        let mut file = File::new(INO, &attr(0, 0), GEOMETRY, Duration::from_secs(60));
+        file.write(Duration::ZERO, Timestamp::default(), 0, contents, false);
+        file.flush();
+        let mut now = Duration::ZERO;
+        for pause in expected {
+            match file.poll_action(now, &mut || Some(SliceId(9))) {
+                Some(Action::Commit(_)) => {
+                    let outcome = CommitOutcome::Failed { errno: Errno::EIO, lasting: false };
+                    file.handle_commit(now, outcome, |_, _| {});
+                }
+                Some(Action::Put { key, id, .. }) => {
+                    file.handle_put(now, key, id.index, PutOutcome::Failed { errno: Errno::EIO, lasting: false });
+                }
+                other => panic!("{other:?}"),
+            }
+            assert!(file.poll_action(now, &mut || None).is_none());
+            let due = file.poll_timeout(now).expect("it is tried again");
+            assert_eq!(due - now, Duration::from_millis(pause));
+            now = due;
+        }
+    }
+}
