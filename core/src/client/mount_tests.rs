@@ -48,6 +48,46 @@ fn a_volume_that_is_nearly_full_is_so_after_a_mount() {
     });
 }
 
+/// Where memory runs short once, what is written after it keeps its time until it is flushed.
+#[test]
+fn short_memory_flushes_once_unless_somebody_waits() {
+    let world = world(|_| {});
+    let flags = OpenFlags { write: true, ..OpenFlags::default() };
+    let options = Options { buffer_size: 1 << 20, commit_interval: Duration::from_secs(3600), ..Options::default() };
+    world.block_on(async {
+        let client = Client::mount(world.clone(), options).await.expect("a mount");
+        let caller = Caller { uid: 0, gid: 0, umask: None };
+        let (_, handle) = client.create(caller, Ino::ROOT, b"file", 0o644, flags).await.expect("a file");
+        let all = Bytes::from(vec![1; 600 << 10]);
+        client.write(handle, 0, all, false).await.expect("there is space");
+        client.write(handle, 700 << 10, Bytes::from(vec![2; 1000]), false).await.expect("there is space");
+        world.sleep_until(world.now() + Duration::from_secs(60)).await;
+        assert_eq!(client.status().await.expect("an answer").dirty_bytes, 1000);
+        client.release(handle).await.expect("no error");
+        client.unmount().await.expect("an unmount");
+    });
+}
+
+#[test]
+fn what_was_written_is_committed_at_the_interval_and_not_before() {
+    let world = world(|_| {});
+    let flags = OpenFlags { write: true, ..OpenFlags::default() };
+    let options = Options { commit_interval: Duration::from_secs(5), ..Options::default() };
+    world.block_on(async {
+        let client = Client::mount(world.clone(), options).await.expect("a mount");
+        let caller = Caller { uid: 0, gid: 0, umask: None };
+        let (_, handle) = client.create(caller, Ino::ROOT, b"file", 0o644, flags).await.expect("a file");
+        client.write(handle, 0, Bytes::from(vec![1; 1000]), false).await.expect("there is space");
+        let start = world.now();
+        for (at, dirty) in [(1, 1000), (6, 0)] {
+            world.sleep_until(start + Duration::from_secs(at)).await;
+            assert_eq!(client.status().await.expect("an answer").dirty_bytes, dirty, "after {at} s");
+        }
+        client.release(handle).await.expect("no error");
+        client.unmount().await.expect("an unmount");
+    });
+}
+
 #[test]
 fn a_volume_of_a_later_format_is_named_and_a_failed_read_is_not_taken_for_one() {
     let later = world(|volume| volume.version = VOLUME_VERSION + 1);
