@@ -6,8 +6,9 @@
 #   ci/fuzz.sh keep               adds to the inputs that are kept in the repository what they lack of the inputs found
 #
 # What is found goes to target/fuzz-inputs/TARGET, where the next run goes on. `cargo test -p fuzz` replays the inputs
-# in fuzz/tests/__fuzz__/TARGET/corpus (at most 64 KiB for each target, of inputs of at most 4 KiB) and those that
-# failed, in .../crashes: keep such an input until the bug is mended, then move it to the corpus.
+# in fuzz/tests/__fuzz__/TARGET/corpus (for each target at most 64 of at most 4 KiB, the longest of few that reach as
+# much as all; 64 KiB together) and those that failed, in .../crashes: keep such an input until the bug is mended, then
+# move it to the corpus.
 #
 # Installs cargo-bolero if it is missing (ci/dep.sh fuzz). A target that cannot be built or run fails the script.
 # Last line: fuzz: targets=N seconds=N execs=N crashes=N. Fails if there are crashes.
@@ -16,8 +17,9 @@ set -euo pipefail
 # shellcheck source=ci/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-# Bytes kept of one target, and of one input.
+# Bytes and inputs kept of one target, and bytes of one input.
 kept_max=65536
+count_max=64
 input_max=4096
 
 case ${1:-} in -h | --help) print_usage; exit 0 ;; esac
@@ -71,7 +73,7 @@ fuzz() {
     [ "$crashes" = 0 ]
 }
 
-# libFuzzer's merge takes, the smallest first, each input that reaches something that those before it do not.
+# libFuzzer's merge takes few inputs that reach together what all of them do.
 keep() {
     local name work file size sum
     work=$(mktemp -d)
@@ -79,17 +81,17 @@ keep() {
     trap "rm -rf '$work'" EXIT
     for name in "$@"; do
         [ -d "$found/$name" ] || continue
-        bolero "$name" "$work/$name" "$found/$name" --engine-args=-merge=1 >"$work/log" 2>&1 ||
+        bolero "$name" "$work/$name" "$found/$name" --engine-args=-set_cover_merge=1 >"$work/log" 2>&1 ||
             { cat "$work/log" >&2; die "the inputs of $name cannot be merged"; }
         mkdir -p "$home/$name/corpus"
         # What was kept stays: it may be the story of a bug.
         sum=$(find "$home/$name/corpus" -type f -printf '%s\n' | awk '{ sum += $1 } END { print sum + 0 }')
         while read -r size file; do
-            [ $((sum + size)) -le "$kept_max" ] || break
+            [ $((sum + size)) -le "$kept_max" ] && [ "$(count_in "$home/$name/corpus")" -lt "$count_max" ] || break
             [ -e "$home/$name/corpus/$(basename "$file")" ] && continue
             cp "$file" "$home/$name/corpus/"
             sum=$((sum + size))
-        done < <(find "$work/$name" -type f -printf '%s %p\n' | sort -n)
+        done < <(find "$work/$name" -type f -printf '%s %p\n' | sort -rn)
         say "$name: $(count_in "$home/$name/corpus") inputs kept, $sum bytes"
     done
 }

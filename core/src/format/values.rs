@@ -324,7 +324,11 @@ impl Value for Attr {
                     attr.flags = InodeFlags::from_bits(d.u8()?).ok_or(DecodeError::Invalid("flags of an inode"))?;
                     require(attr.flags != InodeFlags::default(), "flags of an inode")?;
                 }
-                TAIL_EXACT => attr.exact = true,
+                TAIL_EXACT => {
+                    // Where nothing was ever written that needs no saying: one value, one encoding.
+                    require(attr.next_seq > 0, "exactness of a file")?;
+                    attr.exact = true;
+                }
                 _ => return Err(DecodeError::Trailing),
             }
         }
