@@ -196,6 +196,8 @@ impl Summary {
         self.lost += outcome.lost;
         self.tried += outcome.tried;
         if let Some(violation) = outcome.violation {
+            // At once: what is told at the end of an hour may be an hour old.
+            eprintln!("seed {seed} fails: {violation}");
             self.failures.push((seed, violation));
         }
     }
