@@ -113,6 +113,6 @@ else
         step "power cuts, MinIO not syncing" ci/powercut.sh --store minio --no-fsync
         step "outages" ci/outage.sh 5
     fi
-    step "benchmark" ci/bench.sh --short --report "${without[@]}"
+    step "benchmark" ci/bench.sh --short "${without[@]}"
 fi
 echo "test: $passed passed, 0 failed"

@@ -563,10 +563,11 @@ impl<E: Env> Shared<E> {
             self.files.retire(&cell);
         }
         self.accesses.forget(ino);
+        let begun = self.space.begin();
         match self.mutate(|txn, ctx| meta::remove::reap(txn, ctx, ino, &given_up)).await {
             Ok(freed) => {
                 reached(Mark::OrphanReaped);
-                self.space.grow(-(freed as i64));
+                self.space.grow(begun, -(freed as i64));
                 self.collector.kick();
             }
             Err(errno) => {

@@ -135,6 +135,7 @@ impl<E: Env> Shared<E> {
         let frees = commit.changes.iter().any(frees);
         let point = if truncates { Point::Truncate } else { Point::Commit };
         let ctx = self.ctx();
+        let begun = self.space.begin();
         self.env.at(point, Edge::Begin);
         if planted::is(Bug::LengthBeforeSlice) {
             _ = self.env.meta().write(|txn| planted::length_alone(txn, self.geometry(), &commit)).await;
@@ -171,7 +172,7 @@ impl<E: Env> Shared<E> {
         // First counted there, then no longer here: rather twice than never. How much a commit took whose answer was lost is
         // not known: at most this, and the next reading of usage sets it right.
         if applied && !planted::is(Bug::CapacityLate) {
-            self.space.grow(grown.unwrap_or((freed.bytes + freed.reserved) as i64));
+            self.space.grow(begun, grown.unwrap_or((freed.bytes + freed.reserved) as i64));
         }
         self.memory.give(freed.bytes);
         self.space.release(freed.reserved);

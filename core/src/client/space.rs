@@ -9,7 +9,9 @@
 //!
 //! Invariants
 //! - A write into bytes that take space already needs none: it is never refused for want of space.
-//! - The figure follows every commit; it is read anew now and then, and only if nothing was committed meanwhile.
+//! - The figure follows every commit, and is read anew now and then. What is committed during a reading may be in it or
+//!   not: it counts if it takes space, and not if it gives some back. So the figure errs, until the next reading, to the
+//!   safe side only.
 
 use alloc::sync::Arc;
 use core::ops::Range;
@@ -37,16 +39,28 @@ struct Figures {
     used: u64,
     /// Bytes of reservations that are accepted and not committed.
     reserving: u64,
-    /// Counts changes of `used`.
-    changes: u64,
+    /// Bytes that commits have ever added to `used`.
+    added: u64,
+    /// How often `used` was read anew.
+    readings: u64,
 }
 
 impl Space {
-    /// A commit has changed what a file takes.
-    pub(super) fn grow(&self, by: i64) {
+    /// A transaction that may change what a file takes begins; for `grow`, when it has ended.
+    pub(super) fn begin(&self) -> u64 {
+        lock(&self.0).readings
+    }
+
+    /// A transaction that began at `begun` has changed what a file takes.
+    pub(super) fn grow(&self, begun: u64, by: i64) {
         let mut figures = lock(&self.0);
-        figures.used = figures.used.saturating_add_signed(by);
-        figures.changes += 1;
+        let bytes = by.unsigned_abs();
+        if by >= 0 {
+            figures.used = figures.used.saturating_add(bytes);
+            figures.added = figures.added.wrapping_add(bytes);
+        } else if begun == figures.readings {
+            figures.used = figures.used.saturating_sub(bytes);
+        }
     }
 
     /// A reservation is committed or given up.
@@ -72,15 +86,15 @@ impl Space {
         figures.used.saturating_add(figures.reserving + memory).saturating_add(len) <= limit
     }
 
-    fn changes(&self) -> u64 {
-        lock(&self.0).changes
+    fn added(&self) -> u64 {
+        lock(&self.0).added
     }
 
-    fn set(&self, used: u64, changes: u64) {
+    /// A reading that began when `added` bytes had been has found `used`.
+    fn set(&self, used: u64, added: u64) {
         let mut figures = lock(&self.0);
-        if figures.changes == changes {
-            figures.used = used;
-        }
+        figures.used = used.saturating_add(figures.added.wrapping_sub(added));
+        figures.readings += 1;
     }
 }
 
@@ -98,9 +112,9 @@ impl<E: Env> Shared<E> {
     /// Reads how much the volume holds. Only kept up on volumes with a limit.
     pub(super) async fn refresh_usage(&self) -> Result<(), Errno> {
         if self.volume.capacity > 0 {
-            let changes = self.space.changes();
+            let added = self.space.added();
             let usage = self.read(meta::volume::usage).await?;
-            self.space.set(usage.bytes, changes);
+            self.space.set(usage.bytes, added);
         }
         Ok(())
     }
@@ -183,5 +197,48 @@ impl<E: Env> Shared<E> {
         let (slices, next) = loaded.await?;
         lock(&cell.state).file.install_seen(unloaded, slices.iter().map(|(_, record)| record), next);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a simulated world a truncate was in a reading before its answer was there, and then counted once more: the
+    /// volume took more than its capacity.
+    #[test]
+    fn what_is_committed_during_a_reading_never_makes_room_that_is_not_there() {
+        // A transaction that adds `by` to 100 bytes begins, takes effect and is answered before, during or after a
+        // reading; it and the reading happen in some order of these six events.
+        for by in [-30_i64, 30] {
+            for order in 0..1_u32 << 6 {
+                if order.count_ones() != 3 {
+                    continue;
+                }
+                let (space, mut stored, mut begun, mut before, mut found) = (Space::default(), 100_u64, 0, 0, 0);
+                space.set(stored, 0);
+                let (mut of_commit, mut of_reading) = (0, 0);
+                for event in 0..6 {
+                    if order >> event & 1 == 0 {
+                        match of_commit {
+                            0 => begun = space.begin(),
+                            1 => stored = stored.saturating_add_signed(by),
+                            _ => space.grow(begun, by),
+                        }
+                        of_commit += 1;
+                    } else {
+                        match of_reading {
+                            0 => before = space.added(),
+                            1 => found = stored,
+                            _ => space.set(found, before),
+                        }
+                        of_reading += 1;
+                    }
+                }
+                assert!(lock(&space.0).used >= stored, "{by} {order:b}: {space:?} of {stored}");
+                space.set(stored, space.added());
+                assert_eq!(lock(&space.0).used, stored, "the next reading sets it right");
+            }
+        }
     }
 }
