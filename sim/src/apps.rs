@@ -267,7 +267,7 @@ impl Life {
                 match tries.next() {
                     Some(5) => {
                         self.world.faults.set_on(false);
-                        self.world.objects.calm();
+                        self.world.calm();
                     }
                     Some(_) => {}
                     None => doubtful = false,
@@ -275,12 +275,13 @@ impl Life {
             }
         };
         match seen {
+            // The store has failed: this life is over, and what is found in the next one counts. What was not read here must
+            // not settle a doubt.
+            _ if self.world.meta.failed() => Ok(()),
             Ok((tree, unlinked)) => {
                 let now = TimeHandle::current().elapsed();
                 self.app.judge().look(&tree, &unlinked, now)
             }
-            // The store has failed: this life is over, and what is found in the next one counts.
-            Err(_) if self.world.meta.failed() => Ok(()),
             Err(errno) => Err(format!("looking at the tree answered {errno:?}")),
         }
     }

@@ -245,7 +245,7 @@ async fn look(app: &App, world: &World, client: Client<SimEnv>) -> Result<Tree, 
         let tree = match tree {
             Ok(tree) => tree,
             Err(Errno::EIO) if world.faults.may_strike(Fault::ReadFailed) && !world.meta.failed() => {
-                if attempt == 10 {
+                if attempt >= 5 {
                     world.faults.set_on(false);
                 }
                 continue;
@@ -256,9 +256,9 @@ async fn look(app: &App, world: &World, client: Client<SimEnv>) -> Result<Tree, 
         };
         let unread = tree.iter().find(|(_, seen)| seen.attr.kind == FileType::Regular && seen.data.is_none());
         let Some((path, _)) = unread else { return Ok(tree) };
-        if attempt == 5 {
+        if attempt >= 5 {
             world.faults.set_on(false);
-            world.objects.calm();
+            world.calm();
         }
         if attempt > 15 {
             return Err(format!("{path} cannot be read, though the store is well"));

@@ -95,9 +95,9 @@ impl Rivals {
             if found.is_some() {
                 break;
             }
-            if attempt == 5 {
+            if attempt >= 5 {
                 world.faults.set_on(false);
-                world.objects.calm();
+                world.calm();
             }
         }
         kernel.shrink(true);

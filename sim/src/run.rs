@@ -301,7 +301,7 @@ impl Run {
         let work = self.start(&mounts);
         self.wait(self.steps() + self.most(20 + self.dice.below(40))).await?;
         self.world.faults.set_on(false);
-        self.world.objects.calm();
+        self.world.calm();
         if self.world.meta.failed() {
             self.crash(&nodes(&mounts)).await?;
             mounts = self.begin().await?;

@@ -72,8 +72,10 @@ impl<E: Env> Client<E> {
             let (ino, mut attr) = found?;
             if attr.kind == FileType::Regular && shared.may_be_dirty(ino, retired) {
                 match shared.getattr(ino).await {
-                    // It lost the name since, and is gone: a rename over it may have given the name to another.
+                    // It lost the name since, and is gone or about to be, with what it had not committed: a rename over it
+                    // may have given the name to another.
                     Err(Errno::ENOENT) => continue,
+                    Ok(accepted) if accepted.nlink == 0 => continue,
                     accepted => attr = accepted?,
                 }
             }
@@ -513,6 +515,10 @@ impl<E: Env> Shared<E> {
             match self.files.get_counted(ino) {
                 (Some(cell), now_retired) if now_retired == retired => {
                     let state = lock(&cell.state);
+                    // Its last name and the last who used it are gone; what was read may be older than that.
+                    if state.file.is_discarded() {
+                        return Err(Errno::ENOENT);
+                    }
                     // A machine that came since and has committed nothing adds to what was read.
                     if state.file.version() == version.unwrap_or(0) || planted::is(Bug::StaleAttr) {
                         return Ok(state.file.overlay_attr(attr));

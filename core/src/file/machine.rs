@@ -425,6 +425,11 @@ impl File {
         self.discarded = true;
     }
 
+    /// Nobody can reach the file any more, and nothing more of it will be committed.
+    pub fn is_discarded(&self) -> bool {
+        self.discarded
+    }
+
     /// Drops all that is uncommitted and returns the slices of which something may have been put, and what is
     /// free again.
     pub fn take_given_up(&mut self) -> (Vec<(SliceId, u32)>, Freed) {

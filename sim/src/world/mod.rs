@@ -166,6 +166,12 @@ impl World {
         *self.trap.lock().unwrap() = Trap { set: Some((moment, after)), sprung: None };
     }
 
+    /// Ends what goes on after the faults have stopped: an outage, a sync that is held up.
+    pub fn calm(&self) {
+        self.objects.calm();
+        self.meta.calm();
+    }
+
     /// Lets `node` know of a moment; true if that was its last.
     pub fn pass(&self, moment: Moment, node: NodeId) -> bool {
         let mut trap = self.trap.lock().unwrap();
