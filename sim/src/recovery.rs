@@ -150,13 +150,13 @@ fn files(judge: &Judge, history: &[Step], step: usize, tree: &Tree) -> Result<Mo
         let id = model.find(path).map_err(|errno| format!("{path}: {errno:?}"))?;
         if seen.attr.kind == FileType::Regular {
             let floor = file_floor(judge, history, step, id);
-            let candidates = (floor..=last).rev().filter_map(|at| history[at].model.try_node(id));
+            let candidates = (floor..=last).rev().filter_map(|at| left_by(judge, &history[at], id));
             let mut why = None;
             let mut found = None;
             for node in candidates {
-                match file_difference(node, seen, &judge.clock) {
+                match file_difference(&node, seen, &judge.clock) {
                     None => {
-                        found = Some(node.clone());
+                        found = Some(node);
                         break;
                     }
                     Some(difference) => drop(why.get_or_insert(difference)),
@@ -178,6 +178,17 @@ fn files(judge: &Judge, history: &[Step], step: usize, tree: &Tree) -> Result<Mo
         model.number_above(&step.model);
     }
     Ok(model)
+}
+
+/// File `id` as `step` may have left it.
+fn left_by(judge: &Judge, step: &Step, id: NodeId) -> Option<Node> {
+    let mut node = step.model.try_node(id)?.clone();
+    // A copy that is tried again may be lost in part: its first try did the same, at another time.
+    if let Some(Op::CopyRange { .. }) = step.op {
+        let span = judge.clock.span(step.start);
+        node.mtime = Stamp { from: node.mtime.from.min(span.from), to: node.mtime.to.max(span.to) };
+    }
+    Some(node)
 }
 
 /// The first step that file `id` may be left at, if the names are those after `step`.

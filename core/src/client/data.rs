@@ -564,10 +564,11 @@ impl<E: Env> Shared<E> {
         }
         self.accesses.forget(ino);
         let begun = self.space.begin();
-        match self.mutate(|txn, ctx| meta::remove::reap(txn, ctx, ino, &given_up)).await {
-            Ok(freed) => {
+        let reaped = self.mutate(|txn, ctx| meta::remove::reap(txn, ctx, ino, &given_up)).await;
+        self.space.end(begun, -reaped.map_or(0, |freed| freed as i64));
+        match reaped {
+            Ok(_) => {
                 reached(Mark::OrphanReaped);
-                self.space.grow(begun, -(freed as i64));
                 self.collector.kick();
             }
             Err(errno) => {

@@ -171,9 +171,9 @@ impl<E: Env> Shared<E> {
         }
         // First counted there, then no longer here: rather twice than never. How much a commit took whose answer was lost is
         // not known: at most this, and the next reading of usage sets it right.
-        if applied && !planted::is(Bug::CapacityLate) {
-            self.space.grow(begun, grown.unwrap_or((freed.bytes + freed.reserved) as i64));
-        }
+        let counts = applied && !planted::is(Bug::CapacityLate);
+        let grown = if counts { grown.unwrap_or((freed.bytes + freed.reserved) as i64) } else { 0 };
+        self.space.end(begun, grown);
         self.memory.give(freed.bytes);
         self.space.release(freed.reserved);
         if gone {

@@ -37,6 +37,8 @@ mod ids;
 #[cfg(test)]
 mod mount_tests;
 mod names;
+#[cfg(test)]
+mod names_tests;
 mod ranges;
 #[cfg(test)]
 mod read_tests;

@@ -9,9 +9,9 @@
 //!
 //! Invariants
 //! - A write into bytes that take space already needs none: it is never refused for want of space.
-//! - The figure follows every commit, and is read anew now and then. What is committed during a reading may be in it or
-//!   not: it counts if it takes space, and not if it gives some back. So the figure errs, until the next reading, to the
-//!   safe side only.
+//! - The figure follows every commit, and is read anew now and then, if possible while nothing is committed. Else what is
+//!   committed during a reading may be in it or not: it counts if it takes space, and not if it gives some back. So the
+//!   figure errs, until the next reading, to the safe side only.
 
 use alloc::sync::Arc;
 use core::ops::Range;
@@ -29,6 +29,9 @@ use crate::meta;
 /// What a volume without a limit could hold: 1 PiB, as JuiceFS says.
 pub const UNLIMITED_BYTES: u64 = 1 << 50;
 
+/// Readings of usage until one is taken that commits have overlapped.
+const READINGS: u32 = 8;
+
 /// What is taken, as far as this mount knows.
 #[derive(Debug, Default)]
 pub(super) struct Space(Mutex<Figures>);
@@ -43,17 +46,31 @@ struct Figures {
     added: u64,
     /// How often `used` was read anew.
     readings: u64,
+    /// Transactions under way that may change `used`, and how many have ended.
+    changing: u64,
+    changed: u64,
+}
+
+/// What was known when a reading began.
+#[derive(Clone, Copy, Debug, Default)]
+struct Before {
+    added: u64,
+    changed: u64,
 }
 
 impl Space {
-    /// A transaction that may change what a file takes begins; for `grow`, when it has ended.
+    /// A transaction that may change what a file takes begins; for `end`.
     pub(super) fn begin(&self) -> u64 {
-        lock(&self.0).readings
+        let mut figures = lock(&self.0);
+        figures.changing += 1;
+        figures.readings
     }
 
-    /// A transaction that began at `begun` has changed what a file takes.
-    pub(super) fn grow(&self, begun: u64, by: i64) {
+    /// A transaction that began at `begun` has ended; it changed what is taken `by` so much.
+    pub(super) fn end(&self, begun: u64, by: i64) {
         let mut figures = lock(&self.0);
+        figures.changing -= 1;
+        figures.changed += 1;
         let bytes = by.unsigned_abs();
         if by >= 0 {
             figures.used = figures.used.saturating_add(bytes);
@@ -86,15 +103,21 @@ impl Space {
         figures.used.saturating_add(figures.reserving + memory).saturating_add(len) <= limit
     }
 
-    fn added(&self) -> u64 {
-        lock(&self.0).added
+    fn before(&self) -> Before {
+        let Figures { added, changed, .. } = *lock(&self.0);
+        Before { added, changed }
     }
 
-    /// A reading that began when `added` bytes had been has found `used`.
-    fn set(&self, used: u64, added: u64) {
+    /// A reading has found `used`. True: it is what is taken; else commits overlapped it, and it counts if it is the
+    /// `last`.
+    fn set(&self, used: u64, before: Before, last: bool) -> bool {
         let mut figures = lock(&self.0);
-        figures.used = used.saturating_add(figures.added.wrapping_sub(added));
-        figures.readings += 1;
+        let clean = figures.changing == 0 && figures.changed == before.changed;
+        if clean || last {
+            figures.used = used.saturating_add(figures.added.wrapping_sub(before.added));
+            figures.readings += 1;
+        }
+        clean
     }
 }
 
@@ -112,9 +135,13 @@ impl<E: Env> Shared<E> {
     /// Reads how much the volume holds. Only kept up on volumes with a limit.
     pub(super) async fn refresh_usage(&self) -> Result<(), Errno> {
         if self.volume.capacity > 0 {
-            let added = self.space.added();
-            let usage = self.read(meta::volume::usage).await?;
-            self.space.set(usage.bytes, added);
+            for left in (0..READINGS).rev() {
+                let before = self.space.before();
+                let usage = self.read(meta::volume::usage).await?;
+                if self.space.set(usage.bytes, before, left == 0) {
+                    break;
+                }
+            }
         }
         Ok(())
     }
@@ -210,33 +237,35 @@ mod tests {
     fn what_is_committed_during_a_reading_never_makes_room_that_is_not_there() {
         // A transaction that adds `by` to 100 bytes begins, takes effect and is answered before, during or after a
         // reading; it and the reading happen in some order of these six events.
-        for by in [-30_i64, 30] {
-            for order in 0..1_u32 << 6 {
-                if order.count_ones() != 3 {
-                    continue;
-                }
-                let (space, mut stored, mut begun, mut before, mut found) = (Space::default(), 100_u64, 0, 0, 0);
-                space.set(stored, 0);
-                let (mut of_commit, mut of_reading) = (0, 0);
+        for (by, last) in [(-30_i64, true), (30, true), (-30, false), (30, false)] {
+            for order in (0..1_u32 << 6).filter(|order| order.count_ones() == 3) {
+                let (space, mut stored, mut begun) = (Space::default(), 100_u64, 0);
+                assert!(space.set(stored, Before::default(), false));
+                let (mut of_commit, mut of_reading, mut before, mut found, mut clean) =
+                    (0, 0, Before::default(), 0, true);
                 for event in 0..6 {
                     if order >> event & 1 == 0 {
                         match of_commit {
                             0 => begun = space.begin(),
                             1 => stored = stored.saturating_add_signed(by),
-                            _ => space.grow(begun, by),
+                            _ => space.end(begun, by),
                         }
                         of_commit += 1;
                     } else {
                         match of_reading {
-                            0 => before = space.added(),
+                            0 => before = space.before(),
                             1 => found = stored,
-                            _ => space.set(found, before),
+                            _ => clean = space.set(found, before, last),
                         }
                         of_reading += 1;
                     }
                 }
-                assert!(lock(&space.0).used >= stored, "{by} {order:b}: {space:?} of {stored}");
-                space.set(stored, space.added());
+                let used = lock(&space.0).used;
+                assert!(stored <= used, "{by} {order:b}: {used} of {stored}");
+                // One that did not overlap is exact; one that did and was not the last has changed nothing.
+                assert!(stored == used || !clean && last, "{by} {order:b}: {used} of {stored}");
+                assert_eq!(clean, matches!(order, 0b111 | 0b11_1000), "{order:b}");
+                assert!(space.set(stored, space.before(), false));
                 assert_eq!(lock(&space.0).used, stored, "the next reading sets it right");
             }
         }

@@ -53,6 +53,8 @@ pub(crate) struct Faults {
     pub(crate) reads_left: Option<u32>,
     /// The next read of metadata fails, and no other.
     pub(crate) read_once: bool,
+    /// What was read is old by the time it arrives.
+    pub(crate) reads_late: bool,
     pub(crate) sync: bool,
     pub(crate) write: bool,
     pub(crate) every_third_write: bool,
@@ -104,16 +106,22 @@ impl MetaStore for World {
         F: Fn(&mut dyn Read) -> OpResult<T> + Send + Sync,
     {
         self.suspend().await;
-        let mut state = self.state();
-        if mem::take(&mut state.faults.read_once) {
-            return Err(MetaError::Retry);
+        let (found, late) = {
+            let mut state = self.state();
+            if mem::take(&mut state.faults.read_once) {
+                return Err(MetaError::Retry);
+            }
+            match &mut state.faults.reads_left {
+                Some(0) => return Err(MetaError::Retry),
+                Some(left) => *left -= 1,
+                None => {}
+            }
+            (peek(&state.kv, op)?, state.faults.reads_late)
+        };
+        if late {
+            self.suspend().await;
         }
-        match &mut state.faults.reads_left {
-            Some(0) => return Err(MetaError::Retry),
-            Some(left) => *left -= 1,
-            None => {}
-        }
-        Ok(peek(&state.kv, op)?)
+        Ok(found)
     }
 
     fn last(&self) -> TxnSeq {
