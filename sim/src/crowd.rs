@@ -76,7 +76,8 @@ impl Work {
     pub async fn end(self) -> Result<(), String> {
         self.stop.store(true, Ordering::Relaxed);
         for task in self.tasks {
-            let ended = time::timeout(PATIENCE, task).await;
+            // The last look of an application asks a store that hangs for many blocks, and again.
+            let ended = time::timeout(PATIENCE * 5, task).await;
             ended.map_err(|_| "an application hangs")?.map_err(|error| error.to_string())?;
         }
         Ok(())

@@ -149,7 +149,7 @@ impl Kernel {
 
     /// The volume had no room for `op`, if it has limits.
     fn refused(&self, op: &Op) {
-        let written = matches!(op, Op::Write { .. });
+        let written = matches!(op, Op::Write { .. } | Op::Fallocate { .. } | Op::CopyRange { .. });
         let limit = if written { Fault::SpaceShort } else { Fault::InodesShort };
         if self.world.faults.level(limit) > 0 {
             self.world.faults.struck_by(limit);
