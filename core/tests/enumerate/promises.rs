@@ -24,7 +24,7 @@ fn fsync_keeps_contents_attributes_and_the_names_that_lead_to_them() {
             "create-write(/A/z)+fsync",
             "create-write-inline(/A/z)+fsync",
             "write-and-chmod(/A/x)+fsync",
-            "mkdir(/B/y); rename-from-/A/x(/B/z)+fsync",
+            "mkdir(/B/y); rename-noreplace-from-/A/x(/B/z)+fsync",
             "link-from-/A/x(/B/z)+fsync; write-head(/A/x)+fsync",
         ],
         &[Mistake::SkipBarrier, Mistake::CommitBeforePut, Mistake::SkipSync, Mistake::SyncBeforeCommit],
@@ -38,7 +38,7 @@ fn fsync_of_a_directory_keeps_what_was_done_in_it() {
             "create(/A/z)+fsyncdir",
             "mkdir(/A/z)+fsyncdir",
             "unlink(/A/x)+fsyncdir",
-            "rename-from-/A/x(/B/z)+fsyncdir",
+            "rename-noreplace-from-/A/x(/B/z)+fsyncdir",
             "exchange-from-/A/x(/A/y)+fsyncdir",
         ],
         &[Mistake::SkipSync],
@@ -55,7 +55,7 @@ fn names_after_a_crash_are_those_of_some_moment() {
     check(
         &[
             "create(/A/z); mkdir(/B/y); unlink(/A/y)",
-            "rename-from-/A/x(/B/z); create(/A/z); rename-from-/A/z(/B/z)",
+            "rename-noreplace-from-/A/x(/B/z); create(/A/z); rename-from-/A/z(/B/z)",
             "rename-whiteout-from-/A/x(/B/x)",
         ],
         &[Mistake::WhiteoutApart],

@@ -588,11 +588,13 @@ fn each_open_handle_is_told_of_an_error_once() {
     let path = volume.path("f");
     fs::write(&path, noise(1, 200_000)).expect("writes");
     sync(&path);
-    let (mut writer, other, third) = (read_write(&path), read_write(&path), read_write(&path));
+    let [mut writer, first, other, third] = [(); 4].map(|()| read_write(&path));
     break_store(&volume, true);
     writer.seek(SeekFrom::Start(50_000)).expect("seeks");
     writer.write_all(&noise(2, 200_000)).expect("is accepted in memory");
     let io = Some(Errno::IO.raw_os_error());
+    // The store is asked again and again until the time is up.
+    eventually("a write is told", || errno(first.write_at(b"x", 0)) == io);
     assert_eq!(errno(writer.sync_all()), io);
     break_store(&volume, false);
     eventually("it can be stored", || writer.sync_all().is_ok());
@@ -605,7 +607,7 @@ fn each_open_handle_is_told_of_an_error_once() {
     expected.truncate(50_000);
     expected.extend(noise(2, 200_000));
     expected[0] = b'x';
-    drop((writer, other, third));
+    drop((writer, first, other, third));
     volume.remount();
     assert_same(&fs::read(&path).expect("reads"), &expected, "nothing is lost");
 }
