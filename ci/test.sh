@@ -73,6 +73,7 @@ step "quick start" quickstart
 [ -z "$minio" ] || step "MinIO" ci/minio.sh build
 step "format" cargo fmt --all --check
 step "core does no I/O" ci/pure.sh
+step "every sentence of the semantics has its test" ci/semantics.sh
 [ -z "$minio" ] || step "Lima" ci/lima.sh
 step "lints" cargo clippy --locked "${plain[@]}" --all-targets -- -D warnings
 step "lints of the runtime" cargo clippy --release --locked "${mounted[@]}" --all-targets -- -D warnings

@@ -25,17 +25,31 @@ fn move_bucket(world: &World) -> Ran {
     kiseki(&["format", &world.meta(), "golden", "--bucket", &world.text("bucket"), "--force"])
 }
 
-#[test]
-fn a_volume_of_version_1_reads_as_it_was_written() {
-    let world = unpack("volume-v1.tar");
+/// Equal line by line, for a failure to show the line.
+#[track_caller]
+fn assert_lines(listed: &str, expected: &str) {
+    for (listed, expected) in listed.lines().zip(expected.lines()) {
+        assert_eq!(listed, expected);
+    }
+    assert_eq!(listed.len(), expected.len());
+}
+
+/// The golden volume of this version reads as it was written, is whole, and can be written to.
+fn reads_as_it_was_written(version: u64, blocks: u64) {
+    let world = unpack(&format!("volume-v{version}.tar"));
     move_bucket(&world).ends(0);
+    assert_eq!(kiseki(&["status", &world.meta(), "--json"]).ends(0).json()["volume"]["version"], version);
+    // Recorded of it besides its tree.
+    let features = 2 <= version;
     let checked = kiseki(&["fsck", &world.meta(), "--data", "--json"]).ends(0).json();
-    assert!(checked["checked"]["blocks"].as_u64().unwrap() >= 3, "{checked}");
+    assert!(checked["checked"]["blocks"].as_u64().unwrap() >= blocks, "{checked}");
 
     fs::create_dir(world.path("mnt")).unwrap();
     let (meta, mnt, log) = (world.meta(), world.text("mnt"), world.text("log"));
     kiseki(&["mount", "-d", "--read-only", "--log", &log, &meta, &mnt]).ends(0);
-    let listed = Command::new(Path::new(GOLDEN).join("list.sh")).arg(&mnt).output();
+    let run = |script: &str| Command::new(Path::new(GOLDEN).join(script)).arg(&mnt).output();
+    let listed = run("list.sh");
+    let found = features.then(|| run("features.py"));
     let xattr = |name: &str, xattr: &str| {
         let mut value = [0; 16];
         let len = rustix::fs::getxattr(world.path("mnt").join(name), xattr, &mut value[..])?;
@@ -44,12 +58,11 @@ fn a_volume_of_version_1_reads_as_it_was_written() {
     let (note, folder) = (xattr("docs/inline", "user.note"), xattr("docs", "user.folder"));
     kiseki(&["umount", &mnt]).ends(0);
 
-    let listed = Ran::from(listed.expect("list.sh runs")).ends(0).stdout;
-    let expected = fs::read_to_string(world.path("MANIFEST")).unwrap();
-    for (listed, expected) in listed.lines().zip(expected.lines()) {
-        assert_eq!(listed, expected);
+    let expected = |name: &str| fs::read_to_string(world.path(name)).unwrap();
+    assert_lines(&Ran::from(listed.expect("list.sh runs")).ends(0).stdout, &expected("MANIFEST"));
+    if let Some(found) = found {
+        assert_lines(&Ran::from(found.expect("features.py runs")).ends(0).stdout, &expected("FEATURES"));
     }
-    assert_eq!(listed.len(), expected.len());
     assert_eq!(note, Ok(b"a\0b".to_vec()));
     assert_eq!(folder, Ok(vec![]));
 
@@ -57,11 +70,23 @@ fn a_volume_of_version_1_reads_as_it_was_written() {
     kiseki(&["mount", "-d", "--log", &log, &meta, &mnt]).ends(0);
     let append = fs::read(world.path("mnt/docs/inline")).and_then(|old| {
         fs::write(world.path("mnt/docs/inline"), [&old[..], b"and more\n"].concat())?;
-        fs::remove_file(world.path("mnt/docs/blocks"))
+        fs::remove_file(world.path("mnt/docs/blocks"))?;
+        // The other file goes on with the slices.
+        if features { fs::remove_file(world.path("mnt/features/shared")) } else { Ok(()) }
     });
     kiseki(&["umount", &mnt]).ends(0);
     append.unwrap();
     kiseki(&["fsck", &meta, "--data"]).ends(0);
+}
+
+#[test]
+fn a_volume_of_version_1_reads_as_it_was_written() {
+    reads_as_it_was_written(1, 3);
+}
+
+#[test]
+fn a_volume_of_version_2_reads_as_it_was_written() {
+    reads_as_it_was_written(2, 7);
 }
 
 #[test]

@@ -496,26 +496,14 @@ impl<'a> Draw<'a> {
         (self.recent[0], self.recent[1]) = (offset, offset + len);
     }
 
-    /// Permissions: mostly such that others can go on with them. With sgid always the group's
-    /// execution: files that lose it are met by ACLs and umasks often enough.
+    /// Permissions: mostly such that others can go on with them.
     pub(crate) fn mode(&mut self) -> u32 {
-        let mode = self.any_mode();
-        if mode & libc::S_ISGID != 0 { mode | libc::S_IXGRP } else { mode }
-    }
-
-    fn any_mode(&mut self) -> u32 {
         match self.dice.below(10) {
             0..=4 => self.one_of(&[0o644, 0o666, 0o755, 0o777, 0o700, 0o600]),
             5..=7 => 0o700 | self.dice.below(0o100) as u32,
             8 => 0o700 | self.dice.below(0o10000) as u32,
             _ => self.dice.below(0o10000) as u32,
         }
-    }
-
-    /// Permissions of a file to be: no sgid, for the umask may take the group's execution from it, and an open file without
-    /// a name cannot be mended then. (`pair`; README.md, "Privileges")
-    pub(crate) fn file_mode(&mut self) -> u32 {
-        self.mode() & !libc::S_ISGID
     }
 
     pub(crate) fn owner(&mut self) -> u32 {

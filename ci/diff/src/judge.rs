@@ -14,8 +14,6 @@ use crate::walk::Entry;
 const ALLOWED_MAX: usize = 10;
 /// In place of a kind: the length that stat(2) gives for a directory.
 const DIRECTORY_LENGTH: &str = "length-of-directory";
-/// The bit that tells a group's locking from its execution is on the tested side alone.
-pub(crate) const SGID_KEPT: &str = "sgid without group execution";
 /// A time this close to the beginning of an episode was taken from the clock, which may be set meanwhile; those that
 /// are set are years away.
 const BY_CLOCK_NS: i128 = 86_400_000_000_000;
@@ -153,8 +151,6 @@ pub(crate) fn trees(
             ("device", a.inside.to_string(), b.inside.to_string()),
         ];
         for (what, left, right) in fields {
-            let keeps_sgid = a.mode | libc::S_ISGID == b.mode && b.mode & libc::S_IXGRP == 0 && !a.is_directory();
-            let what = if what == "mode" && keeps_sgid { SGID_KEPT } else { what };
             if left != right {
                 return differ(what, &a.path, left, right);
             }

@@ -154,7 +154,7 @@ impl Draw<'_> {
                     flags |= libc::O_DIRECTORY;
                 }
                 let at = if self.dice.chance(75) { self.fresh() } else { self.anything()? };
-                Some(Call::Open { at, flags, mode: self.file_mode(), slot })
+                Some(Call::Open { at, flags, mode: self.mode(), slot })
             }
             "open-directory" => {
                 let at = if self.dice.chance(85) { self.directory()? } else { self.anything()? };
@@ -387,7 +387,7 @@ impl Draw<'_> {
                     libc::S_IFBLK => self.one_of(&[(4000, 1), (4095, 0xF_FFFF)]),
                     _ => (0, 0),
                 };
-                Some(Call::Mknod { at: self.fresh(), mode: kind | self.file_mode(), rdev })
+                Some(Call::Mknod { at: self.fresh(), mode: kind | self.mode(), rdev })
             }
             "list" => Some(Call::List { slot: self.slot(OpenFile::is_directory)? }),
             "seekdir" => {

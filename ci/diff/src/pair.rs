@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::call::{Answer, At, Base, Call, Step};
-use crate::judge::{self, Allowed, Disagreement, SGID_KEPT, Seen, Verdict};
+use crate::call::{Answer, Call, Step};
+use crate::judge::{self, Allowed, Disagreement, Seen, Verdict};
 use crate::kinds::KINDS;
 use crate::side::{OBSERVER, Side, USERS};
 use crate::walk::Entry;
@@ -98,22 +98,9 @@ impl Pair {
         if let (Verdict::Allowed, Call::Open { slot, .. } | Call::Reopen { slot, .. }) = (verdict, &step.call) {
             self.both(step.worker, &Call::Close { slot: *slot })?;
         }
-        let mut after = self.look()?;
+        let after = self.look()?;
         if difference.is_none() {
-            let mut found = self.compare(&after, allowed);
-            // What is allowed to differ must not go on to do so in all that follows. A file has few names.
-            for _ in 0..16 {
-                let Some(kept) = found.as_ref().filter(|found| found.what == SGID_KEPT) else { break };
-                if !allowed.allows(SGID_KEPT, "", "") {
-                    break;
-                }
-                let entry = after.0.tree.iter().find(|entry| entry.path == kept.path);
-                let mode = entry.map_or(0, |entry| entry.mode & 0o7777);
-                let at = At { base: Base::Root, path: kept.path.clone() };
-                self.both(OBSERVER, &Call::Chmod { at, mode })?;
-                after = self.look()?;
-                found = self.compare(&after, allowed);
-            }
+            let found = self.compare(&after, allowed);
             difference = found.map(|found| Difference {
                 signature: format!("{kind}: {}", found.what),
                 reference: format!("{:?}: {} {}", found.path, found.what, found.reference),

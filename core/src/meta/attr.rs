@@ -27,9 +27,12 @@ impl SetAttr {
         if self.is_empty() {
             return;
         }
-        let Self { mode, uid, gid, atime, mtime, ctime, drop_suid_sgid, touch: _ } = *self;
+        let Self { mode, uid, gid, atime, mtime, ctime, drop_suid_sgid, drop_sgid, touch: _ } = *self;
         if drop_suid_sgid {
             drop_privileges(attr);
+        }
+        if drop_sgid && attr.kind != FileType::Directory {
+            attr.mode &= !S_ISGID;
         }
         attr.mode = mode.map_or(attr.mode, |mode| mode & 0o7777);
         attr.uid = uid.unwrap_or(attr.uid);
@@ -42,7 +45,7 @@ impl SetAttr {
 
     /// EPERM if an inode with these flags does not take this change. (notify_change of Linux)
     pub fn check(&self, flags: InodeFlags) -> Result<(), Errno> {
-        let Self { mode, uid, gid, atime, mtime, ctime: _, drop_suid_sgid: _, touch } = *self;
+        let Self { mode, uid, gid, atime, mtime, ctime: _, drop_suid_sgid: _, drop_sgid: _, touch } = *self;
         let chosen = mode.is_some() || uid.is_some() || gid.is_some();
         let times = atime.is_some() || mtime.is_some();
         let forbidden = match (chosen || (times && !touch), times) {

@@ -89,6 +89,8 @@ pub struct SetAttr {
     /// Drop suid, sgid (if group-executable) and security.capability of what is not a directory,
     /// before `mode` is applied.
     pub drop_suid_sgid: bool,
+    /// Drop sgid of what is not a directory, group-executable or not: the caller is in no group of it.
+    pub drop_sgid: bool,
     /// The times are those of this moment (utimensat(2) without times), which an append-only file allows.
     pub touch: bool,
 }

@@ -13,6 +13,7 @@ use kiseki_core::testkit::judge::{Seen, Tree};
 use kiseki_core::testkit::ops::{Op, RenameFlag, UMASK, acl_bytes, acl_entries, split, written_bytes};
 use kiseki_core::types::{FileType, Ino, InodeFlags, Timestamp};
 
+use super::mistakes::Mistake;
 use super::world::{Event, GEOMETRY, OpenFile, VOLUME, World};
 
 impl World {
@@ -73,7 +74,9 @@ impl World {
             }
             Op::FsyncDir { path } => {
                 self.directory(path)?;
-                self.sync();
+                if self.mistake != Some(Mistake::SkipSync) {
+                    self.sync();
+                }
                 Ok(())
             }
             Op::Sync => {

@@ -14,6 +14,7 @@ mod choices;
 mod explore;
 mod kernel;
 mod mistakes;
+mod promises;
 mod recovery;
 mod world;
 

@@ -3,16 +3,20 @@
 //! The kernel checks before a request comes: owners and modes for every name; CAP_SYS_ADMIN for trusted.*; user.* on
 //! regular files and directories alone, in sticky directories by the owner alone; the lengths of names, values and
 //! lists; CAP_LINUX_IMMUTABLE for the flags. Ours are: which names there are, whom a listing shows trusted.* to, and
-//! whether an ACL takes the sgid bit.
+//! whether an ACL, or a change of a file without group execution, takes the sgid bit.
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use fuser::Errno;
+use fuser::{Errno, FileAttr, INodeNo};
 use kiseki_core::client::Client;
 use kiseki_core::env::Env;
 use kiseki_core::errno::Errno as CoreErrno;
-use kiseki_core::meta::XattrMode;
 use kiseki_core::meta::acl::AclKind;
-use kiseki_core::types::{Ino, InodeFlags};
+use kiseki_core::meta::{SetAttr, XattrMode};
+use kiseki_core::types::{Attr, FileType, Ino, InodeFlags};
+
+use super::{Stale, convert};
 
 /// Get flags as lsattr(1) does, set them, and the same of `struct fsxattr`. (ioctl_iflags(2), linux/fs.h)
 const FS_IOC_GETFLAGS: u32 = 0x8008_6601;
@@ -104,6 +108,57 @@ fn lists(status: &str, gid: u32) -> bool {
     groups.is_some_and(|groups| groups.split_ascii_whitespace().any(|group| group.parse() == Ok(gid)))
 }
 
+/// S_ISGID, and what gives it privileges to pass on: S_IXGRP. (inode(7))
+const SGID: u16 = 0o2000;
+const SGID_AND_GROUP_EXECUTION: u16 = 0o2010;
+
+/// Whether the kernel was shown a file with sgid and without group execution. Such files are rare, and only for them a
+/// write has to look at the groups of its caller.
+static SGID_ALONE: AtomicBool = AtomicBool::new(false);
+
+/// Whether a change by somebody outside of its group takes sgid from this inode that others leave it.
+fn has_sgid_alone(attr: &Attr) -> bool {
+    attr.kind != FileType::Directory && attr.mode & SGID_AND_GROUP_EXECUTION == SGID
+}
+
+/// Attributes for the kernel; all that it is told go through here.
+pub(super) fn shown(ino: Ino, attr: &Attr) -> FileAttr {
+    if has_sgid_alone(attr) {
+        SGID_ALONE.store(true, Ordering::Relaxed);
+    }
+    convert::attr(ino, attr)
+}
+
+/// Whether `take_sgid` may have something to do for `asker`.
+pub(super) fn may_take_sgid(asker: Asker) -> bool {
+    !asker.is_privileged() && SGID_ALONE.load(Ordering::Relaxed)
+}
+
+/// Whether a change of contents or owner by `asker` takes sgid from a file without group execution.
+/// (setattr_should_drop_sgid of Linux)
+pub(super) async fn takes_sgid<E: Env>(client: &Client<E>, asker: Asker, ino: Ino) -> Result<bool, CoreErrno> {
+    if !may_take_sgid(asker) {
+        return Ok(false);
+    }
+    let attr = client.getattr(ino).await?;
+    Ok(has_sgid_alone(&attr) && !asker.is_in_group(attr.gid))
+}
+
+/// Takes sgid as `takes_sgid` says, after a change that has dropped all else, and tells the kernel, which calls the inode
+/// `asked`.
+pub(super) async fn take_sgid<E: Env>(
+    client: &Client<E>,
+    asker: Asker,
+    (asked, ino): (INodeNo, Ino),
+    stale: &Stale,
+) -> Result<(), CoreErrno> {
+    if takes_sgid(client, asker, ino).await? {
+        client.setattr(ino, SetAttr { drop_sgid: true, ..SetAttr::default() }, None).await?;
+        stale.attributes(asked);
+    }
+    Ok(())
+}
+
 /// Sets an extended attribute or an ACL.
 pub(super) async fn set<E: Env>(
     client: &Client<E>,
@@ -118,7 +173,12 @@ pub(super) async fn set<E: Env>(
         AclKind::Access if !asker.is_privileged() => !asker.is_in_group(client.getattr(ino).await?.gid),
         AclKind::Access | AclKind::Default => false,
     };
-    client.set_acl(ino, kind, &value, outside).await
+    client.set_acl(ino, kind, &value, outside).await?;
+    // The mask of an ACL is the group's execution.
+    if kind == AclKind::Access {
+        shown(ino, &client.getattr(ino).await?);
+    }
+    Ok(())
 }
 
 /// The value of an extended attribute.

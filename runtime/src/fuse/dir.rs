@@ -12,8 +12,8 @@ use kiseki_core::env::Env;
 use kiseki_core::errno::Errno;
 use kiseki_core::types::{Attr, Ino};
 
-use super::convert;
 use super::kernel::TTL;
+use super::{attributes, convert};
 
 /// Offset after `.`.
 const AFTER_DOT: u64 = 1;
@@ -38,7 +38,7 @@ impl Listing for ReplyDirectory {
 
 impl Listing for ReplyDirectoryPlus {
     fn add(&mut self, ino: Ino, attr: &Attr, cookie: u64, name: &OsStr) -> bool {
-        !Self::add(self, INodeNo(ino.0), cookie, name, &TTL, &convert::attr(ino, attr), Generation(0))
+        !Self::add(self, INodeNo(ino.0), cookie, name, &TTL, &attributes::shown(ino, attr), Generation(0))
     }
 }
 

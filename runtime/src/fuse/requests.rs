@@ -50,7 +50,7 @@ fn owned(name: &OsStr) -> Bytes {
 }
 
 fn reply_entry(reply: ReplyEntry, entry: Entry) {
-    reply.entry(&TTL, &convert::attr(entry.ino, &entry.attr), Generation(0));
+    reply.entry(&TTL, &attributes::shown(entry.ino, &entry.attr), Generation(0));
 }
 
 fn reply_empty(reply: ReplyEmpty, (): ()) {
@@ -68,9 +68,10 @@ fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
 
 /// Opening with O_TRUNC drops suid and sgid unless root does it (open(2) of inode(7)'s rules); the request's own flag
 /// for it does not reach us.
-async fn drop_privileges<E: Env>(client: &Client<E>, ino: Ino) -> Result<(), CoreErrno> {
+async fn drop_privileges<E: Env>(client: &Client<E>, asker: Asker, ino: Ino) -> Result<(), CoreErrno> {
     if client.getattr(ino).await?.mode & SUID_SGID != 0 {
-        client.setattr(ino, SetAttr { drop_suid_sgid: true, ..SetAttr::default() }, None).await?;
+        let drop_sgid = attributes::takes_sgid(client, asker, ino).await?;
+        client.setattr(ino, SetAttr { drop_suid_sgid: true, drop_sgid, ..SetAttr::default() }, None).await?;
     }
     Ok(())
 }
@@ -86,7 +87,7 @@ impl<E: Env> Adapter<E> {
         self.serve(
             reply,
             |client| async move { client.getattr(inode).await },
-            move |reply, attr| reply.attr(&TTL, &convert::attr(inode, &attr)),
+            move |reply, attr| reply.attr(&TTL, &attributes::shown(inode, &attr)),
         );
     }
 }
@@ -151,11 +152,12 @@ impl<E: Env> Filesystem for Adapter<E> {
             // root does. The request's own flag for it does not reach us.
             touch: now(atime) && now(mtime),
             drop_suid_sgid: chown || (size.is_some() && request.uid() != 0),
+            drop_sgid: false,
         };
         // A change of nothing is chown(2) with both ids -1, or the kernel leaves dropping suid and sgid to a WRITE that
         // follows. The owner's chown drops them; nobody else's may, and a WRITE says so itself.
         let nothing = size.is_none() && set == SetAttr::default();
-        let asker = request.uid();
+        let asker = asker(request);
         self.serve(
             reply,
             |client| async move {
@@ -164,15 +166,18 @@ impl<E: Env> Filesystem for Adapter<E> {
                     if attr.flags.any(InodeFlags::IMMUTABLE) {
                         return Err(CoreErrno::EPERM);
                     }
-                    set.drop_suid_sgid = asker == 0 || asker == attr.uid;
+                    set.drop_suid_sgid = asker.uid == 0 || asker.uid == attr.uid;
                     if !set.drop_suid_sgid && attr.mode & 0o6000 != 0 && attr.kind != FileType::Directory {
                         return Ok(attr);
                     }
                     set.ctime = Some(convert::now());
                 }
+                if set.drop_suid_sgid {
+                    set.drop_sgid = attributes::takes_sgid(&client, asker, inode).await?;
+                }
                 client.setattr(inode, set, size).await
             },
-            move |reply, attr| reply.attr(&TTL, &convert::attr(inode, &attr)),
+            move |reply, attr| reply.attr(&TTL, &attributes::shown(inode, &attr)),
         );
     }
 
@@ -268,7 +273,7 @@ impl<E: Env> Filesystem for Adapter<E> {
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (asked, inode) = (inode, self.ino(inode));
         let (raw_flags, flags) = (flags.0, convert::open_flags(flags.0));
-        let drop = flags.truncate && request.uid() != 0;
+        let (asker, drop) = (asker(request), flags.truncate && request.uid() != 0);
         if flags.truncate && !flags.write && self.running.contains(inode.0) {
             return reply.error(Errno::ETXTBSY);
         }
@@ -277,7 +282,7 @@ impl<E: Env> Filesystem for Adapter<E> {
             reply,
             |client| async move {
                 let (handle, accessed) = client.open_telling(inode, flags).await?;
-                if drop && let Err(errno) = drop_privileges(&client, inode).await {
+                if drop && let Err(errno) = drop_privileges(&client, asker, inode).await {
                     client.release(handle).await?;
                     return Err(errno);
                 }
@@ -310,7 +315,7 @@ impl<E: Env> Filesystem for Adapter<E> {
             reply,
             |client| async move { client.create(caller, parent, &name, mode, flags).await },
             move |reply, (entry, handle)| {
-                let attr = convert::attr(entry.ino, &entry.attr);
+                let attr = attributes::shown(entry.ino, &entry.attr);
                 reply.created(&TTL, &attr, Generation(0), FileHandle(handle.0), kernel::file_flags(atime));
             },
         );
@@ -336,8 +341,8 @@ impl<E: Env> Filesystem for Adapter<E> {
 
     fn write(
         &self,
-        _request: &Request,
-        _inode: INodeNo,
+        request: &Request,
+        inode: INodeNo,
         file: FileHandle,
         offset: u64,
         data: &[u8],
@@ -350,6 +355,19 @@ impl<E: Env> Filesystem for Adapter<E> {
         let drop = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // A request is at most `MAX_WRITE` long.
         let len = data.len() as u32;
+        let asker = asker(request);
+        if drop && attributes::may_take_sgid(asker) {
+            let (inode, stale) = ((inode, self.ino(inode)), self.stale.clone());
+            let data = Bytes::copy_from_slice(data);
+            return self.serve(
+                reply,
+                |client| async move {
+                    client.write(file, offset, data, drop).await?;
+                    attributes::take_sgid(&client, asker, inode, &stale).await
+                },
+                move |reply, ()| reply.written(len),
+            );
+        }
         match self.client.write_now(file, offset, data, drop) {
             Ok(true) => reply.written(len),
             Ok(false) => {
@@ -542,7 +560,7 @@ impl<E: Env> Filesystem for Adapter<E> {
     fn fallocate(
         &self,
         request: &Request,
-        _inode: INodeNo,
+        inode: INodeNo,
         file: FileHandle,
         offset: u64,
         length: u64,
@@ -551,10 +569,14 @@ impl<E: Env> Filesystem for Adapter<E> {
     ) {
         let Some(what) = convert::fallocate(mode) else { return reply.error(Errno::EOPNOTSUPP) };
         // As local file systems do it: unless root asks. The kernel leaves it to us (HANDLE_KILLPRIV_V2).
-        let drop = request.uid() != 0;
+        let (asker, drop) = (asker(request), request.uid() != 0);
+        let (inode, stale) = ((inode, self.ino(inode)), self.stale.clone());
         self.serve(
             reply,
-            |client| async move { client.fallocate(handle(file), offset, length, what, drop).await },
+            |client| async move {
+                client.fallocate(handle(file), offset, length, what, drop).await?;
+                attributes::take_sgid(&client, asker, inode, &stale).await
+            },
             reply_empty,
         );
     }
@@ -585,7 +607,7 @@ impl<E: Env> Filesystem for Adapter<E> {
         _inode_in: INodeNo,
         file_in: FileHandle,
         offset_in: u64,
-        _inode_out: INodeNo,
+        inode_out: INodeNo,
         file_out: FileHandle,
         offset_out: u64,
         len: u64,
@@ -595,13 +617,18 @@ impl<E: Env> Filesystem for Adapter<E> {
         if !flags.is_empty() {
             return reply.error(Errno::EINVAL);
         }
-        let drop = request.uid() != 0;
+        let (asker, drop) = (asker(request), request.uid() != 0);
+        let (inode, stale) = ((inode_out, self.ino(inode_out)), self.stale.clone());
         let (from, to) = ((handle(file_in), offset_in), (handle(file_out), offset_out));
         // The reply has 32 bits for the count.
         let len = len.min(COPY_MAX);
         self.serve(
             reply,
-            |client| async move { client.copy_range(from, to, len, drop).await },
+            |client| async move {
+                let copied = client.copy_range(from, to, len, drop).await?;
+                attributes::take_sgid(&client, asker, inode, &stale).await?;
+                Ok(copied)
+            },
             |reply, copied| reply.written(copied as u32),
         );
     }

@@ -22,19 +22,19 @@ const ACCESS: &str = "system.posix_acl_access";
 const DEFAULT: &str = "system.posix_acl_default";
 
 /// Runs a shell line as nobody, with these further groups; whether it succeeded.
-fn as_nobody(volume: &Volume, groups: &str, line: &str) -> bool {
+pub(crate) fn as_nobody(volume: &Volume, groups: &str, line: &str) -> bool {
     let setpriv = ["--reuid", "65534", "--regid", "65534", groups, "sh", "-c", line];
     let output = Command::new("setpriv").args(setpriv).current_dir(&volume.mnt).output().expect("setpriv runs");
     output.status.success()
 }
 
-const NO_GROUPS: &str = "--clear-groups";
+pub(crate) const NO_GROUPS: &str = "--clear-groups";
 
-fn mode(path: &Path) -> u32 {
+pub(crate) fn mode(path: &Path) -> u32 {
     fs::metadata(path).expect("stats").mode() & 0o7777
 }
 
-fn chmod(path: &Path, mode: u32) {
+pub(crate) fn chmod(path: &Path, mode: u32) {
     fs::set_permissions(path, PermissionsExt::from_mode(mode)).expect("chmods");
 }
 
@@ -232,11 +232,11 @@ fn changes_of_contents_drop_capabilities() {
     }
 }
 
-fn flag(path: &Path, flags: IFlags) {
+pub(crate) fn flag(path: &Path, flags: IFlags) {
     ioctl_setflags(File::open(path).expect("opens"), flags).expect("sets flags");
 }
 
-fn errno<T>(result: std::io::Result<T>) -> Option<i32> {
+pub(crate) fn errno<T>(result: std::io::Result<T>) -> Option<i32> {
     result.err().and_then(|error| error.raw_os_error())
 }
 
@@ -313,17 +313,17 @@ fn immutable_and_append_only_files_stay_as_they_are() {
     volume.check();
 }
 
-fn atime(path: &Path) -> (i64, i64) {
+pub(crate) fn atime(path: &Path) -> (i64, i64) {
     let meta = fs::symlink_metadata(path).expect("stats");
     (meta.atime(), meta.atime_nsec())
 }
 
 /// A moment that is later than all before on the clock of the mount.
-fn tick() {
+pub(crate) fn tick() {
     std::thread::sleep(Duration::from_millis(20));
 }
 
-fn set_times(path: &Path, atime: (i64, i64), mtime: (i64, i64)) {
+pub(crate) fn set_times(path: &Path, atime: (i64, i64), mtime: (i64, i64)) {
     let time = |(tv_sec, tv_nsec)| Timespec { tv_sec, tv_nsec };
     let times = Timestamps { last_access: time(atime), last_modification: time(mtime) };
     utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).expect("sets times");

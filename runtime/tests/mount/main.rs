@@ -4,6 +4,7 @@
 
 mod attributes;
 mod contents;
+mod differs;
 mod fstab;
 mod garbage;
 mod harness;
@@ -11,5 +12,6 @@ mod life;
 mod names;
 mod privileges;
 mod ranges;
+mod semantics;
 #[path = "../volume/mod.rs"]
 mod volume;

@@ -28,8 +28,6 @@ fn changes_drop_suid_and_sgid() {
         (0o6777, "printf x >> f", false, 0o777),
         (0o6777, "printf x > f", false, 0o777),
         (0o6777, "truncate -s 1 f", false, 0o777),
-        // Without group execution, sgid means mandatory locking and stays.
-        (0o2666, "printf x >> f", false, 0o2666),
         (0o6777, "printf x >> f", true, 0o6777),
         (0o6777, "truncate -s 1 f", true, 0o6777),
         (0o6777, "chown 1:1 f", true, 0o777),
@@ -69,6 +67,45 @@ fn changes_drop_suid_and_sgid() {
     fs::set_permissions(volume.path("d"), PermissionsExt::from_mode(0o2775)).expect("chmods");
     chown(volume.path("d"), Some(1), Some(1)).expect("chowns");
     assert_eq!(mode(&volume, "d"), 0o2775);
+}
+
+/// Without group execution sgid once meant mandatory locking; found by `ci/diff.sh`: it stayed whoever wrote.
+#[test]
+fn an_outsider_takes_sgid_also_without_group_execution() {
+    let volume = Volume::mounted();
+    let path = volume.path("f");
+    for line in ["printf x >> f", "printf x > f", "truncate -s 1 f", "fallocate -l 10 f", "chown 65534 f"] {
+        let of_group_77 = ["--reuid", "65534", "--regid", "65534", "--groups", "77"];
+        let root_without = ["--bounding-set", "-fsetid", "--inh-caps", "-fsetid"];
+        for (who, kept) in [
+            (&["--reuid", "65534", "--regid", "65534", "--clear-groups"][..], false),
+            (&of_group_77, true),
+            (&["--reuid", "65534", "--regid", "77", "--clear-groups"], true),
+            // The kernel does not tell capabilities.
+            (&root_without, true),
+        ] {
+            fs::write(&path, "contents").expect("writes");
+            chown(&path, Some(NOBODY), Some(77)).expect("chowns");
+            fs::set_permissions(&path, PermissionsExt::from_mode(0o2666)).expect("chmods");
+            let ran = Command::new("setpriv").args(who).args(["sh", "-c", line]).current_dir(&volume.mnt).output();
+            let ran = ran.expect("setpriv runs");
+            assert!(ran.status.success(), "{line}: {}", String::from_utf8_lossy(&ran.stderr));
+            assert_eq!(mode(&volume, "f"), if kept { 0o2666 } else { 0o666 }, "{line} {who:?}");
+            fs::remove_file(&path).expect("unlinks");
+        }
+    }
+    // After a remount, which knows nothing of the file.
+    for name in ["a", "b"] {
+        fs::write(volume.path(name), "contents").expect("writes");
+        fs::set_permissions(volume.path(name), PermissionsExt::from_mode(0o2666)).expect("chmods");
+    }
+    volume.remount();
+    assert!(as_nobody(&volume, "printf x >> a"));
+    assert_eq!(mode(&volume, "a"), 0o666);
+    volume.remount();
+    assert_eq!((mode(&volume, "a"), mode(&volume, "b")), (0o666, 0o2666));
+    volume.unmount();
+    volume.check();
 }
 
 #[test]

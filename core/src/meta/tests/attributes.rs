@@ -100,10 +100,11 @@ fn fifo(ino: Ino) -> New {
 fn new_inodes_inherit_nodump_and_noatime() {
     let mut world = World::new();
     let dir = world.dir(Ino::ROOT, b"d");
-    flag(&mut world, dir, InodeFlags::NODUMP.with(APPEND));
+    let inherited = InodeFlags::NODUMP.with(InodeFlags::NOATIME);
+    flag(&mut world, dir, inherited.with(APPEND));
     for kind in [FileType::Regular, FileType::Directory, FileType::Symlink] {
         let ino = world.create(dir, alloc::format!("{kind:?}").as_bytes(), kind).unwrap();
-        assert_eq!(world.attr(ino).flags, InodeFlags::NODUMP);
+        assert_eq!(world.attr(ino).flags, inherited);
     }
 }
 

@@ -249,21 +249,23 @@ fn set_times_of_a_directory_hold_until_its_entries_change() {
 
 #[test]
 fn setattr_drops_privileges_only_of_files_and_only_when_asked() {
-    // (kind is a directory, mode before, set mode, drop, mode after)
+    // (kind is a directory, mode before, set mode, drop, drop of an outsider, mode after)
     let cases = [
-        (false, 0o6755, None, true, 0o0755),
-        (false, 0o6745, None, true, 0o2745),
-        (false, 0o6755, None, false, 0o6755),
-        (false, 0o6755, Some(0o4711), true, 0o4711),
-        (true, 0o6755, None, true, 0o6755),
+        (false, 0o6755, None, true, false, 0o0755),
+        (false, 0o6745, None, true, false, 0o2745),
+        (false, 0o6745, None, true, true, 0o0745),
+        (false, 0o6745, None, false, true, 0o4745),
+        (false, 0o6755, None, false, false, 0o6755),
+        (false, 0o6755, Some(0o4711), true, false, 0o4711),
+        (true, 0o6755, None, true, true, 0o6755),
     ];
-    for (directory, before, mode, drop_suid_sgid, after) in cases {
+    for (directory, before, mode, drop_suid_sgid, drop_sgid, after) in cases {
         let mut world = World::new();
         let kind = if directory { FileType::Directory } else { FileType::Regular };
         let ino = world.create(Ino::ROOT, b"x", kind).unwrap();
         let chmod = SetAttr { mode: Some(before), ..SetAttr::default() };
         world.run(|txn, ctx| attr::set(txn, ctx, ino, &chmod)).unwrap();
-        let chown = SetAttr { uid: Some(5), mode, drop_suid_sgid, ..SetAttr::default() };
+        let chown = SetAttr { uid: Some(5), mode, drop_suid_sgid, drop_sgid, ..SetAttr::default() };
         let attr = world.run(|txn, ctx| attr::set(txn, ctx, ino, &chown)).unwrap();
         assert_eq!((attr.mode, attr.uid, attr.ctime), (after, 5, world.now()));
         let same = world.run(|txn, ctx| attr::set(txn, ctx, ino, &SetAttr::default())).unwrap();
