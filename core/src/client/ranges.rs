@@ -2,9 +2,9 @@
 //!
 //! Owns: who waits for space, for chunks, for a copy's commit. Leaves to others: the machine (`file`), space (`space`).
 
-use super::Client;
-use super::files::Handle;
-use super::wait::lock;
+use super::files::{Cell, Handle};
+use super::wait::{lock, timeout};
+use super::{Client, Shared};
 use crate::env::Env;
 use crate::errno::Errno;
 use crate::file::machine::{Fallocate, Whence};
@@ -119,9 +119,14 @@ impl<E: Env> Client<E> {
             let number =
                 shared.change(&target.cell, |file, now, wall| file.copy(now, wall, copy, charge, drop_privileges));
             if let Err(errno) = shared.flush(&target.cell, seen, shared.deadline()).await {
+                // What is about to be known is not answered with an error.
+                shared.end_of_attempt(&target.cell, number).await;
                 // What it copies later is not what the caller saw.
-                lock(&target.cell.state).file.cancel_copy(number);
-                return Err(errno);
+                let mut state = lock(&target.cell.state);
+                state.file.cancel_copy(number);
+                if state.file.copied(number).is_none() {
+                    return Err(errno);
+                }
             }
             let copied = lock(&target.cell.state).file.copied(number);
             if let Some(copied) = copied {
@@ -133,5 +138,18 @@ impl<E: Env> Client<E> {
             reached(Mark::CopyTriedAgain);
         }
         Err(Errno::EOPNOTSUPP)
+    }
+}
+
+impl<E: Env> Shared<E> {
+    /// Waits, up to one more deadline, until no transaction with this commit number is under way.
+    async fn end_of_attempt(&self, cell: &Cell, number: u64) {
+        let deadline = self.deadline();
+        loop {
+            let changed = cell.changed.listen();
+            if !lock(&cell.state).file.is_committing(number) || timeout(&self.env, deadline, changed).await.is_none() {
+                return;
+            }
+        }
     }
 }

@@ -124,6 +124,11 @@ impl File {
         self.flush()
     }
 
+    /// The transaction with this number is under way.
+    pub fn is_committing(&self, number: u64) -> bool {
+        self.commit.as_ref().is_some_and(|commit| commit.commit.number == number && commit.running)
+    }
+
     /// Nobody waits for this copy any more: unless its commit is under way it is taken back.
     pub fn cancel_copy(&mut self, number: u64) {
         let committing = self.commit.as_ref().is_some_and(|commit| commit.commit.number == number);
