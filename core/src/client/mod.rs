@@ -38,7 +38,7 @@ mod ids;
 mod mount_tests;
 mod names;
 #[cfg(test)]
-mod names_tests;
+mod race_tests;
 mod ranges;
 #[cfg(test)]
 mod read_tests;
@@ -495,17 +495,12 @@ mod tests {
     /// session ended as if it had left nothing, and nobody ever looked for the block.
     #[test]
     fn unmount_waits_for_the_end_of_what_was_forgotten() {
-        let world = World::new();
-        let id = world.volume().id;
-        world.state().objects.insert(VOLUME_OBJECT.into(), crate::format::block::encode_marker(id));
+        let world = World::mountable();
         world.block_on(async {
-            let client = Client::mount(world.clone(), Options::default()).await.expect("a mount");
-            let flags = OpenFlags { write: true, ..OpenFlags::default() };
-            let caller = Caller { uid: 0, gid: 0, umask: None };
-            let (entry, handle) = client.create(caller, Ino::ROOT, b"gone", 0o644, flags).await.expect("a file");
+            let (client, entry, handle) = world.mount_with_file(Options::default()).await;
             // Of more than a block: it is put at once.
             client.write(handle, 0, Bytes::from(vec![1; 5000]), false).await.expect("a write");
-            client.unlink(Ino::ROOT, b"gone").await.expect("no name");
+            client.unlink(Ino::ROOT, b"file").await.expect("no name");
             client.release(handle).await.expect("not open");
             // So that its removal is tried again at ever longer intervals.
             world.state().faults.write = true;

@@ -6,17 +6,14 @@ use bytes::Bytes;
 
 use super::upkeep::fake::World;
 use super::*;
-use crate::format::block::encode_marker;
 use crate::format::keys;
 use crate::format::values::{VOLUME_VERSION, Value};
-use crate::types::Ino;
 
 /// A world whose volume was formatted with other settings.
 fn world(change: impl FnOnce(&mut Volume)) -> World {
-    let world = World::new();
+    let world = World::mountable();
     let mut volume = world.volume();
     change(&mut volume);
-    world.state().objects.insert(VOLUME_OBJECT.into(), encode_marker(volume.id));
     world.txn(|txn, _| {
         txn.put(&keys::volume(), &volume.encode());
         Ok(())
@@ -29,9 +26,7 @@ fn a_volume_that_is_nearly_full_is_so_after_a_mount() {
     let world = world(|volume| volume.capacity = 10_000);
     let flags = OpenFlags { write: true, ..OpenFlags::default() };
     world.block_on(async {
-        let client = Client::mount(world.clone(), Options::default()).await.expect("a mount");
-        let caller = Caller { uid: 0, gid: 0, umask: None };
-        let (entry, handle) = client.create(caller, Ino::ROOT, b"file", 0o644, flags).await.expect("a file");
+        let (client, entry, handle) = world.mount_with_file(Options::default()).await;
         client.write(handle, 0, Bytes::from(vec![1; 9000]), false).await.expect("there is space");
         client.release(handle).await.expect("no error");
         client.unmount().await.expect("an unmount");
@@ -52,12 +47,9 @@ fn a_volume_that_is_nearly_full_is_so_after_a_mount() {
 #[test]
 fn short_memory_flushes_once_unless_somebody_waits() {
     let world = world(|_| {});
-    let flags = OpenFlags { write: true, ..OpenFlags::default() };
     let options = Options { buffer_size: 1 << 20, commit_interval: Duration::from_secs(3600), ..Options::default() };
     world.block_on(async {
-        let client = Client::mount(world.clone(), options).await.expect("a mount");
-        let caller = Caller { uid: 0, gid: 0, umask: None };
-        let (_, handle) = client.create(caller, Ino::ROOT, b"file", 0o644, flags).await.expect("a file");
+        let (client, _, handle) = world.mount_with_file(options).await;
         let all = Bytes::from(vec![1; 600 << 10]);
         client.write(handle, 0, all, false).await.expect("there is space");
         client.write(handle, 700 << 10, Bytes::from(vec![2; 1000]), false).await.expect("there is space");
@@ -71,12 +63,9 @@ fn short_memory_flushes_once_unless_somebody_waits() {
 #[test]
 fn what_was_written_is_committed_at_the_interval_and_not_before() {
     let world = world(|_| {});
-    let flags = OpenFlags { write: true, ..OpenFlags::default() };
     let options = Options { commit_interval: Duration::from_secs(5), ..Options::default() };
     world.block_on(async {
-        let client = Client::mount(world.clone(), options).await.expect("a mount");
-        let caller = Caller { uid: 0, gid: 0, umask: None };
-        let (_, handle) = client.create(caller, Ino::ROOT, b"file", 0o644, flags).await.expect("a file");
+        let (client, _, handle) = world.mount_with_file(options).await;
         client.write(handle, 0, Bytes::from(vec![1; 1000]), false).await.expect("there is space");
         let start = world.now();
         for (at, dirty) in [(1, 1000), (6, 0)] {

@@ -23,9 +23,10 @@ use bytes::Bytes;
 use super::super::std::sync::{Mutex, MutexGuard};
 use super::super::wait::lock;
 use super::{Collector, Grace, Pass, UpkeepError, blocks};
+use crate::client::{Caller, Client, Entry, Handle, OpenFlags, Options};
 use crate::env::{Committed, Env, MetaError, MetaStore, ObjectPage, ObjectStore, StoreError, TxnSeq};
 use crate::format::Volume;
-use crate::format::block::{encode_head, object_key};
+use crate::format::block::{VOLUME_OBJECT, encode_head, encode_marker, object_key};
 use crate::format::keys;
 use crate::format::values::{VOLUME_VERSION, Value};
 use crate::kv::mem::MemKv;
@@ -58,6 +59,8 @@ pub(crate) struct Faults {
     pub(crate) sync: bool,
     pub(crate) write: bool,
     pub(crate) every_third_write: bool,
+    /// How long a write of metadata is on its way.
+    pub(crate) writes_take: Duration,
     pub(crate) list: bool,
     pub(crate) get: bool,
     /// Deletes still carried out before they fail.
@@ -91,6 +94,13 @@ impl MetaStore for World {
         F: Fn(&mut dyn Txn) -> OpResult<T> + Send + Sync,
     {
         self.suspend().await;
+        let arrives = {
+            let state = self.state();
+            (state.faults.writes_take > Duration::ZERO).then(|| state.now + state.faults.writes_take)
+        };
+        if let Some(at) = arrives {
+            self.sleep_until(at).await;
+        }
         let mut state = self.state();
         if state.faults.write || (state.faults.every_third_write && state.suspensions.is_multiple_of(3)) {
             return Err(MetaError::Retry);
@@ -261,6 +271,22 @@ impl World {
         let volume = world.volume();
         world.txn(|txn, ctx| volume::format(txn, ctx, &volume, 0, 0));
         world
+    }
+
+    /// The same with the volume's marker in the store, which a mount asks for.
+    pub(crate) fn mountable() -> Self {
+        let world = Self::new();
+        world.state().objects.insert(VOLUME_OBJECT.into(), encode_marker(world.volume().id));
+        world
+    }
+
+    /// A mount, and the new file `file` in its root, open for reading and writing.
+    pub(crate) async fn mount_with_file(&self, options: Options) -> (Client<Self>, Entry, Handle) {
+        let client = Client::mount(self.clone(), options).await.expect("a mount");
+        let caller = Caller { uid: 0, gid: 0, umask: None };
+        let flags = OpenFlags { read: true, write: true, ..OpenFlags::default() };
+        let (entry, handle) = client.create(caller, Ino::ROOT, b"file", 0o644, flags).await.expect("a file");
+        (client, entry, handle)
     }
 
     /// Suspends once to three times.

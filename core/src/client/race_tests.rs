@@ -1,4 +1,4 @@
-//! Names under calls that overtake each other.
+//! Calls that overtake each other.
 
 use alloc::vec;
 use core::future::{Future, poll_fn};
@@ -9,7 +9,6 @@ use bytes::Bytes;
 
 use super::upkeep::fake::World;
 use super::*;
-use crate::format::block::encode_marker;
 use crate::types::Ino;
 
 /// Lets all others go on once.
@@ -26,16 +25,12 @@ async fn pause() {
 /// and what was accepted and not committed went with them.
 #[test]
 fn a_lookup_during_the_end_of_a_file_sees_all_of_it_or_nothing() {
-    let flags = OpenFlags { write: true, ..OpenFlags::default() };
-    let caller = Caller { uid: 0, gid: 0, umask: None };
     let (mut found, mut gone) = (0, 0);
     for (before, after) in (0..40).flat_map(|before| (0..20).map(move |after| (before, after))) {
-        let world = World::new();
-        world.state().objects.insert(VOLUME_OBJECT.into(), encode_marker(world.volume().id));
+        let world = World::mountable();
         world.state().faults.reads_late = true;
         world.block_on(async {
-            let client = Client::mount(world.clone(), Options::default()).await.expect("a mount");
-            let (entry, handle) = client.create(caller, Ino::ROOT, b"file", 0o644, flags).await.expect("a file");
+            let (client, entry, handle) = world.mount_with_file(Options::default()).await;
             client.write(handle, 0, Bytes::from(vec![1; 1000]), false).await.expect("there is space");
             let mut lookup = pin!(client.lookup(Ino::ROOT, b"file"));
             let mut seen = None;
@@ -74,4 +69,27 @@ fn a_lookup_during_the_end_of_a_file_sees_all_of_it_or_nothing() {
         });
     }
     assert!(found > 20 && gone > 20, "{found} {gone}");
+}
+
+/// In a simulated world a copy reached its deadline while its transaction was under way: it failed, and a moment later the
+/// file had it.
+#[test]
+fn a_copy_that_is_being_committed_at_its_deadline_is_waited_for() {
+    let world = World::mountable();
+    let options = Options { store_timeout: Duration::from_millis(500), ..Options::default() };
+    world.block_on(async {
+        let (client, entry, handle) = world.mount_with_file(options).await;
+        client.write(handle, 0, Bytes::from(vec![1; 1000]), false).await.expect("there is space");
+        client.fsync(handle).await.expect("no error");
+        for (takes, copied) in [(700, Ok(1000)), (1100, Err(Errno::EIO))] {
+            world.state().faults.writes_take = Duration::from_millis(takes);
+            let length = client.getattr(entry.ino).await.expect("it is there").length;
+            assert_eq!(client.copy_range((handle, 0), (handle, length), 1000, false).await, copied, "{takes} ms");
+            let longer = client.getattr(entry.ino).await.expect("it is there").length;
+            assert_eq!(longer - length, copied.unwrap_or(0), "{takes} ms");
+        }
+        world.state().faults.writes_take = Duration::ZERO;
+        client.release(handle).await.expect("no error");
+        client.unmount().await.expect("an unmount");
+    });
 }
