@@ -14,12 +14,13 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::ops::Range;
 
 use crate::errno::Errno;
-use crate::file::machine::{Fallocate, Whence};
+use crate::file::machine::Fallocate;
 use crate::testkit::ops::{AclEntries, Op, RenameFlag, SLOTS, UMASK, split, written_bytes};
 use crate::types::{FileType, NAME_MAX, Timestamp};
+
+mod contents;
 
 /// An inode of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -191,7 +192,7 @@ impl Model {
             }
             Op::Seek { slot, whence, offset } => {
                 let data = &self.node(self.slot(*slot)?.node).data;
-                return seek(data, *whence, *offset as usize).map(|at| (at as u64).to_le_bytes().to_vec());
+                return contents::seek(data, *whence, *offset as usize).map(|at| (at as u64).to_le_bytes().to_vec());
             }
             Op::CopyRange { from, to, from_offset, to_offset, len } => {
                 let copied = self.copy(*from, *to, *from_offset as usize, *to_offset as usize, *len as usize, when)?;
@@ -537,68 +538,6 @@ impl Model {
         }
     }
 
-    fn write(&mut self, id: NodeId, at: usize, bytes: &[u8], drop_privileges: bool, when: Stamp) {
-        let node = self.node_mut(id);
-        if bytes.is_empty() {
-            return;
-        }
-        let data = Arc::make_mut(&mut node.data);
-        if data.len() < at + bytes.len() {
-            data.resize(at + bytes.len(), 0);
-        }
-        data[at..at + bytes.len()].copy_from_slice(bytes);
-        (node.mtime, node.ctime) = (when, when);
-        if drop_privileges {
-            node.mode &= !0o4000;
-            // A set-group-id bit without group execution means mandatory locking, and stays. (inode(7))
-            if node.mode & 0o010 != 0 {
-                node.mode &= !0o2000;
-            }
-        }
-    }
-
-    fn fallocate(&mut self, id: NodeId, what: Fallocate, range: Range<usize>, when: Stamp) {
-        let node = self.node_mut(id);
-        let data = Arc::make_mut(&mut node.data);
-        let (zeros, extend) = match what {
-            Fallocate::Reserve { extend } => (false, extend),
-            Fallocate::Punch => (true, false),
-            Fallocate::Zero { extend } => (true, extend),
-        };
-        if extend && data.len() < range.end {
-            data.resize(range.end, 0);
-        }
-        if zeros {
-            let end = range.end.min(data.len());
-            data.get_mut(range.start..end).unwrap_or_default().fill(0);
-        }
-        (node.mtime, node.ctime) = (when, when);
-    }
-
-    fn copy(&mut self, from: usize, to: usize, at: usize, target: usize, len: usize, when: Stamp) -> Answer<usize> {
-        let (source, file) = (self.slot(from)?, self.slot(to)?);
-        if file.append {
-            return Err(Errno::EBADF);
-        }
-        self.allow(file.node, IMMUTABLE)?;
-        let data = self.node(source.node).data.clone();
-        let len = len.min(data.len().saturating_sub(at));
-        if len == 0 {
-            return Ok(0);
-        }
-        if source.node == file.node && at < target + len && target < at + len {
-            return Err(Errno::EINVAL);
-        }
-        self.write(file.node, target, &data[at..at + len], false, when);
-        Ok(len)
-    }
-
-    fn truncate(&mut self, id: NodeId, length: u64, when: Stamp) {
-        let node = self.node_mut(id);
-        Arc::make_mut(&mut node.data).resize(length as usize, 0);
-        (node.mtime, node.ctime) = (when, when);
-    }
-
     fn change(&mut self, path: &str, when: Stamp, with: impl FnOnce(&mut Node)) -> Answer<()> {
         let id = self.find(path)?;
         self.allow(id, IMMUTABLE | APPEND)?;
@@ -703,16 +642,6 @@ fn new_node(kind: FileType, mode: u16, when: Stamp) -> Node {
         access_acl: None,
         default_acl: None,
         flags: 0,
-    }
-}
-
-/// Where data or a hole begins: no byte that was written is zero.
-fn seek(data: &[u8], whence: Whence, offset: usize) -> Answer<usize> {
-    let rest = data.get(offset..).filter(|rest| !rest.is_empty()).ok_or(Errno::ENXIO)?;
-    let found = rest.iter().position(|byte| (*byte != 0) == (whence == Whence::Data));
-    match whence {
-        Whence::Data => found.map(|at| offset + at).ok_or(Errno::ENXIO),
-        Whence::Hole => Ok(found.map_or(data.len(), |at| offset + at)),
     }
 }
 
