@@ -563,9 +563,9 @@ impl<E: Env> Shared<E> {
             self.files.retire(&cell);
         }
         self.accesses.forget(ino);
-        let begun = self.space.begin();
+        self.space.begin();
         let reaped = self.mutate(|txn, ctx| meta::remove::reap(txn, ctx, ino, &given_up)).await;
-        self.space.end(begun, -reaped.map_or(0, |freed| freed as i64));
+        self.space.end(-reaped.map_or(0, |freed| freed as i64));
         match reaped {
             Ok(_) => {
                 reached(Mark::OrphanReaped);

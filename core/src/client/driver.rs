@@ -135,7 +135,7 @@ impl<E: Env> Shared<E> {
         let frees = commit.changes.iter().any(frees);
         let point = if truncates { Point::Truncate } else { Point::Commit };
         let ctx = self.ctx();
-        let begun = self.space.begin();
+        self.space.begin();
         self.env.at(point, Edge::Begin);
         if planted::is(Bug::LengthBeforeSlice) {
             _ = self.env.meta().write(|txn| planted::length_alone(txn, self.geometry(), &commit)).await;
@@ -173,7 +173,7 @@ impl<E: Env> Shared<E> {
         // not known: at most this, and the next reading of usage sets it right.
         let counts = applied && !planted::is(Bug::CapacityLate);
         let grown = if counts { grown.unwrap_or((freed.bytes + freed.reserved) as i64) } else { 0 };
-        self.space.end(begun, grown);
+        self.space.end(grown);
         self.memory.give(freed.bytes);
         self.space.release(freed.reserved);
         if gone {

@@ -136,11 +136,11 @@ impl<'a> Edit<'a> {
         if range.end > FILE_SIZE_MAX {
             return Err(Errno::EFBIG.into());
         }
+        // What a cut hides takes space until the sweeper has been there, not for longer.
+        let cuts = data::cuts(self.txn, self.ino)?;
         for part in self.parts(range.start, range.end) {
             let (chunk, pos, len) = self.place(&part);
             if part.start < self.attr.reach {
-                // What a cut hides takes space until the sweeper has been there, not for longer.
-                let cuts = data::cuts(self.txn, self.ino)?;
                 let start = self.start_of(chunk);
                 if chunk::lasting(&self.chunk(chunk)?.records, &cuts, start).covers(pos, pos + len) {
                     continue;

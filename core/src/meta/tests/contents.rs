@@ -27,6 +27,16 @@ impl File {
         }
     }
 
+    /// The file `file` of 1,200 bytes in 150 slices: too many for one transaction to remove.
+    fn in_pieces(world: &mut World) -> Self {
+        let mut file = Self::new(world, b"file");
+        for i in 0..150 {
+            let changes = file.write(world, i * 8, 8, i as u8);
+            file.commit(world, changes);
+        }
+        file
+    }
+
     /// A write of `len` new bytes at `offset`, cut into chunks.
     fn write(&mut self, world: &mut World, offset: u64, len: u64, fill: u8) -> Vec<Change> {
         let end = (offset + len) as usize;
@@ -261,11 +271,7 @@ fn random_commits(seed: u64, steps: u64) -> usize {
 #[test]
 fn long_truncate_leaves_a_cut_that_hides_at_once_and_is_swept_in_pieces() {
     let mut world = World::new();
-    let mut file = File::new(&mut world, b"file");
-    for i in 0..150 {
-        let changes = file.write(&mut world, i * 8, 8, i as u8);
-        file.commit(&mut world, changes);
-    }
+    let mut file = File::in_pieces(&mut world);
     let change = file.truncate(20);
     file.commit(&mut world, vec![change]);
     assert_eq!(world.read(|read| sweep::cutfiles(read, 9)).unwrap(), [file.ino]);
@@ -295,11 +301,7 @@ fn long_truncate_leaves_a_cut_that_hides_at_once_and_is_swept_in_pieces() {
 #[test]
 fn what_is_reserved_past_the_end_outlasts_a_sweep() {
     let mut world = World::new();
-    let mut file = File::new(&mut world, b"file");
-    for i in 0..150 {
-        let changes = file.write(&mut world, i * 8, 8, i as u8);
-        file.commit(&mut world, changes);
-    }
+    let mut file = File::in_pieces(&mut world);
     let change = file.truncate(20);
     let reserve = file.reserve(600, 30, false);
     file.commit(&mut world, vec![change, reserve]);
@@ -336,11 +338,7 @@ fn truncate_that_does_not_see_every_record_leaves_a_cut() {
 #[test]
 fn long_file_is_deleted_in_pieces_and_gives_its_usage_back_at_once() {
     let mut world = World::new();
-    let mut file = File::new(&mut world, b"file");
-    for i in 0..150 {
-        let changes = file.write(&mut world, i * 8, 8, i as u8);
-        file.commit(&mut world, changes);
-    }
+    let mut file = File::in_pieces(&mut world);
     let ino = file.ino;
     let gave_up = world.slice();
     world.run(|txn, ctx| remove::unlink(txn, ctx, Ino::ROOT, b"file")).unwrap();
@@ -517,11 +515,7 @@ fn files_that_share_slices_let_go_of_them_one_by_one() {
 #[test]
 fn a_hole_in_terabytes_is_a_record_or_two_and_a_cut() {
     let mut world = World::new();
-    let mut file = File::new(&mut world, b"file");
-    for i in 0..150 {
-        let changes = file.write(&mut world, i * 8, 8, i as u8);
-        file.commit(&mut world, changes);
-    }
+    let mut file = File::in_pieces(&mut world);
     let keys = |world: &mut World| world.read(|read| scan_all(read, crate::format::keys::everything())).unwrap().len();
     let before = keys(&mut world);
     let change = file.punch(100, 1 << 20);
