@@ -10,17 +10,20 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kiseki::objects::{Access, Objects, Place};
 use kiseki::rocks::{OpenMode, RocksMeta};
-use kiseki_core::testkit::power_cut::{self, MetaPast, ObjectsPast};
+use kiseki_core::testkit::power_cut::{self, MetaPast, ObjectsPast, Power};
 use rustix::mount::{UnmountFlags, unmount};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+
+mod volume;
+
+use volume::{eventually, within};
 
 /// Power cuts of each store: after so many calls and, as many, in the middle of one.
 const CUTS: u64 = 10;
@@ -71,11 +74,8 @@ impl Disk {
 
     /// Unmounts what was cut off, and mounts what is left.
     fn mount_again(&self) {
-        let end = Instant::now() + PATIENCE;
-        while let Err(error) = unmount(self.root(), UnmountFlags::empty()) {
-            assert!(Instant::now() < end, "unmount {}: {error}", self.root().display());
-            thread::sleep(Duration::from_millis(10));
-        }
+        let root = self.root();
+        within(PATIENCE, "the kernel lets go of the disk", || unmount(&root, UnmountFlags::empty()).is_ok());
         self.mount();
     }
 }
@@ -128,8 +128,8 @@ fn open_objects(path: &Path, access: Access, runtime: &Runtime) -> Objects {
 
 /// Lets `course` make calls, the number of which it is given, and cuts the power: after some calls (`cut` is even), or
 /// in the middle of one. What the course is given beside is off before the cut begins.
-fn cut_short<T: Send>(disk: &Disk, cut: u64, course: impl Fn(u64, &AtomicBool) -> T + Sync) -> T {
-    let power = AtomicBool::new(true);
+fn cut_short<T: Send>(disk: &Disk, cut: u64, course: impl Fn(u64, &Power) -> T + Sync) -> T {
+    let power = Power::default();
     if cut.is_multiple_of(2) {
         let past = course(3 + cut, &power);
         disk.cut_power();
@@ -137,9 +137,9 @@ fn cut_short<T: Send>(disk: &Disk, cut: u64, course: impl Fn(u64, &AtomicBool) -
     }
     thread::scope(|scope| {
         let calling = scope.spawn(|| course(CALLS_MAX, &power));
-        // Where it falls is chance; whatever it is in the middle of, the verdict holds.
-        thread::sleep(Duration::from_millis(5 * cut));
-        power.store(false, Ordering::SeqCst);
+        // Where it falls after so many calls is chance; whatever it is in the middle of, the verdict holds.
+        eventually("the course goes on", || power.calls() >= 20 * cut);
+        power.off();
         disk.cut_power();
         calling.join().expect("the course ends with the power")
     })

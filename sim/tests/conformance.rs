@@ -4,10 +4,10 @@
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::future::Future;
-use std::sync::atomic::AtomicBool;
 
 use kiseki_core::env::MetaStore;
-use kiseki_core::testkit::{kv_conformance, power_cut, store_conformance};
+use kiseki_core::testkit::power_cut::{self, Power};
+use kiseki_core::testkit::{kv_conformance, store_conformance};
 use madsim::Config;
 use madsim::runtime::Runtime;
 use sim::dice::Dice;
@@ -102,7 +102,7 @@ fn every_state_comes_up<T: Ord + Debug>(cut: impl Fn(u64, u64) -> (T, usize)) {
 fn a_power_cut_leaves_any_prefix_of_the_transactions() {
     every_state_comes_up(|course, seed| {
         in_world(seed, move |world| async move {
-            let past = power_cut::write_meta(&world.meta, course, 10 + course, &AtomicBool::new(true)).await;
+            let past = power_cut::write_meta(&world.meta, course, 10 + course, &Power::default()).await;
             world.end(Ending::PowerCut);
             (past.left(&world.meta).await, (past.written - past.synced) as usize + 1)
         })
@@ -113,7 +113,7 @@ fn a_power_cut_leaves_any_prefix_of_the_transactions() {
 fn a_power_cut_leaves_any_of_the_changes_since_the_last_barrier() {
     every_state_comes_up(|course, seed| {
         in_world(seed, move |world| async move {
-            let past = power_cut::write_objects(&world.objects, course, 6 + course % 3, &AtomicBool::new(true)).await;
+            let past = power_cut::write_objects(&world.objects, course, 6 + course % 3, &Power::default()).await;
             world.end(Ending::PowerCut);
             (past.left(&world.objects).await, 1 << past.open().len())
         })

@@ -6,7 +6,8 @@
 //! handles and who has seen which error, memory permits (it only counts what it holds).
 //!
 //! Invariants
-//! - Every member (write, truncate, hole, reservation, copy, attribute change) has a number; numbers ascend from the inode's `commit` number.
+//! - Every member (write, truncate, hole, reservation, copy, attribute change) has a number; numbers ascend from the
+//!   inode's `commit` number.
 //! - A batch holds all members of an interval of numbers. A commit covers a prefix of the batches, so it is always a
 //!   prefix of what was accepted. At most one commit is in flight, and until its outcome is known it stays the same.
 //! - A batch is committed only when all its bytes are put and a barrier that began after the last put has returned,

@@ -2,6 +2,7 @@
 //!
 //! Owns: the checks, which panic with what was broken. They want a store of their own that does not fail on purpose.
 //! Leaves to others: making stores, executors, and the crash between `write_before_crash` and `check_after_crash`.
+//! It is async because the store that it drives is; it waits for nothing but the store.
 
 use alloc::format;
 use alloc::vec;

@@ -1,7 +1,8 @@
 //! What a power cut may leave of a store: a course of calls that is cut short anywhere, and one verdict, for the real
 //! stores and for their fakes.
 //!
-//! Owns: the calls, and what may be left of them. Leaves to others: making stores, executors, and the cut.
+//! Owns: the calls, and what may be left of them. Leaves to others: making stores, executors, and the cut. It is async
+//! because the stores that it drives are; it waits for nothing but the store.
 //!
 //! - Of metadata, a prefix of the transactions is left, each whole, with all that a sync has covered.
 //! - An object that was put before a barrier is left, whole; one that was deleted before a barrier is not. Of each other
@@ -16,7 +17,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 
@@ -41,6 +42,31 @@ impl Dice {
     }
 }
 
+/// What a course and the cut know of each other. The power is on at first.
+#[derive(Debug, Default)]
+pub struct Power {
+    off: AtomicBool,
+    calls: AtomicU64,
+}
+
+impl Power {
+    /// The cut begins: what returns from now on is not believed.
+    pub fn off(&self) {
+        self.off.store(true, Ordering::SeqCst);
+    }
+
+    /// Calls of the course that have returned.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    /// A call has returned; whether it is believed.
+    fn returned(&self) -> bool {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        !self.off.load(Ordering::SeqCst)
+    }
+}
+
 type Pairs = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// What was done to a metadata store before the cut.
@@ -54,13 +80,13 @@ pub struct MetaPast {
 }
 
 /// Makes `calls` calls, drawn from `seed`; the first transaction is synced. `power` goes off before the cut begins.
-pub async fn write_meta<M: MetaStore>(store: &M, seed: u64, calls: u64, power: &AtomicBool) -> MetaPast {
+pub async fn write_meta<M: MetaStore>(store: &M, seed: u64, calls: u64, power: &Power) -> MetaPast {
     let mut past = MetaPast { seed, synced: 0, written: 0 };
     let mut dice = Dice(seed);
     for call in 0..calls {
         if call == 1 || (call > 1 && dice.below(6) == 0) {
             let written = past.written;
-            if store.sync(store.last()).await.is_err() || !power.load(Ordering::SeqCst) {
+            if store.sync(store.last()).await.is_err() || !power.returned() {
                 return past;
             }
             past.synced = written;
@@ -77,7 +103,7 @@ pub async fn write_meta<M: MetaStore>(store: &M, seed: u64, calls: u64, power: &
             }
             Ok(())
         });
-        if written.await.is_err() || !power.load(Ordering::SeqCst) {
+        if written.await.is_err() || !power.returned() {
             return past;
         }
     }
@@ -132,7 +158,7 @@ pub struct ObjectsPast {
 
 /// Makes `calls` calls, drawn from `seed`; the first object is put before a barrier. `power` goes off before the cut
 /// begins.
-pub async fn write_objects<S: ObjectStore>(store: &S, seed: u64, calls: u64, power: &AtomicBool) -> ObjectsPast {
+pub async fn write_objects<S: ObjectStore>(store: &S, seed: u64, calls: u64, power: &Power) -> ObjectsPast {
     let mut past = ObjectsPast { seed, states: BTreeMap::new(), present: BTreeSet::new() };
     let mut dice = Dice(seed);
     let mut next = 0;
@@ -162,7 +188,7 @@ pub async fn write_objects<S: ObjectStore>(store: &S, seed: u64, calls: u64, pow
                 store.put(&key(number), body(seed, number)).await.is_ok()
             }
         };
-        if !done || !power.load(Ordering::SeqCst) {
+        if !done || !power.returned() {
             return past;
         }
         if choice == 7 {

@@ -3,6 +3,7 @@
 //! Owns: the checks, which panic with what was broken. They want a prefix of their own in a store that does not fail
 //! on purpose.
 //! Leaves to others: making stores, executors, and the crash between `put_before_crash` and `check_after_crash`.
+//! It is async because the store that it drives is; it waits for nothing but the store.
 
 use alloc::borrow::ToOwned;
 use alloc::format;

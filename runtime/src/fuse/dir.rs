@@ -42,8 +42,8 @@ impl Listing for ReplyDirectoryPlus {
     }
 }
 
-/// Fills `reply` with names and types of `dir`, in a mount of `root`, after `offset`. An error after the first entry only ends the reply: the kernel
-/// asks again from there, and gets it then.
+/// Fills `reply` with names and types of `dir`, in a mount of `root`, after `offset`. An error after the first entry
+/// only ends the reply: the kernel asks again from there, and gets it then.
 pub(super) async fn list<E: Env>(
     client: &Client<E>,
     (dir, root): (Ino, Ino),

@@ -6,7 +6,6 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, IFlags, Mode, RenameFlags, Timespec, Timestamps, XattrFlags, getxattr,
@@ -14,8 +13,9 @@ use rustix::fs::{
     setxattr, utimensat,
 };
 use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
 
-use crate::harness::Volume;
+use crate::harness::{Volume, eventually};
 
 const NOBODY: u32 = 65_534;
 const ACCESS: &str = "system.posix_acl_access";
@@ -318,9 +318,10 @@ pub(crate) fn atime(path: &Path) -> (i64, i64) {
     (meta.atime(), meta.atime_nsec())
 }
 
-/// A moment that is later than all before on the clock of the mount.
+/// Waits for a moment that is later than all before, also on the coarse clock that the kernel takes times from.
 pub(crate) fn tick() {
-    std::thread::sleep(Duration::from_millis(20));
+    let now = clock_gettime(ClockId::Realtime);
+    eventually("the clock goes on", || clock_gettime(ClockId::RealtimeCoarse) > now);
 }
 
 pub(crate) fn set_times(path: &Path, atime: (i64, i64), mtime: (i64, i64)) {
@@ -468,9 +469,7 @@ fn the_limit_of_inodes_is_exact_however_many_create() {
             fs::remove_file(volume.path("another")).expect("unlinks");
             let some = fs::read_dir(&volume.mnt).expect("lists").take(100).map(|entry| entry.expect("lists").path());
             some.collect::<Vec<_>>().iter().for_each(|path| fs::remove_file(path).expect("unlinks"));
-            crate::harness::eventually("inodes come back", || {
-                rustix::fs::statvfs(&volume.mnt).expect("stats").f_ffree == 100
-            });
+            eventually("inodes come back", || rustix::fs::statvfs(&volume.mnt).expect("stats").f_ffree == 100);
         }
     }
     volume.unmount();

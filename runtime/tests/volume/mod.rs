@@ -24,12 +24,19 @@ pub const NAME: &str = "test-volume";
 /// Longest wait for something that happens in the background.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Looks every 20 ms until `condition` holds; fails when `PATIENCE` is over.
+/// Looks until `condition` holds; fails when `PATIENCE` is over.
 #[track_caller]
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    within(PATIENCE, what, condition);
+}
+
+/// The same with a patience of its own. What is waited for happens in the kernel or in another process, which wake
+/// nobody here: it looks every 20 ms.
+#[track_caller]
+pub fn within(patience: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
     while !condition() {
-        assert!(began.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        assert!(began.elapsed() < patience, "{what}: not within {patience:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -121,8 +121,8 @@ impl<E: Env> Collector<E> {
             tracing::info!(count, "deleted blocks that an ended session had put and not committed");
         }
         match failed {
-            // The lease is forgotten after this, and with it where to look. What the listing did not show may have been deleted by
-            // a process that died before its barrier.
+            // The lease is forgotten after this, and with it where to look. What the listing did not show may have been
+            // deleted by a process that died before its barrier.
             None if !planted::is(Bug::DeleteWithoutBarrier) => self.barrier().await,
             None => Ok(()),
             Some(error) => Err(error),

@@ -338,7 +338,7 @@ fn truncate_that_does_not_see_every_record_leaves_a_cut() {
 #[test]
 fn long_file_is_deleted_in_pieces_and_gives_its_usage_back_at_once() {
     let mut world = World::new();
-    let mut file = File::in_pieces(&mut world);
+    let file = File::in_pieces(&mut world);
     let ino = file.ino;
     let gave_up = world.slice();
     world.run(|txn, ctx| remove::unlink(txn, ctx, Ino::ROOT, b"file")).unwrap();
