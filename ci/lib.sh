@@ -116,6 +116,19 @@ make_work() {
     trap 'exit 143' TERM HUP
 }
 
+# Copies sources of crates that cargo has fetched, real trees of all sorts, into the new folder $1, until it holds $2 files
+# or all are there. Leaves the number of files in `count`.
+copy_crates() {
+    local crate
+    mkdir "$1"
+    count=0
+    for crate in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/*/; do
+        cp -a "$crate" "$1/"
+        count=$(find "$1" -type f | wc -l)
+        [ "$count" -lt "$2" ] || break
+    done
+}
+
 # MinIO on `$work/minio`, with credentials of its own: a free port the first time (`$minio_url`), the same one after that.
 minio_pid=
 minio_url=

@@ -51,19 +51,6 @@ sums() {
     )
 }
 
-# The sources of this workspace's dependencies, as cargo keeps them: real trees of all sorts.
-collect_tree() {
-    local crate
-    mkdir "$work/tree"
-    count=0
-    for crate in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/*/; do
-        cp -a "$crate" "$work/tree/"
-        count=$(find "$work/tree" -type f | wc -l)
-        [ "$count" -lt "$enough" ] || break
-    done
-    [ "$count" -ge "$least" ] || die "only $count files in cargo's registry; the test needs $least"
-}
-
 copy() {
     cp -a "$work/tree" tree
     rsync -a -c --dry-run --itemize-changes "$work/tree/" tree/ >"$work/rsync.out"
@@ -315,7 +302,8 @@ attempt() {
     tail -n 30 "$work/$name.out" >&2
 }
 
-collect_tree
+copy_crates "$work/tree" "$enough"
+[ "$count" -ge "$least" ] || die "only $count files in cargo's registry; the test needs $least"
 format_volume "$store" ${format_arguments[@]+"${format_arguments[@]}"}
 mount_volume
 # POSIX ACLs are a choice at `format`.

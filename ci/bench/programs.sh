@@ -15,13 +15,8 @@ source "$(dirname "$0")/../lib.sh"
 commits=300
 
 prepare() {
-    local material=$1 files=$2 crate count=0 git
-    mkdir "$material/tree"
-    for crate in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/*/; do
-        cp -a "$crate" "$material/tree/"
-        count=$(find "$material/tree" -type f | wc -l)
-        [ "$count" -lt "$files" ] || break
-    done
+    local material=$1 files=$2 git
+    copy_crates "$material/tree" "$files"
     [ "$count" -ge "$files" ] || die "only $count files in cargo's registry; $files are needed: cargo fetch"
     echo "$count" >"$material/count"
     tar -C "$material" -cf "$material/tree.tar" tree
