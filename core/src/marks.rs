@@ -67,6 +67,8 @@ marks! {
     ReadOverDirtyAndCommitted: "a read was answered from dirty and from committed bytes";
     ReadThroughHole: "a read crossed a truncate that was not committed";
     StaleViewRefused: "slices that were loaded before a commit came too late to be installed";
+    MetaCached: "metadata was read from memory";
+    OldSnapshotNotCached: "what a snapshot showed was not kept in memory, for a transaction had ended since";
     StaleAttributesRefused: "attributes that were read before a commit came too late to be shown";
     StaleMachineRefused: "attributes that were read before another machine came and went made no machine";
     ReadJoinedFetch: "a read waited for a fetch that was under way";
@@ -78,6 +80,7 @@ marks! {
     // Promises.
     FsyncOfNothing: "an fsync had nothing to do";
     FlushOutOfTime: "a flush was given up at its deadline";
+    FlushPatient: "a flush went on past its deadline, for the store took puts";
     ErrorTold: "a handle was told of an error of its file";
     ErrorOldForHandle: "a handle was not told of an error of which it had been told, or that is older than it";
     WriteBeyondCapacity: "a write was refused that would not have fit on the volume";

@@ -75,6 +75,7 @@ bugs! {
     ReservationForgotten, 3, "fallocate answers and reserves nothing";
     OverlayReversed, 3, "of the slices of a chunk the oldest lies on top";
     StaleView, 3, "slices read before a commit are installed after it";
+    OldSnapshotCached, 2, "what a snapshot showed is kept in memory though a transaction has changed it since";
     StaleAttr, 3, "attributes read before a commit are shown after it";
     SliceLeaseUnsynced, 3, "a slice id is used before its lease is durable";
     ChecksumSkipped, 3, "a block's bytes are not compared with their checksums";

@@ -133,6 +133,7 @@ impl Knobs {
             inode_lease: one_of(&[1, 1, 8, 1 << 16]),
             slice_lease: one_of(&[1, 5, 60, LEASE_SLICES]),
             atime: [AtimeMode::Relatime, AtimeMode::Noatime, AtimeMode::Strictatime][dice.below(3) as usize],
+            meta_cache: one_of(&[0, 0, 100_000, 1 << 20]),
             ..Options::default()
         };
         Self { geometry, options, looks: one_of(&[1000, 300, 300, 100]) }

@@ -79,8 +79,8 @@ impl<E: Env> Client<E> {
             buffer_size: shared.options.buffer_size,
             open_files: shared.files.open_count(),
             uploads: shared.uploads.used(),
-            last_txn: shared.env.meta().last().0,
-            synced_txn: shared.env.meta().synced().0,
+            last_txn: shared.meta.last().0,
+            synced_txn: shared.meta.synced().0,
         })
     }
 

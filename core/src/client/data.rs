@@ -204,7 +204,7 @@ impl<E: Env> Client<E> {
         report(file, &lock(&file.cell.state).file)?;
         let seen = file.seen.load(Ordering::Acquire);
         reached_if(Mark::FsyncOfNothing, || {
-            lock(&file.cell.state).file.is_clean() && shared.env.meta().synced() >= shared.env.meta().last()
+            lock(&file.cell.state).file.is_clean() && shared.meta.synced() >= shared.meta.last()
         });
         if planted::is(Bug::CleanUnsynced) && lock(&file.cell.state).file.is_clean() {
             return Ok(());
@@ -413,8 +413,14 @@ impl<E: Env> Shared<E> {
         }
     }
 
-    /// Waits until everything accepted so far is committed, or an error newer than `seen` is raised.
-    pub(super) async fn flush(self: &Arc<Self>, cell: &Arc<Cell>, seen: u64, deadline: Duration) -> Result<(), Errno> {
+    /// Waits until everything accepted so far is committed, or an error newer than `seen` is raised. EIO past `deadline`,
+    /// and `store_timeout` after the store has last taken anything that this waits for: one that is slow is not away.
+    pub(super) async fn flush(
+        self: &Arc<Self>,
+        cell: &Arc<Cell>,
+        seen: u64,
+        mut deadline: Duration,
+    ) -> Result<(), Errno> {
         let number = lock(&cell.state).file.flush();
         self.drive(cell);
         loop {
@@ -429,6 +435,12 @@ impl<E: Env> Shared<E> {
                 }
             }
             if timeout(&self.env, deadline, changed).await.is_none() {
+                let moved = self.moved(cell) + self.options.store_timeout;
+                if self.env.now() < moved {
+                    reached(Mark::FlushPatient);
+                    deadline = moved;
+                    continue;
+                }
                 reached(Mark::FlushOutOfTime);
                 if planted::is(Bug::FlushDeadlineAccepted) {
                     return Ok(());
@@ -437,6 +449,14 @@ impl<E: Env> Shared<E> {
                 return Err(Errno::EIO);
             }
         }
+    }
+
+    /// When what a flush of the file waits for went on last: a put or commit of its own, or another's put while its own
+    /// wait for their turn.
+    fn moved(&self, cell: &Cell) -> Duration {
+        let state = lock(&cell.state);
+        let any = Duration::from_nanos(self.last_put.load(Ordering::Acquire));
+        if state.queued == 0 { state.moved } else { state.moved.max(any) }
     }
 
     /// The segments of a read; loads the slices of chunks that are not in memory.

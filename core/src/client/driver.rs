@@ -103,7 +103,9 @@ impl<E: Env> Shared<E> {
     }
 
     async fn put(self: Arc<Self>, cell: Arc<Cell>, key: u64, id: BlockId, payload: Bytes) {
+        lock(&cell.state).queued += 1;
         self.uploads.take(1).await;
+        lock(&cell.state).queued -= 1;
         let head = encode_head(self.volume.id, id, self.geometry().frame_size, &payload);
         self.env.at(Point::Put, Edge::Begin);
         let result = self.env.objects().put(&object_key(id), vec![head, payload]).await;
@@ -116,8 +118,16 @@ impl<E: Env> Shared<E> {
             tracing::debug!(ino = cell.ino.0, object = object_key(id), %error, "put failed");
         }
         self.env.pause().await;
-        let outcome = result.map_or_else(put_failed, |()| PutOutcome::Done);
-        lock(&cell.state).file.handle_put(self.env.now(), key, id.index, outcome);
+        let now = self.env.now();
+        {
+            let mut state = lock(&cell.state);
+            if result.is_ok() {
+                state.moved = now;
+                self.last_put.store(now.as_nanos() as u64, Ordering::Release);
+            }
+            let outcome = result.map_or_else(put_failed, |()| PutOutcome::Done);
+            state.file.handle_put(now, key, id.index, outcome);
+        }
         self.progress(&cell);
     }
 
@@ -138,9 +148,9 @@ impl<E: Env> Shared<E> {
         self.space.begin();
         self.env.at(point, Edge::Begin);
         if planted::is(Bug::LengthBeforeSlice) {
-            _ = self.env.meta().write(|txn| planted::length_alone(txn, self.geometry(), &commit)).await;
+            _ = self.meta.write(|txn| planted::length_alone(txn, self.geometry(), &commit)).await;
         }
-        let result = self.env.meta().write(|txn| meta::data::commit(txn, &ctx, &commit)).await;
+        let result = self.meta.write(|txn| meta::data::commit(txn, &ctx, &commit)).await;
         self.env.at(point, Edge::End);
         self.env.pause().await;
         reached_if(Mark::CommitUnknown, || matches!(result, Err(MetaError::Unknown)));
@@ -164,8 +174,13 @@ impl<E: Env> Shared<E> {
         }
         let gone = matches!(outcome, CommitOutcome::Gone);
         let mut kept = Vec::new();
-        let freed =
-            lock(&cell.state).file.handle_commit(self.env.now(), outcome, |id, payload| kept.push((id, payload)));
+        let freed = {
+            let (mut state, now) = (lock(&cell.state), self.env.now());
+            if applied {
+                state.moved = now;
+            }
+            state.file.handle_commit(now, outcome, |id, payload| kept.push((id, payload)))
+        };
         for (id, payload) in kept {
             self.blocks.insert(id, payload);
         }

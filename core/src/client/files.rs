@@ -91,6 +91,10 @@ pub(super) struct CellState {
     pub(super) timer: Option<Duration>,
     /// A task gets slice ids for this file, and will drive it.
     pub(super) leasing: bool,
+    /// Puts of this file that wait for their turn.
+    pub(super) queued: u32,
+    /// When a put or commit of this file succeeded last.
+    pub(super) moved: Duration,
     /// The file is in the aging queue of its shard.
     aging: bool,
 }
@@ -186,7 +190,16 @@ impl Files {
             reached(Mark::StaleMachineRefused);
             return None;
         }
-        let state = Mutex::new(CellState { file: make(), pins: 1, timer: None, leasing: false, aging: false });
+        let state = CellState {
+            file: make(),
+            pins: 1,
+            timer: None,
+            leasing: false,
+            queued: 0,
+            moved: Duration::ZERO,
+            aging: false,
+        };
+        let state = Mutex::new(state);
         let cell = Arc::new(Cell { ino, flags: AtomicU8::new(flags.bits()), state, changed: Notify::default() });
         shard.cells.insert(ino, cell.clone());
         Some(cell)

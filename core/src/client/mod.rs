@@ -34,6 +34,7 @@ mod data;
 mod driver;
 mod files;
 mod ids;
+mod meta_cache;
 #[cfg(test)]
 mod mount_tests;
 mod names;
@@ -57,6 +58,7 @@ use blocks::Blocks;
 use budget::Budget;
 use files::Files;
 use ids::IdPool;
+use meta_cache::CachedMeta;
 use space::Space;
 use upkeep::{Collector, Grace};
 use wait::{Notify, race, timeout};
@@ -85,6 +87,8 @@ pub struct Options {
     pub slice_lease: u64,
     /// When reading changes the access time.
     pub atime: AtimeMode,
+    /// Memory for attributes and names.
+    pub meta_cache: u64,
 }
 
 impl Default for Options {
@@ -99,6 +103,8 @@ impl Default for Options {
             inode_lease: 1 << 16,
             slice_lease: LEASE_SLICES,
             atime: AtimeMode::default(),
+            // Some 200,000 files.
+            meta_cache: 64 << 20,
         }
     }
 }
@@ -147,6 +153,8 @@ impl<E: Env> Clone for Client<E> {
 
 struct Shared<E: Env> {
     env: E,
+    /// The metadata store: everything after `begin` goes through it.
+    meta: Arc<CachedMeta<E>>,
     volume: Volume,
     options: Options,
     session: Option<SessionId>,
@@ -161,6 +169,8 @@ struct Shared<E: Env> {
     /// Permits for dirty bytes.
     memory: Budget,
     uploads: Budget,
+    /// When a put succeeded last, in nanoseconds of `Env::now`.
+    last_put: AtomicU64,
     /// A flush of everything is under way because memory runs short.
     pressed: AtomicBool,
     /// Payload bytes of writes that wait for memory.
@@ -279,12 +289,14 @@ impl<E: Env> Shared<E> {
             env.meta().sync(seq).await?;
             Some(value)
         };
+        let meta = Arc::new(CachedMeta::new(env.clone(), options.meta_cache));
         Ok(Self {
             started: env.now(),
             blocks: Blocks::new(env.clone(), &volume, cache, options.store_timeout),
-            collector: Collector::new(env.clone(), volume.geometry, grace.clone()),
+            collector: Collector::new(env.clone(), meta.clone(), volume.geometry, grace.clone()),
             memory: Budget::new(options.buffer_size - cache),
             uploads: Budget::new(options.max_uploads as u64),
+            last_put: AtomicU64::new(0),
             files: Files::new(),
             accesses: AccessTable::new(options.atime),
             inodes: IdPool::new(),
@@ -300,6 +312,7 @@ impl<E: Env> Shared<E> {
             stopping: AtomicBool::new(false),
             stop: Notify::default(),
             env,
+            meta,
             volume,
             options,
         })
@@ -316,7 +329,7 @@ impl<E: Env> Shared<E> {
             let reaped = self.collector.reap_orphans().await?;
             reached_if(Mark::OrphanReapedAtMount, || reaped > 0);
         }
-        let leases = self.env.meta().read(|read| meta::session::leases(read)).await?;
+        let leases = self.meta.read(|read| meta::session::leases(read)).await?;
         let ended = leases
             .into_iter()
             .filter(|(_, owner)| *owner != session || planted::is(Bug::OwnLeaseCollected))
@@ -356,7 +369,7 @@ impl<E: Env> Shared<E> {
         let (ctx, deadline) = (self.ctx(), self.deadline());
         let mut attempts = 0;
         loop {
-            match self.env.meta().write(|txn| op(txn, &ctx)).await {
+            match self.meta.write(|txn| op(txn, &ctx)).await {
                 Ok(committed) => return Ok(committed),
                 Err(MetaError::Retry) if self.env.now() < deadline => {
                     let delay = Duration::from_millis(1 << attempts.min(10));
@@ -372,7 +385,7 @@ impl<E: Env> Shared<E> {
         let deadline = self.deadline();
         let mut attempts = 0;
         loop {
-            match self.env.meta().read(&op).await {
+            match self.meta.read(&op).await {
                 Ok(value) => return Ok(value),
                 Err(MetaError::Retry) if self.env.now() < deadline => {
                     let delay = Duration::from_millis(1 << attempts.min(10));
@@ -389,14 +402,14 @@ impl<E: Env> Shared<E> {
     /// What fsync must sync is the last transaction that changed the inode, its names or the directories that lead
     /// to it; the end of the log is past all of them, and costs nothing when it is durable already.
     async fn sync_meta(&self) -> Result<(), Errno> {
-        self.sync_to(self.env.meta().last()).await
+        self.sync_to(self.meta.last()).await
     }
 
     async fn sync_to(&self, seq: TxnSeq) -> Result<(), Errno> {
-        if self.env.meta().synced() >= seq {
+        if self.meta.synced() >= seq {
             return Ok(());
         }
-        match timeout(&self.env, self.deadline(), self.env.meta().sync(seq)).await {
+        match timeout(&self.env, self.deadline(), self.meta.sync(seq)).await {
             Some(Ok(())) => Ok(()),
             Some(Err(_)) if planted::is(Bug::FailedSyncAccepted) => Ok(()),
             Some(Err(error)) => Err(errno(error)),

@@ -22,6 +22,7 @@ use core::mem;
 use core::ops::Range;
 use core::time::Duration;
 
+use super::meta_cache::CachedMeta;
 use super::std::sync::Mutex;
 use super::wait::{Either, Notify, lock, race, run_bounded, timeout};
 use crate::env::{Env, MetaError, MetaStore, ObjectStore, StoreError};
@@ -90,6 +91,7 @@ pub(crate) struct Pass {
 /// The garbage collector of one mount.
 pub(crate) struct Collector<E: Env> {
     env: E,
+    meta: Arc<CachedMeta<E>>,
     geometry: Geometry,
     grace: Arc<Grace>,
     state: Mutex<State>,
@@ -114,8 +116,8 @@ struct State {
 
 impl<E: Env> Collector<E> {
     /// A collector that does nothing until `run` is spawned. Readers of blocks enter `grace`.
-    pub(crate) fn new(env: E, geometry: Geometry, grace: Arc<Grace>) -> Arc<Self> {
-        Arc::new(Self { env, geometry, grace, state: Mutex::default(), changed: Notify::default() })
+    pub(crate) fn new(env: E, meta: Arc<CachedMeta<E>>, geometry: Geometry, grace: Arc<Grace>) -> Arc<Self> {
+        Arc::new(Self { env, meta, geometry, grace, state: Mutex::default(), changed: Notify::default() })
     }
 
     /// Tells that something was queued, and is visible.
@@ -260,7 +262,7 @@ impl<E: Env> Collector<E> {
     }
 
     async fn try_reap_orphans(&self, count: &mut u64) -> Result<(), MetaError> {
-        let meta = self.env.meta();
+        let meta = &self.meta;
         let mut after: Option<Ino> = None;
         loop {
             let page = meta.read(|read| sweep::orphans(read, after, BATCH)).await?;
@@ -284,7 +286,7 @@ impl<E: Env> Collector<E> {
     /// Removes the slice records of deleted files and those that cuts cover, piece by piece; each piece queues in one
     /// transaction the slices that it frees.
     async fn sweep_all(&self, done: &mut Pass) -> Result<(), UpkeepError> {
-        let meta = self.env.meta();
+        let meta = &self.meta;
         loop {
             let files = meta.read(|read| sweep::delfiles(read, BATCH)).await?;
             if !self.sweep_page(files, Sweep::Delfile, done).await? {
@@ -329,7 +331,7 @@ impl<E: Env> Collector<E> {
     async fn sweep_file(&self, ino: Ino, kind: Sweep) -> Result<(), MetaError> {
         loop {
             let ctx = self.ctx();
-            let done = self.env.meta().write(|txn| match kind {
+            let done = self.meta.write(|txn| match kind {
                 Sweep::Delfile => sweep::sweep_delfile(txn, &ctx, ino, SWEEP),
                 Sweep::Cuts => sweep::sweep_cuts(txn, &ctx, ino, SWEEP),
             });
@@ -342,7 +344,7 @@ impl<E: Env> Collector<E> {
 
     /// Deletes the objects of all slices that are queued, batch by batch.
     async fn delete_queued(&self, done: &mut Pass) -> Result<(), UpkeepError> {
-        let meta = self.env.meta();
+        let meta = &self.meta;
         let mut after: Option<SliceId> = None;
         loop {
             // 1. The proof: a slice is queued in the transaction that removes the last record of it.

@@ -285,6 +285,12 @@ pub fn attr_range() -> (Vec<u8>, Vec<u8>) {
     range(tag(ATTR).finish())
 }
 
+/// Whether the key's values are read one at a time, and again and again: attributes, names, links' targets, extended
+/// attributes.
+pub fn is_cached(key: &[u8]) -> bool {
+    matches!(key.first(), Some(&(ATTR | DENTRY | SYMLINK | XATTR)))
+}
+
 /// Hash of a name in a directory: what orders its entries. (1..1 << 55)
 ///
 /// 55 bits leave eight for an ordinal among equal hashes in a readdir cookie, which must stay positive as `off_t`.

@@ -38,6 +38,7 @@ pub fn get(read: &mut dyn Read, ino: Ino, name: &[u8]) -> OpResult<Bytes> {
 /// Sets an attribute. ERANGE or EINVAL (the name), EOPNOTSUPP (the namespace), E2BIG (the value), ENOENT (the inode),
 /// EPERM (immutable, append-only), EEXIST, ENODATA.
 pub fn set(txn: &mut dyn Txn, ctx: &OpCtx, ino: Ino, name: &[u8], value: &Bytes, mode: XattrMode) -> OpResult<()> {
+    let attr = changeable(txn, ino)?;
     check(name)?;
     if value.len() > XATTR_VALUE_MAX {
         return Err(Errno::E2BIG.into());
@@ -45,7 +46,6 @@ pub fn set(txn: &mut dyn Txn, ctx: &OpCtx, ino: Ino, name: &[u8], value: &Bytes,
     if AclKind::of(name).is_some() {
         return Err(Errno::EOPNOTSUPP.into());
     }
-    let attr = changeable(txn, ino)?;
     let key = keys::xattr(ino, name);
     let exists = txn.get(&key)?.is_some();
     match (mode, exists) {
@@ -72,8 +72,8 @@ pub fn list(read: &mut dyn Read, ino: Ino) -> OpResult<Vec<Bytes>> {
 /// Removes an attribute. ERANGE or EINVAL (the name), EOPNOTSUPP (the namespace), ENOENT (the inode), EPERM (immutable,
 /// append-only), ENODATA.
 pub fn remove(txn: &mut dyn Txn, ctx: &OpCtx, ino: Ino, name: &[u8]) -> OpResult<()> {
-    check(name)?;
     let attr = changeable(txn, ino)?;
+    check(name)?;
     let key = keys::xattr(ino, name);
     if txn.get(&key)?.is_none() {
         return Err(Errno::ENODATA.into());

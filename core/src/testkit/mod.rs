@@ -8,6 +8,7 @@ use alloc::collections::BTreeSet;
 
 use bytes::Bytes;
 
+use crate::env::TxnSeq;
 use crate::kv::mem::{MemKv, TxnWrites};
 use crate::kv::{KvError, OpError, OpResult, Pairs, Read, Txn};
 
@@ -50,9 +51,9 @@ pub fn run_with<T>(kv: &mut MemKv, reads: Reads, op: impl Fn(&mut dyn Txn) -> Op
 ///
 /// In debug builds `op` is run twice and must read and write the same.
 pub fn attempt<T>(kv: &MemKv, reads: Reads, op: impl Fn(&mut dyn Txn) -> OpResult<T>) -> OpResult<(T, TxnWrites)> {
-    let (result, writes) = once(kv, reads, &op);
+    let (result, writes) = once(kv, kv.last(), reads, &op);
     if cfg!(debug_assertions) {
-        let (again, rewrites) = once(kv, reads, &op);
+        let (again, rewrites) = once(kv, kv.last(), reads, &op);
         assert_eq!(result.as_ref().err(), again.as_ref().err(), "an operation ended in two ways on one snapshot");
         assert_eq!(writes, rewrites, "an operation did two things on one snapshot");
     }
@@ -66,13 +67,18 @@ pub fn peek<T>(kv: &MemKv, op: impl Fn(&mut dyn Read) -> OpResult<T>) -> OpResul
 
 /// As `peek`, with reads answered as `reads` says, and never twice.
 pub fn peek_once<T>(kv: &MemKv, reads: Reads, op: impl Fn(&mut dyn Read) -> OpResult<T>) -> OpResult<T> {
-    once(kv, reads, |txn| op(txn.as_read())).0
+    peek_at(kv, kv.last(), reads, op)
 }
 
-fn once<T>(kv: &MemKv, reads: Reads, op: impl Fn(&mut dyn Txn) -> OpResult<T>) -> (OpResult<T>, TxnWrites) {
+/// The same of an earlier state. (see `MemKv::begin_at`)
+pub fn peek_at<T>(kv: &MemKv, at: TxnSeq, reads: Reads, op: impl Fn(&mut dyn Read) -> OpResult<T>) -> OpResult<T> {
+    once(kv, at, reads, |txn| op(txn.as_read())).0
+}
+
+fn once<T>(kv: &MemKv, at: TxnSeq, reads: Reads, op: impl Fn(&mut dyn Txn) -> OpResult<T>) -> (OpResult<T>, TxnWrites) {
     let mut fetched = BTreeSet::new();
     loop {
-        let mut txn = kv.begin();
+        let mut txn = kv.begin_at(at);
         let mut result = match reads {
             Reads::Direct => op(&mut txn),
             Reads::MissFirst => {

@@ -108,6 +108,8 @@ fn lists(status: &str, gid: u32) -> bool {
     groups.is_some_and(|groups| groups.split_ascii_whitespace().any(|group| group.parse() == Ok(gid)))
 }
 
+/// S_ISUID. (inode(7))
+const SUID: u16 = 0o4000;
 /// S_ISGID, and what gives it privileges to pass on: S_IXGRP. (inode(7))
 const SGID: u16 = 0o2000;
 const SGID_AND_GROUP_EXECUTION: u16 = 0o2010;
@@ -119,6 +121,12 @@ static SGID_ALONE: AtomicBool = AtomicBool::new(false);
 /// Whether a change by somebody outside of its group takes sgid from this inode that others leave it.
 fn has_sgid_alone(attr: &Attr) -> bool {
     attr.kind != FileType::Directory && attr.mode & SGID_AND_GROUP_EXECUTION == SGID
+}
+
+/// Whether dropping suid and sgid changes the mode, whoever asks. (setattr_should_drop_suidgid of Linux)
+pub(super) fn has_privileges(attr: &Attr) -> bool {
+    let sgid = attr.mode & SGID_AND_GROUP_EXECUTION == SGID_AND_GROUP_EXECUTION;
+    attr.kind != FileType::Directory && (attr.mode & SUID != 0 || sgid)
 }
 
 /// Attributes for the kernel; all that it is told go through here.

@@ -163,11 +163,15 @@ impl<E: Env> Filesystem for Adapter<E> {
             |client| async move {
                 if nothing {
                     let attr = client.getattr(inode).await?;
-                    if attr.flags.any(InodeFlags::IMMUTABLE) {
+                    let drops =
+                        attributes::has_privileges(&attr) || attributes::takes_sgid(&client, asker, inode).await?;
+                    // Of an append-only file the times may change, the mode not. (ext4_setattr of Linux)
+                    let fixed = attr.flags.any(InodeFlags::IMMUTABLE) || (drops && attr.flags.any(InodeFlags::APPEND));
+                    if fixed {
                         return Err(CoreErrno::EPERM);
                     }
                     set.drop_suid_sgid = asker.uid == 0 || asker.uid == attr.uid;
-                    if !set.drop_suid_sgid && attr.mode & 0o6000 != 0 && attr.kind != FileType::Directory {
+                    if drops && !set.drop_suid_sgid {
                         return Ok(attr);
                     }
                     set.ctime = Some(convert::now());

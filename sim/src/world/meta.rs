@@ -261,14 +261,21 @@ impl MetaStore for SimMeta {
         F: Fn(&mut dyn Read) -> OpResult<T> + Send + Sync,
     {
         self.parts.faults.called("read");
-        self.parts.delay(LATENCY / 2).await;
+        let (epoch, began) = {
+            let state = self.state.lock().unwrap();
+            (state.epoch, state.kv.last())
+        };
+        // A snapshot is of any moment since the call.
+        let early = self.parts.dice.chance(200);
+        self.parts.delay(if early { OLD_NEWS } else { LATENCY / 2 }).await;
         if self.parts.faults.strikes(Fault::ReadFailed) {
             return Err(OpError::Kv(KvError::Failed).into());
         }
         let reads = if self.parts.faults.strikes(Fault::Miss) { Reads::MissFirst } else { Reads::Direct };
         let value = {
             let state = self.state.lock().unwrap();
-            testkit::peek_once(&state.kv, reads, &op)
+            let at = if early && state.epoch == epoch { began } else { state.kv.last() };
+            testkit::peek_at(&state.kv, at, reads, &op)
         };
         // What was read may be old by the time it arrives.
         if self.parts.dice.chance(200) {

@@ -20,6 +20,7 @@ use core::time::Duration;
 
 use bytes::Bytes;
 
+use super::super::meta_cache::CachedMeta;
 use super::super::std::sync::{Mutex, MutexGuard};
 use super::super::wait::lock;
 use super::{Collector, Grace, Pass, UpkeepError, blocks};
@@ -313,7 +314,8 @@ impl World {
 
     pub(crate) fn collector(&self) -> (Arc<Collector<Self>>, Arc<Grace>) {
         let grace = Arc::new(Grace::new());
-        (Collector::new(self.clone(), GEOMETRY, Arc::clone(&grace)), grace)
+        let meta = Arc::new(CachedMeta::new(self.clone(), 0));
+        (Collector::new(self.clone(), meta, GEOMETRY, Arc::clone(&grace)), grace)
     }
 
     pub(crate) fn volume(&self) -> Volume {

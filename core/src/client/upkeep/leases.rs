@@ -38,7 +38,7 @@ const SCAN: usize = 4096;
 impl<E: Env> Collector<E> {
     /// As `collect`, but the leases stay: a listing so early may be behind.
     pub(super) async fn collect_early(&self, ended: &[Range<u64>]) -> Result<(), UpkeepError> {
-        let meta = self.env.meta();
+        let meta = &self.meta;
         let referenced = self.referenced(ended).await?;
         meta.sync(meta.last()).await?;
         for range in ended {
@@ -51,7 +51,7 @@ impl<E: Env> Collector<E> {
     /// transaction that has returned. Leases that are done with leave the volume and `ended`; after an error the others
     /// are there to be tried again.
     pub(super) async fn collect(&self, ended: &mut Vec<Range<u64>>) -> Result<(), UpkeepError> {
-        let meta = self.env.meta();
+        let meta = &self.meta;
         // 1. The proof. An error here deletes nothing.
         let referenced = self.referenced(ended).await?;
         // 2. The ends of the sessions and all that the scan saw are durable. Nobody reads what was never committed,
@@ -68,7 +68,7 @@ impl<E: Env> Collector<E> {
 
     /// Which identifiers of the leases a record or a queue entry holds.
     async fn referenced(&self, ended: &[Range<u64>]) -> Result<Marks, UpkeepError> {
-        let meta = self.env.meta();
+        let meta = &self.meta;
         let mut marks = Marks::new(ended);
         let mut from = None;
         loop {
