@@ -107,7 +107,7 @@ pub fn link(txn: &mut dyn Txn, ctx: &OpCtx, ino: Ino, dir: Ino, name: &[u8]) -> 
     }
     learn_name(txn, ino, &mut attr, dir, name);
     attr.nlink += 1;
-    attr.ctime = ctx.now;
+    attr.ctime = attr.ctime.max(ctx.now);
     put(txn, keys::attr(ino), &attr);
     put(txn, keys::dentry(dir, name), &Dentry { ino, kind: attr.kind });
     note_entries(txn, ctx, dir, &parent, 1, 0)?;

@@ -74,7 +74,7 @@ pub(super) fn detach(
         forget_name(txn, ino, &mut attr, dir, name)?;
         attr.nlink -= 1;
     }
-    attr.ctime = ctx.now;
+    attr.ctime = attr.ctime.max(ctx.now);
     put(txn, keys::attr(ino), &attr);
     if attr.nlink == 0 {
         put(txn, keys::orphan(ino), &());

@@ -200,7 +200,7 @@ fn rehome(txn: &mut dyn Txn, ctx: &OpCtx, found: Found, from: &Side<'_>, to: &Si
         forget_name(txn, ino, &mut attr, from.dir, from.name)?;
         learn_name(txn, ino, &mut attr, to.dir, to.name);
     }
-    attr.ctime = ctx.now;
+    attr.ctime = attr.ctime.max(ctx.now);
     put(txn, keys::attr(ino), &attr);
     Ok(())
 }

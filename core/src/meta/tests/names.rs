@@ -1,6 +1,7 @@
 //! Names: errors in the order that Linux reports them, times, link counts, cookies.
 
 use alloc::format;
+use alloc::vec;
 
 use super::*;
 
@@ -334,4 +335,31 @@ fn lookup_and_readlink() {
     assert_eq!(world.read(|read| lookup::path_of(read, link)).unwrap(), b"/d/s");
     assert_eq!(world.read(|read| lookup::path_of(read, Ino::ROOT)).unwrap(), b"/");
     assert_eq!(world.attr(d).nlink, 4);
+}
+
+/// In a simulated world a clock was set back between a truncate and a link: ctime was shown with the truncate's time while
+/// its commit was under way, and with the link's after.
+#[test]
+fn ctime_never_goes_back() {
+    let mut world = World::new();
+    let file = world.file(Ino::ROOT, b"file");
+    let changed = Timestamp { secs: 9000, nanos: 0 };
+    world
+        .commit(
+            file,
+            1,
+            vec![Change::Truncate { length: 0 }, Change::Written { mtime: changed, drop_privileges: false }],
+        )
+        .unwrap();
+    let ctime = |world: &mut World| world.attr(file).ctime;
+    world.run(|txn, ctx| create::link(txn, ctx, file, Ino::ROOT, b"link")).unwrap();
+    assert_eq!(ctime(&mut world), changed);
+    world.run(|txn, ctx| xattr::set(txn, ctx, file, b"user.a", &Bytes::new(), XattrMode::Either)).unwrap();
+    assert_eq!(ctime(&mut world), changed);
+    world
+        .run(|txn, ctx| rename::rename(txn, ctx, Ino::ROOT, b"link", Ino::ROOT, b"other", RenameMode::Replace))
+        .unwrap();
+    assert_eq!(ctime(&mut world), changed);
+    world.run(|txn, ctx| remove::unlink(txn, ctx, Ino::ROOT, b"other")).unwrap();
+    assert_eq!(ctime(&mut world), changed);
 }
