@@ -204,3 +204,62 @@ fn give_way(attempt: u32) {
     let micros = u64::from(attempt) * (5 + u64::from(crate::env::thread_number() % 8));
     std::thread::sleep(Duration::from_micros(micros).min(PAUSE_MAX));
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    const KEYS: u32 = 20_000;
+
+    fn count(meta: &RocksMeta, property: &str) -> u64 {
+        meta.inner.db.property_int_value(property).expect("asks").expect("knows")
+    }
+
+    /// `ci/posix.sh`'s fsx came to a crawl: each look at a file stepped over all slices that it had ever had.
+    #[test]
+    fn tombstones_that_scans_meet_go_away() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let meta = RocksMeta::open(dir.path(), OpenMode::Create, runtime.handle().clone()).expect("opens");
+        for number in 0..KEYS {
+            let key = number.to_be_bytes();
+            let write = |txn: &mut dyn Txn| {
+                txn.put(&key, b"value");
+                Ok(())
+            };
+            meta.inner.write(write).expect("puts");
+            let delete = |txn: &mut dyn Txn| {
+                txn.delete(&key);
+                Ok(())
+            };
+            meta.inner.write(delete).expect("deletes");
+        }
+        assert_eq!(count(&meta, "rocksdb.num-deletes-active-mem-table"), u64::from(KEYS));
+        let end = Instant::now() + Duration::from_secs(60);
+        // Looked at now and then, as a file is; what is written meanwhile has the memtable written out.
+        let entries = || {
+            let memory = ["num-entries-active-mem-table", "num-entries-imm-mem-tables"];
+            let memory: u64 = memory.iter().map(|name| count(&meta, &format!("rocksdb.{name}"))).sum();
+            let tables: u64 = (0..7).map(|level| count_files(&meta, level)).sum();
+            memory + tables * u64::from(KEYS)
+        };
+        while u64::from(KEYS) / 2 < entries() {
+            assert!(Instant::now() < end, "tombstones stay: {} entries or tables of them", entries());
+            let found = meta.inner.read(|read| Ok(read.scan(&[0], &[0xff], 10)?)).expect("scans");
+            assert_eq!(found, []);
+            let write = |txn: &mut dyn Txn| {
+                txn.delete(&[0]);
+                Ok(())
+            };
+            meta.inner.write(write).expect("writes");
+        }
+        meta.close().expect("closes");
+    }
+
+    fn count_files(meta: &RocksMeta, level: u32) -> u64 {
+        let value = meta.inner.db.property_value(&format!("rocksdb.num-files-at-level{level}"));
+        value.expect("asks").expect("knows").parse().expect("a number")
+    }
+}

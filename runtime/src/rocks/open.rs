@@ -94,6 +94,8 @@ impl RocksMeta {
         options.create_if_missing(create);
         options.set_error_if_exists(create);
         let db = Db::open(&options, path).map_err(|error| explain(path, &error))?;
+        // Not among the functions of `Options`.
+        db.set_options(&SCANS_OF_NOTHING).map_err(|error| explain(path, &error))?;
         // RocksDB writes recovered memtables to tables while opening; this waits for whatever it left in memory.
         db.flush().and_then(|()| db.flush_wal(true)).map_err(|error| explain(path, &error))?;
         if create {
@@ -158,6 +160,14 @@ fn explain(path: &Path, error: &rocksdb::Error) -> OpenError {
 const BLOCK_CACHE_BYTES: usize = 64 << 20;
 const WRITE_BUFFER_BYTES: usize = 64 << 20;
 
+/// Slices that are overwritten leave tombstones, which the next look at their chunk has to step over: a file that is
+/// written over and over made all looks slower until the memtable was full. One that meets so many writes the memtable out,
+/// and compaction then drops them (`options`).
+const SCANS_OF_NOTHING: [(&str, &str); 2] =
+    [("memtable_op_scan_flush_trigger", "256"), ("memtable_avg_op_scan_flush_trigger", "32")];
+/// Tombstones among so many entries in a row that make a table worth compacting.
+const TOMBSTONES: (usize, usize) = (1024, 512);
+
 fn options() -> Options {
     let mut table = BlockBasedOptions::default();
     // Most gets of a create or a lookup are of absent keys: ten bits a key answer 99 in 100 of them without a read.
@@ -173,6 +183,7 @@ fn options() -> Options {
     options.set_block_based_table_factory(&table);
     options.set_compression_type(DBCompressionType::None);
     options.set_compaction_style(DBCompactionStyle::Level);
+    options.add_compact_on_deletion_collector_factory(TOMBSTONES.0, TOMBSTONES.1, 0.5);
     options.set_write_buffer_size(WRITE_BUFFER_BYTES);
     // Conflicts are detected against the memtables: this much history spares re-runs just after a flush.
     options.set_max_write_buffer_size_to_maintain(WRITE_BUFFER_BYTES as i64);
