@@ -142,7 +142,7 @@ impl Kept {
 
     /// The key is not here.
     fn insert(&mut self, key: Bytes, found: Found) {
-        let cost = ENTRY_OVERHEAD + key.len() + found.as_ref().map_or(0, Bytes::len);
+        let cost = cost(&key, &found);
         if self.half < self.new_bytes + cost {
             self.old = mem::take(&mut self.new);
             self.new_bytes = 0;
@@ -154,9 +154,16 @@ impl Kept {
     }
 
     fn remove(&mut self, key: &[u8]) {
-        // Its cost is counted until the generation ends.
-        _ = self.new.remove(key).or_else(|| self.old.remove(key));
+        if let Some(found) = self.new.remove(key) {
+            self.new_bytes -= cost(key, &found);
+        } else {
+            self.old.remove(key);
+        }
     }
+}
+
+fn cost(key: &[u8], found: &Found) -> usize {
+    ENTRY_OVERHEAD + key.len() + found.as_ref().map_or(0, Bytes::len)
 }
 
 impl MetaCache {

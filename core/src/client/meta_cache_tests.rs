@@ -177,11 +177,12 @@ fn memory_is_bounded() {
         let mut snapshot = kv.begin();
         _ = cache.fill(cache.before_snapshot(), &mut snapshot).get(&key(number));
     }
-    let cost = |shard: &Mutex<Shard>| {
+    let held = |shard: &Mutex<Shard>| {
         let shard = lock(shard);
-        let entries = shard.kept.new.iter().chain(&shard.kept.old);
-        entries.map(|(key, found)| ENTRY_OVERHEAD + key.len() + found.as_ref().map_or(0, Bytes::len)).sum::<usize>()
+        let sum = |kept: &BTreeMap<Bytes, Found>| kept.iter().map(|(key, found)| cost(key, found)).sum::<usize>();
+        assert_eq!(sum(&shard.kept.new), shard.kept.new_bytes);
+        sum(&shard.kept.new) + sum(&shard.kept.old)
     };
-    let held: usize = cache.shards.iter().map(cost).sum();
+    let held: usize = cache.shards.iter().map(held).sum();
     assert!((30_000..=100_000).contains(&held), "{held} bytes");
 }
