@@ -50,6 +50,7 @@ mod score {
         Bug::InodeLeaseUnsynced,
         Bug::LengthBeforeSlice,
         Bug::StaleView,
+        Bug::OldSnapshotCached,
         Bug::SliceLeaseUnsynced,
         Bug::AppendAtOldEnd,
         Bug::RenameInTwo,
