@@ -195,7 +195,7 @@ impl MetaCache {
 
     /// `read`, a snapshot, which leaves here what it shows.
     fn fill<'a>(&'a self, before: BeforeSnapshot, read: &'a mut dyn Read) -> impl Read + 'a {
-        Filling { cache: self, before, read }
+        Filling { cache: self, before, read, lists: false }
     }
 
     /// A transaction that is about to be run, perhaps several times.
@@ -246,12 +246,14 @@ struct Filling<'a> {
     cache: &'a MetaCache,
     before: BeforeSnapshot,
     read: &'a mut dyn Read,
+    /// It has scanned: what it gets now is asked for once, for a listing.
+    lists: bool,
 }
 
 impl Read for Filling<'_> {
     fn get(&mut self, key: &[u8]) -> Result<Found, KvError> {
         let found = self.read.get(key)?;
-        if keys::is_cached(key) && found.as_ref().is_none_or(|value| value.len() <= VALUE_MAX) {
+        if !self.lists && keys::is_cached(key) && found.as_ref().is_none_or(|value| value.len() <= VALUE_MAX) {
             let mut shard = lock(self.cache.shard(key));
             let newest = shard.ended <= self.before.0 || planted::is(Bug::OldSnapshotCached);
             if !newest {
@@ -264,6 +266,7 @@ impl Read for Filling<'_> {
     }
 
     fn scan(&mut self, start: &[u8], end: &[u8], limit: usize) -> Result<Pairs, KvError> {
+        self.lists = true;
         self.read.scan(start, end, limit)
     }
 }
