@@ -200,6 +200,7 @@ mod tests {
     use alloc::vec;
 
     use super::*;
+    use crate::testkit::rng::Rng;
 
     fn poll(take: &mut Take) -> bool {
         Pin::new(take).poll(&mut Context::from_waker(Waker::noop())).is_ready()
@@ -271,11 +272,8 @@ mod tests {
     /// Any mix of calls keeps the count equal to what is held, and serves in order.
     #[test]
     fn random_calls_keep_the_count() {
-        let mut seed = 1u64;
-        let mut random = |below: u64| {
-            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (seed >> 33) % below
-        };
+        let mut rng = Rng::new(1);
+        let mut random = |below| rng.below(below);
         let budget = Budget::new(64);
         let mut held: Vec<u64> = vec![];
         let mut waiting: Vec<Take> = vec![];

@@ -6,22 +6,11 @@ use alloc::vec::Vec;
 use super::*;
 use crate::errno::Errno;
 use crate::kv::mem::{MemKv, TxnWrites};
+use crate::testkit::rng::Rng;
 use crate::types::Ino;
 
 /// Keys: few, so that transactions and snapshots meet.
 const KEYS: u64 = 6;
-
-struct Dice(u64);
-
-impl Dice {
-    /// xorshift64*: Vigna 2016.
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % bound
-    }
-}
 
 fn key(number: u64) -> Vec<u8> {
     keys::attr(Ino(number))
@@ -51,18 +40,18 @@ struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    fn write(&mut self, dice: &mut Dice) {
+    fn write(&mut self, rng: &mut Rng) {
         let write = self.cache.write();
         let mut txn = self.kv.begin();
-        for _ in 0..=dice.below(2) {
+        for _ in 0..=rng.below(2) {
             // Runs again, as after a conflict; only the last run counts.
             txn = self.kv.begin();
             let mut run = write.run(&mut txn);
-            for _ in 0..=dice.below(2) {
+            for _ in 0..=rng.below(2) {
                 self.stamp = self.stamp.wrapping_add(1);
-                match dice.below(4) {
-                    0 => run.delete(&key(dice.below(KEYS))),
-                    _ => run.put(&key(dice.below(KEYS)), &[self.stamp]),
+                match rng.below(4) {
+                    0 => run.delete(&key(rng.below(KEYS))),
+                    _ => run.put(&key(rng.below(KEYS)), &[self.stamp]),
                 }
             }
         }
@@ -71,8 +60,8 @@ impl<'a> World<'a> {
     }
 
     /// The next part of a transaction that is under way.
-    fn go_on(&mut self, dice: &mut Dice) {
-        let at = dice.below(self.writes.len() as u64) as usize;
+    fn go_on(&mut self, rng: &mut Rng) {
+        let at = rng.below(self.writes.len() as u64) as usize;
         let (write, stage) = self.writes.swap_remove(at);
         match stage {
             Stage::Run(writes) => {
@@ -80,25 +69,25 @@ impl<'a> World<'a> {
                 self.writes.push((write, Stage::Ended(applied)));
             }
             // Of few the outcome stays unknown.
-            Stage::Ended(_) if dice.below(50) == 0 => {}
+            Stage::Ended(_) if rng.below(50) == 0 => {}
             Stage::Ended(true) => write.applied(),
             Stage::Ended(false) => write.declined(),
         }
     }
 
     /// What is answered from memory is what the store holds at this moment.
-    fn read(&mut self, dice: &mut Dice) {
-        let first = dice.below(KEYS);
+    fn read(&mut self, rng: &mut Rng) {
+        let first = rng.below(KEYS);
         if let Some(answer) = self.cache.read(|read| two(read, first)) {
             self.hits += 1;
             assert_eq!(answer, two(&mut self.kv.begin(), first));
         }
     }
 
-    fn fill(&mut self, dice: &mut Dice) {
-        let at = dice.below(self.snapshots.len() as u64) as usize;
+    fn fill(&mut self, rng: &mut Rng) {
+        let at = rng.below(self.snapshots.len() as u64) as usize;
         let (before, kv) = self.snapshots.swap_remove(at);
-        let (mut snapshot, first) = (kv.begin(), dice.below(KEYS));
+        let (mut snapshot, first) = (kv.begin(), rng.below(KEYS));
         let filled = two(&mut self.cache.fill(before, &mut snapshot), first);
         assert_eq!(filled, two(&mut kv.begin(), first));
     }
@@ -106,15 +95,15 @@ impl<'a> World<'a> {
 
 fn run(seed: u64, bytes: u64) -> u64 {
     let cache = MetaCache::new(bytes);
-    let (kv, dice) = (MemKv::new(), &mut Dice(seed));
+    let (kv, rng) = (MemKv::new(), &mut Rng::new(seed));
     let mut world = World { cache: &cache, kv, writes: vec![], snapshots: vec![], hits: 0, stamp: 0 };
     for _ in 0..400 {
-        match dice.below(8) {
-            0 if world.writes.len() < 4 => world.write(dice),
-            1 | 2 if !world.writes.is_empty() => world.go_on(dice),
+        match rng.below(8) {
+            0 if world.writes.len() < 4 => world.write(rng),
+            1 | 2 if !world.writes.is_empty() => world.go_on(rng),
             3 => world.snapshots.push((cache.before_snapshot(), world.kv.clone())),
-            4 | 5 if !world.snapshots.is_empty() => world.fill(dice),
-            _ => world.read(dice),
+            4 | 5 if !world.snapshots.is_empty() => world.fill(rng),
+            _ => world.read(rng),
         }
     }
     world.hits

@@ -153,7 +153,7 @@ impl<E: Env> Clone for Client<E> {
 
 struct Shared<E: Env> {
     env: E,
-    /// The metadata store: everything after `begin` goes through it.
+    /// The metadata store: whatever the mounted volume reads and changes goes through it.
     meta: Arc<CachedMeta<E>>,
     volume: Volume,
     options: Options,

@@ -51,6 +51,7 @@ impl Readahead {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testkit::rng::Rng;
 
     #[test]
     fn a_stream_is_fetched_once_and_ahead() {
@@ -72,10 +73,9 @@ mod tests {
     #[test]
     fn random_reads_ask_for_nothing() {
         let mut readahead = Readahead::default();
-        let mut at = 77u64;
+        let mut rng = Rng::new(77);
         for _ in 0..1000 {
-            at = at.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            let start = (1 << 30) + ((at >> 33) << 12);
+            let start = (1 << 30) + (rng.below(1 << 31) << 12);
             assert!(readahead.on_read(start..start + 4096, 4 << 20, 16 << 20).is_empty());
             assert!(!readahead.is_stream());
         }

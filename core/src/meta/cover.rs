@@ -100,21 +100,21 @@ impl Cuts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testkit::rng::Rng;
 
     /// Against a plain array of flags.
     #[test]
     fn a_cover_is_a_set() {
-        let (mut cover, mut flags, mut seed) = (Cover::default(), [false; 24], 1_u64);
+        let (mut cover, mut flags, mut rng) = (Cover::default(), [false; 24], Rng::new(1));
         for _ in 0..20_000 {
-            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            let (start, len) = ((seed >> 33) as usize % 24, (seed >> 43) as usize % 9);
+            let (start, len) = (rng.below(24) as usize, rng.below(9) as usize);
             let end = (start + len).min(24);
             let (from, to) = (start as u32, end as u32);
             assert_eq!(cover.covers(from, to), flags[start..end].iter().all(|flag| *flag));
             assert_eq!(cover.touches(from, to), flags[start..end].iter().any(|flag| *flag));
             let gaps: Vec<usize> = cover.gaps(from, to).into_iter().flatten().map(|at| at as usize).collect();
             assert_eq!(gaps, (start..end).filter(|at| !flags[*at]).collect::<Vec<usize>>());
-            let add = seed >> 60 & 1 == 0;
+            let add = rng.below(2) == 0;
             if add {
                 cover.add(from, to)
             } else {

@@ -293,6 +293,7 @@ mod tests {
     use alloc::vec;
 
     use super::*;
+    use crate::testkit::rng::Rng;
 
     /// Payload that makes an entry cost 1000 bytes.
     fn payload(tag: u64) -> Bytes {
@@ -406,11 +407,9 @@ mod tests {
     /// invariants hold after every step.
     #[test]
     fn random_calls_serve_only_what_was_inserted() {
-        for mut seed in 1..=8u64 {
-            let mut random = |below: u64| {
-                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                (seed >> 33) % below
-            };
+        for seed in 1..=8 {
+            let mut rng = Rng::new(seed);
+            let mut random = |below| rng.below(below);
             let mut model: BTreeMap<BlockKey, Bytes> = BTreeMap::new();
             let mut shard = CacheShard::new(20_000);
             let mut hits = 0;

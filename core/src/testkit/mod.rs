@@ -17,6 +17,8 @@ pub mod kv_conformance;
 pub mod model;
 pub mod ops;
 pub mod power_cut;
+#[cfg(test)]
+pub(crate) mod rng;
 pub mod store_conformance;
 pub mod stores;
 

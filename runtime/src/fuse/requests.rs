@@ -161,10 +161,11 @@ impl<E: Env> Filesystem for Adapter<E> {
         self.serve(
             reply,
             |client| async move {
+                let takes_sgid =
+                    (nothing || set.drop_suid_sgid) && attributes::takes_sgid(&client, asker, inode).await?;
                 if nothing {
                     let attr = client.getattr(inode).await?;
-                    let drops =
-                        attributes::has_privileges(&attr) || attributes::takes_sgid(&client, asker, inode).await?;
+                    let drops = takes_sgid || attributes::has_privileges(&attr);
                     // Of an append-only file the times may change, the mode not. (ext4_setattr of Linux)
                     let fixed = attr.flags.any(InodeFlags::IMMUTABLE) || (drops && attr.flags.any(InodeFlags::APPEND));
                     if fixed {
@@ -176,9 +177,7 @@ impl<E: Env> Filesystem for Adapter<E> {
                     }
                     set.ctime = Some(convert::now());
                 }
-                if set.drop_suid_sgid {
-                    set.drop_sgid = attributes::takes_sgid(&client, asker, inode).await?;
-                }
+                set.drop_sgid = set.drop_suid_sgid && takes_sgid;
                 client.setattr(inode, set, size).await
             },
             move |reply, attr| reply.attr(&TTL, &attributes::shown(inode, &attr)),

@@ -196,7 +196,7 @@ fn commits_match_a_vector_of_bytes() {
 
 /// Returns the number of steps that left a cut pending.
 fn random_commits(seed: u64, steps: u64) -> usize {
-    let mut rng = Rng(seed);
+    let mut rng = Rng::new(seed);
     let mut world = World::new();
     let mut file = File::new(&mut world, b"file");
     let mut cuts = 0;

@@ -9,6 +9,7 @@ use crate::format::block::LEASE_SLICES;
 use crate::format::values::{VOLUME_VERSION, Volume};
 use crate::kv::mem::MemKv;
 use crate::kv::{OpError, Txn};
+use crate::testkit::rng::Rng;
 use crate::testkit::{Reads, run_with};
 use crate::types::{SessionId, SliceId, VolumeId};
 
@@ -162,17 +163,5 @@ fn errno(error: OpError) -> Errno {
     match error {
         OpError::Errno(errno) => errno,
         OpError::Kv(_) | OpError::Damaged(_) => panic!("{error}"),
-    }
-}
-
-/// xorshift64*: enough to choose operations.
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % bound
     }
 }

@@ -180,7 +180,7 @@ fn compare(world: &mut World, model: &Model) {
 }
 
 fn random_names(seed: u64, steps: usize) {
-    let mut rng = Rng(seed);
+    let mut rng = Rng::new(seed);
     let mut world = World::new();
     let mut model = Model::new();
     let mut successes = 0;
