@@ -93,3 +93,42 @@ fn a_copy_that_is_being_committed_at_its_deadline_is_waited_for() {
         client.unmount().await.expect("an unmount");
     });
 }
+
+/// In a simulated world a file was removed before it was known that its last commit had taken effect: what that had
+/// taken was taken off a figure that it had never been added to, and the volume took more than its capacity.
+#[test]
+fn what_is_taken_off_with_a_file_was_counted_before() {
+    let world = World::mountable();
+    world.block_on(async {
+        let (client, kept, handle) = world.mount_with_file(Options::default()).await;
+        client.write(handle, 0, Bytes::from(vec![1; 5000]), false).await.expect("there is space");
+        client.fsync(handle).await.expect("it is stored");
+        client.release(handle).await.expect("no error");
+        let caller = Caller { uid: 0, gid: 0, umask: None };
+        let flags = OpenFlags { read: true, write: true, ..OpenFlags::default() };
+        let (removed, handle) = client.create(caller, Ino::ROOT, b"removed", 0o644, flags).await.expect("a file");
+        client.write(handle, 0, Bytes::from(vec![2; 3000]), false).await.expect("there is space");
+        let used = || world.read(meta::volume::usage).bytes;
+        assert_eq!(used(), 5000);
+        world.state().faults.answers_lost = true;
+        {
+            let mut fsync = pin!(client.fsync(handle));
+            while used() == 5000 {
+                let polled = poll_fn(|cx| Poll::Ready(fsync.as_mut().poll(cx))).await;
+                assert!(polled.is_pending(), "nobody knows");
+                pause().await;
+            }
+        }
+        world.state().faults.answers_lost = false;
+        client.unlink(Ino::ROOT, b"removed").await.expect("it is there");
+        client.release(handle).await.expect("no error");
+        client.forget(removed.ino, 1);
+        while used() > 5000 {
+            pause().await;
+        }
+        pause().await;
+        assert!(client.0.space.fits(0, 0, 8000) && !client.0.space.fits(1, 0, 5000));
+        client.forget(kept.ino, 1);
+        client.unmount().await.expect("an unmount");
+    });
+}

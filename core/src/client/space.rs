@@ -78,7 +78,8 @@ impl Space {
         fits
     }
 
-    fn fits(&self, len: u64, memory: u64, limit: u64) -> bool {
+    /// `len` bytes more are within `limit`, of which `memory` bytes are accepted elsewhere.
+    pub(super) fn fits(&self, len: u64, memory: u64, limit: u64) -> bool {
         let figures = lock(&self.0);
         figures.used.saturating_add(figures.reserving + memory).saturating_add(len) <= limit
     }

@@ -431,6 +431,11 @@ impl File {
         self.discarded
     }
 
+    /// A commit was begun, and is not known to have taken effect.
+    pub fn has_open_commit(&self) -> bool {
+        self.commit.is_some()
+    }
+
     /// Drops all that is uncommitted and returns the slices of which something may have been put, and what is
     /// free again.
     pub fn take_given_up(&mut self) -> (Vec<(SliceId, u32)>, Freed) {

@@ -60,6 +60,8 @@ pub(crate) struct Faults {
     pub(crate) sync: bool,
     pub(crate) write: bool,
     pub(crate) every_third_write: bool,
+    /// Writes of metadata take effect, and nobody is told.
+    pub(crate) answers_lost: bool,
     /// How long a write of metadata is on its way.
     pub(crate) writes_take: Duration,
     pub(crate) list: bool,
@@ -108,7 +110,7 @@ impl MetaStore for World {
         }
         let (value, writes) = attempt(&state.kv, Reads::MissFirst, op)?;
         let seq = state.kv.commit(writes).map_err(|_| MetaError::Retry)?;
-        Ok(Committed { value, seq })
+        if state.faults.answers_lost { Err(MetaError::Unknown) } else { Ok(Committed { value, seq }) }
     }
 
     async fn read<T, F>(&self, op: F) -> Result<T, MetaError>
