@@ -93,6 +93,7 @@ pub async fn run(plan: Plan, switches: Switches, trace: Trace) -> Outcome {
         outcome.succeeded += succeeded;
     }
     run.world.trace.add(format!("end: {:?} of {} operations", outcome.violation, outcome.completed));
+    run.world.close().await;
     outcome
 }
 

@@ -97,6 +97,8 @@ pub struct World {
     tasks: Arc<Mutex<BTreeMap<usize, (u64, u64)>>>,
     /// The wall clock.
     pub clock: Clock,
+    /// All nodes there ever were.
+    nodes: Arc<Mutex<Vec<NodeId>>>,
 }
 
 /// When a client dies.
@@ -121,6 +123,7 @@ impl World {
     /// An empty world, in which faults are on.
     pub fn new(dice: Dice, trace: Trace, switches: Switches) -> Self {
         let node = Handle::current().create_node().name("world").build();
+        let nodes = Arc::new(Mutex::new(vec![node.id()]));
         let faults = Faults::new(dice.clone());
         let alarm = Alarm::default();
         let parts = Parts { node, dice: dice.clone(), faults: faults.clone(), alarm: alarm.clone(), switches };
@@ -137,6 +140,7 @@ impl World {
             trap: Arc::default(),
             tasks: Arc::default(),
             clock: Clock::default(),
+            nodes,
         }
     }
 
@@ -197,8 +201,17 @@ impl World {
         self.trap.lock().unwrap().sprung.is_some()
     }
 
+    /// Ends whatever still runs: a task that waits holds the world that it waits in, and would do so for ever.
+    pub async fn close(&self) {
+        let nodes = std::mem::take(&mut *self.nodes.lock().unwrap());
+        nodes.into_iter().for_each(|node| Handle::current().kill(node));
+        // What was killed goes when its turn comes.
+        time::sleep(Duration::from_millis(1)).await;
+    }
+
     /// The view of client `index`, which runs on `node`.
     pub fn env(&self, index: usize, node: NodeHandle) -> SimEnv {
+        self.nodes.lock().unwrap().push(node.id());
         SimEnv { world: self.clone(), index, node }
     }
 }
