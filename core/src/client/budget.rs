@@ -273,14 +273,13 @@ mod tests {
     #[test]
     fn random_calls_keep_the_count() {
         let mut rng = Rng::new(1);
-        let mut random = |below| rng.below(below);
         let budget = Budget::new(64);
         let mut held: Vec<u64> = vec![];
         let mut waiting: Vec<Take> = vec![];
         for _ in 0..20_000 {
-            match random(5) {
+            match rng.below(5) {
                 0 => {
-                    let bytes = random(80);
+                    let bytes = rng.below(80);
                     if budget.try_take(bytes) {
                         assert!(
                             waiting.iter().all(|take| matches!(take.stage, Stage::Granted)) || budget.waiting() == 0
@@ -288,9 +287,9 @@ mod tests {
                         held.push(bytes);
                     }
                 }
-                1 => waiting.push(budget.take(random(80))),
-                2 if !held.is_empty() => budget.give(held.swap_remove(random(held.len() as u64) as usize)),
-                3 if !waiting.is_empty() => drop(waiting.remove(random(waiting.len() as u64) as usize)),
+                1 => waiting.push(budget.take(rng.below(80))),
+                2 if !held.is_empty() => budget.give(held.swap_remove(rng.below(held.len() as u64) as usize)),
+                3 if !waiting.is_empty() => drop(waiting.remove(rng.below(waiting.len() as u64) as usize)),
                 _ => {
                     let mut blocked = false;
                     waiting.retain_mut(|take| {

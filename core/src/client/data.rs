@@ -558,7 +558,7 @@ impl<E: Env> Shared<E> {
 
     /// Removes an orphan that nobody can reach any more, and what it had not committed.
     async fn reap_now(self: Arc<Self>, ino: Ino) {
-        let (mut given_up, mut uncounted) = (Vec::new(), 0);
+        let mut given_up = Vec::new();
         if let Some(cell) = self.files.get(ino) {
             lock(&cell.state).file.discard();
             // A handle may be released after its inode was forgotten: requests of the kernel overtake each other.
@@ -569,7 +569,11 @@ impl<E: Env> Shared<E> {
                     if !state.file.is_busy() && state.pins == 0 {
                         let unknown = state.file.has_open_commit();
                         let (slices, freed) = state.file.take_given_up();
-                        uncounted = if unknown { freed.bytes + freed.reserved } else { 0 };
+                        if unknown {
+                            // What it may have taken is counted before it is no longer counted here, as in `commit`.
+                            self.space.begin();
+                            self.space.end((freed.bytes + freed.reserved) as i64);
+                        }
                         self.memory.give(freed.bytes);
                         self.space.release(freed.reserved);
                         if !planted::is(Bug::GivenUpForgotten) {
@@ -587,8 +591,7 @@ impl<E: Env> Shared<E> {
         self.accesses.forget(ino);
         self.space.begin();
         let reaped = self.mutate(|txn, ctx| meta::remove::reap(txn, ctx, ino, &given_up)).await;
-        // What a commit took whose answer was lost was never added to the figure: it may be all that was given up.
-        self.space.end(-reaped.map_or(0, |freed| freed.saturating_sub(uncounted) as i64));
+        self.space.end(-reaped.map_or(0, |freed| freed as i64));
         match reaped {
             Ok(_) => {
                 reached(Mark::OrphanReaped);

@@ -104,9 +104,7 @@ fn what_is_taken_off_with_a_file_was_counted_before() {
         client.write(handle, 0, Bytes::from(vec![1; 5000]), false).await.expect("there is space");
         client.fsync(handle).await.expect("it is stored");
         client.release(handle).await.expect("no error");
-        let caller = Caller { uid: 0, gid: 0, umask: None };
-        let flags = OpenFlags { read: true, write: true, ..OpenFlags::default() };
-        let (removed, handle) = client.create(caller, Ino::ROOT, b"removed", 0o644, flags).await.expect("a file");
+        let (removed, handle) = World::new_file(&client, b"removed").await;
         client.write(handle, 0, Bytes::from(vec![2; 3000]), false).await.expect("there is space");
         let used = || world.read(meta::volume::usage).bytes;
         assert_eq!(used(), 5000);

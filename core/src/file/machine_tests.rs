@@ -12,6 +12,7 @@ use super::machine::{Action, CommitOutcome, Fallocate, File, PutOutcome};
 use super::view::Segment;
 use crate::errno::Errno;
 use crate::meta::{Change, Commit, SetAttr};
+use crate::testkit::rng::Rng;
 use crate::types::{Attr, BlockId, FileType, Geometry, Ino, InodeFlags, Place, SliceId, SliceRecord, Timestamp};
 
 const GEOMETRY: Geometry = Geometry { chunk_size: 64, block_size: 16, frame_size: 8, inline_max: 4 };
@@ -41,17 +42,6 @@ fn attr(length: u64, commit: u64) -> Attr {
     }
 }
 
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % n
-    }
-}
-
 /// The stores and the kernel's view, as plain as they can be.
 struct World {
     rng: Rng,
@@ -77,7 +67,7 @@ struct World {
 impl World {
     fn new(seed: u64) -> Self {
         Self {
-            rng: Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            rng: Rng::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
             file: File::new(INO, &attr(0, 0), GEOMETRY, Duration::from_secs(60)),
             now: Duration::ZERO,
             next_id: 1,

@@ -409,19 +409,18 @@ mod tests {
     fn random_calls_serve_only_what_was_inserted() {
         for seed in 1..=8 {
             let mut rng = Rng::new(seed);
-            let mut random = |below| rng.below(below);
             let mut model: BTreeMap<BlockKey, Bytes> = BTreeMap::new();
             let mut shard = CacheShard::new(20_000);
             let mut hits = 0;
             for step in 0..5_000u64 {
-                let key = (SliceId(random(12)), random(6) as u32);
-                match random(20) {
+                let key = (SliceId(rng.below(12)), rng.below(6) as u32);
+                match rng.below(20) {
                     0 => {
                         shard.remove_slice(key.0);
                         model.retain(|(slice, _), _| *slice != key.0);
                     }
                     1..=9 => {
-                        let payload = Bytes::from(vec![step as u8; random(3_000) as usize]);
+                        let payload = Bytes::from(vec![step as u8; rng.below(3_000) as usize]);
                         model.entry(key).or_insert_with(|| payload.clone());
                         let immutable = model[&key].clone();
                         shard.insert(key.0, key.1, immutable);

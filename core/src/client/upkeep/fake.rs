@@ -286,10 +286,15 @@ impl World {
     /// A mount, and the new file `file` in its root, open for reading and writing.
     pub(crate) async fn mount_with_file(&self, options: Options) -> (Client<Self>, Entry, Handle) {
         let client = Client::mount(self.clone(), options).await.expect("a mount");
+        let (entry, handle) = Self::new_file(&client, b"file").await;
+        (client, entry, handle)
+    }
+
+    /// A new file in the root of a mount, open for reading and writing.
+    pub(crate) async fn new_file(client: &Client<Self>, name: &[u8]) -> (Entry, Handle) {
         let caller = Caller { uid: 0, gid: 0, umask: None };
         let flags = OpenFlags { read: true, write: true, ..OpenFlags::default() };
-        let (entry, handle) = client.create(caller, Ino::ROOT, b"file", 0o644, flags).await.expect("a file");
-        (client, entry, handle)
+        client.create(caller, Ino::ROOT, name, 0o644, flags).await.expect("a file")
     }
 
     /// Suspends once to three times.
