@@ -51,6 +51,21 @@ marks! {
     LeaseExhausted: "a put found no slice id in the leases";
     BarrierFailedForLater: "a failed barrier forgot puts of a batch that it was not for";
     BarrierRetried: "a barrier that had failed was run again";
+    // The write-back log.
+    LogFull: "an object went to the store because the write-back log had its size";
+    LogRefused: "an object went to the store because the disk of the write-back log failed";
+    LogPutAgain: "an object was put again that was in the write-back log";
+    LogSegments: "the write-back log went on in another segment";
+    LogSegmentRemoved: "a segment of the write-back log went";
+    LogRead: "a block was read from the write-back log";
+    LogReadTorn: "the disk of the write-back log gave back other bytes for once";
+    LogSyncFailed: "a sync of the write-back log failed and was made good";
+    LogWriteIntoFailedSegment: "a record was written while a sync of its segment failed";
+    LogLostGoesToStore: "what a failed sync may have lost went to the store";
+    LogUploadRetried: "an upload from the write-back log failed and was tried again";
+    LogDeleteWaited: "a delete waited for an upload of its object";
+    LogRecovered: "a mount found objects in the write-back log";
+    LogTailTorn: "a mount found a torn tail of the write-back log";
     // Committing.
     CommitOfSlices: "a commit carried several slices";
     CommitOfBatches: "a commit carried several batches";

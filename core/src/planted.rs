@@ -55,6 +55,16 @@ bugs! {
     FailedSyncAccepted, 1, "a metadata sync that failed counts as done";
     SyncDeadlineAccepted, 1, "a metadata sync that takes too long counts as done";
     FlushDeadlineAccepted, 1, "an fsync whose flush takes too long counts as done";
+    LogAckBeforeSync, 1, "a barrier does not sync the write-back log";
+    LogSyncFailedAccepted, 1, "a sync of the write-back log that failed counts as done";
+    LogHomeUnsynced, 1, "the write-back log is used before it is durable that the volume has one";
+    DirectUncovered, 1, "a barrier does not cover what went past the write-back log into the store";
+    SegmentBeforeBarrier, 1, "a segment of the write-back log goes when its objects are put, without a barrier";
+    TornRecordAccepted, 1, "a torn record of the write-back log counts";
+    LogReadUnverified, 3, "what comes back from the disk of the write-back log is put as it is";
+    LogDeleteUnrecorded, 6, "the write-back log does not say that an object was deleted";
+    DeletedWhilePut, 6, "a staged object is deleted while it is put into the store";
+    LogUnlisted, 6, "a listing leaves out what is in the write-back log only";
     CommitOutOfOrder, 2, "a batch that is ready does not wait for the one before it";
     PresenceForNumber, 2, "a commit counts as applied if its first slice is there, whatever the inode's number says";
     UnknownIsApplied, 2, "a commit without an answer counts as applied";

@@ -1,5 +1,7 @@
 //! Every decoder against hostile bytes: none panics, and what one accepts encodes to the same bytes again.
 
+use std::time::Duration;
+
 use bolero::check;
 use bolero::generator::*;
 use bytes::Bytes;
@@ -8,9 +10,11 @@ use kiseki_core::format::block::{
     verify_object,
 };
 use kiseki_core::format::keys::{self, Counter, Key};
+use kiseki_core::format::log;
 use kiseki_core::format::values::{
     Cut, DelSlice, Dentry, DirStat, Home, Lease, Location, Session, VOLUME_VERSION, Value, Volume,
 };
+use kiseki_core::store::log::{Found, Log};
 use kiseki_core::types::{
     Attr, BlockId, FileType, Geometry, Ino, InodeFlags, Place, STRIPES, SessionId, SliceId, SliceRecord, Timestamp,
     VolumeId,
@@ -154,6 +158,7 @@ fn values_with_damage() {
         inodes: 0,
         created: time,
         acl: false,
+        log: None,
     };
     let attr = Attr {
         kind: FileType::Regular,
@@ -262,4 +267,56 @@ fn markers_and_object_keys() {
             assert_eq!(object_key(BlockId { slice, index, len: 1 }), text);
         }
     });
+}
+
+/// A segment of the write-back log, its length, and the bodies of its records.
+fn log_segment() -> (log::Segment, Vec<u8>, Vec<(String, Vec<u8>)>) {
+    let segment = log::Segment { volume: VolumeId([3; 16]), epoch: 5, number: 2, before: 4096 };
+    let mut bytes = segment.encode().to_vec();
+    let mut records = Vec::new();
+    let mut end = log::RECORDS_AT;
+    for (index, len) in [10_u64, 0, 5000, 77].into_iter().enumerate() {
+        let at = log::next_at(end, index % 2 == 0);
+        let (key, body) = (format!("blocks/{index}"), vec![index as u8 + 1; len as usize]);
+        let sum = log::body_sum(&[Bytes::copy_from_slice(&body)]);
+        let content = log::Content { kind: log::Kind::Put, key: &key, len, sum };
+        bytes.resize(at as usize, 0);
+        bytes.extend_from_slice(&log::encode_record(&segment, at, log::Frontier { segment: 2, at }, &content));
+        bytes.extend_from_slice(&body);
+        end = bytes.len() as u64;
+        records.push((key, body));
+    }
+    (segment, bytes, records)
+}
+
+/// Whatever happens to the bytes of a segment: a record that is found whole is one that was written, whatever is
+/// unreadable lies in a gap or is cut off, and a log that takes the segment in has nothing else.
+#[test]
+fn segments_of_the_log_with_damage() {
+    let kept = Kept::of("segments_of_the_log_with_damage");
+    let (segment, good, records) = log_segment();
+    let check = |damage: &[Damage]| {
+        kept.seen();
+        let bytes = damage.iter().take(4).fold(good.clone(), |bytes, damage| damage.apply(bytes));
+        let scan = log::scan(&segment, &bytes);
+        for record in scan.records.iter().filter(|record| record.whole) {
+            let body = &bytes[record.body.start as usize..record.body.end as usize];
+            let written = records.iter().find(|(key, _)| *key == record.key).expect("a key that was written");
+            assert_eq!(body, written.1, "{}", record.key);
+        }
+        let whole = scan.records.iter().filter(|record| record.whole).count();
+        assert!(whole == records.len() || !scan.gaps.is_empty() || bytes.len() < good.len(), "a record is gone");
+        let len = bytes.len() as u64;
+        let lost = log::damage(&scan, len, good.len() as u64);
+        assert!(
+            whole == records.len() || !lost.is_empty() || good.len() as u64 - len < log::PAGE,
+            "damage is not told"
+        );
+        let mut recovered = Log::new(segment.volume, 6, 1 << 20, 1 << 30);
+        let found = Found { head: segment, len, scan };
+        recovered.recover(Duration::ZERO, &found, found.frontier(), None, false);
+        recovered.check();
+        assert_eq!(recovered.backlog().objects as usize, whole);
+    };
+    check!().with_iterations(ITERATIONS / 10).with_type::<Vec<Damage>>().for_each(|damage| check(damage));
 }

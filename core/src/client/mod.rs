@@ -34,6 +34,7 @@ mod data;
 mod driver;
 mod files;
 mod ids;
+mod log;
 mod meta_cache;
 #[cfg(test)]
 mod mount_tests;
@@ -50,6 +51,7 @@ pub(crate) mod wait;
 pub use admin::{FileInfo, Status};
 pub use data::ReadData;
 pub use files::{Handle, OpenFlags};
+pub use log::{LogError, LogMode, LogOptions, LogStatus, Logged, LoggedObjects, Opened};
 pub use names::{Caller, Entry, StatFs};
 pub use space::UNLIMITED_BYTES;
 
@@ -219,7 +221,8 @@ impl<E: Env> Client<E> {
         shared.stop.notify_all();
         shared.collector.stop().await;
         let session = shared.session.expect("a writable mount has a session");
-        let unsure = (!reaped || shared.unsure.load(Ordering::Acquire)) && !planted::is(Bug::UnsureForgotten);
+        let unsure = shared.unsure.load(Ordering::Acquire) || shared.env.objects().is_unsure();
+        let unsure = (!reaped || unsure) && !planted::is(Bug::UnsureForgotten);
         let ended = shared
             .mutate(|txn, _| if unsure { meta::session::fence(txn, session) } else { meta::session::end(txn, session) })
             .await;

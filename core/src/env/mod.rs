@@ -118,6 +118,48 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// Keys that start with `prefix` (which ends with `/`), recursively, after `after` (exclusive). A `barrier` that began
     /// after this returned makes it durable that the others directly below `prefix` are not there.
     fn list(&self, prefix: &str, after: Option<&str>) -> impl Future<Output = Result<ObjectPage, StoreError>> + Send;
+    /// Whether a put that this store began by itself may take effect after its object was deleted.
+    fn is_unsure(&self) -> bool {
+        false
+    }
+}
+
+/// Why the disk of the write-back log gave no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DiskError {
+    /// No space left.
+    #[error("no space left on the disk of the write-back log")]
+    Full,
+    /// There is no such file, or it ends before the range does.
+    #[error("a file of the write-back log is missing or short")]
+    Missing,
+    /// Anything else.
+    #[error("the disk of the write-back log failed")]
+    Failed,
+}
+
+/// The folder of a write-back log on a local disk: numbered segment files, and one file that says whose it is.
+pub trait Disk: Send + Sync + 'static {
+    /// Numbers and lengths of the segments that are there, ascending.
+    fn segments(&self) -> impl Future<Output = Result<Vec<(u64, u64)>, DiskError>> + Send;
+    /// Makes an empty segment, in place of one that is there. Its name is durable once a `sync` of it has returned.
+    fn create(&self, segment: u64) -> impl Future<Output = Result<(), DiskError>> + Send;
+    /// Writes `body`, concatenated, at `at`; what lies between the end and `at` reads as zeros. Durable after a `sync`
+    /// that began after this returned; a power cut may leave any part of it before that.
+    fn write(&self, segment: u64, at: u64, body: Vec<Bytes>) -> impl Future<Output = Result<(), DiskError>> + Send;
+    /// Makes every write to the segment that had returned before the call durable. After a failed sync nothing may be
+    /// assumed of what no earlier one has covered.
+    fn sync(&self, segment: u64) -> impl Future<Output = Result<(), DiskError>> + Send;
+    /// Reads exactly `range`.
+    fn read(&self, segment: u64, range: Range<u64>) -> impl Future<Output = Result<Bytes, DiskError>> + Send;
+    /// Removes the segment, durably; succeeds if it is not there.
+    fn remove(&self, segment: u64) -> impl Future<Output = Result<(), DiskError>> + Send;
+    /// Keeps the segment under another name, where `segments` does not show it.
+    fn set_aside(&self, segment: u64) -> impl Future<Output = Result<(), DiskError>> + Send;
+    /// What `set_owner` left last, if anything.
+    fn owner(&self) -> impl Future<Output = Result<Option<Bytes>, DiskError>> + Send;
+    /// Replaces the owner's file, whole and durably.
+    fn set_owner(&self, owner: Bytes) -> impl Future<Output = Result<(), DiskError>> + Send;
 }
 
 /// The world of one client.

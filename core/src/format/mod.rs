@@ -11,6 +11,7 @@
 pub mod block;
 pub mod codec;
 pub mod keys;
+pub mod log;
 pub mod values;
 
 pub use codec::DecodeError;

@@ -26,6 +26,8 @@ pub const VOLUME_VERSION_PLAIN: u32 = 1;
 
 /// Feature of a volume: POSIX ACLs.
 const FEATURE_ACL: u32 = 1;
+/// Feature of a volume: some of its blocks may be in a write-back log only.
+const FEATURE_LOG: u32 = 2;
 
 /// Most frames in a block: keeps the table of checksums of a block below 512 KiB.
 const FRAMES_MAX: u32 = 1 << 16;
@@ -61,6 +63,17 @@ pub struct Volume {
     pub created: Timestamp,
     /// It has POSIX ACLs.
     pub acl: bool,
+    /// Where blocks may be that are not in the object store.
+    pub log: Option<LogHome>,
+}
+
+/// The write-back log of a volume: the one folder that may hold blocks which the object store lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogHome {
+    /// Number of the mount that used it last; the folder says the same, or a higher one. (>= 1)
+    pub epoch: u64,
+    /// Where the folder is, for a person: machine and path.
+    pub place: String,
 }
 
 /// An entry of a directory.
@@ -172,8 +185,8 @@ pub fn check_geometry(geometry: &Geometry) -> Result<(), &'static str> {
 
 impl Value for Volume {
     fn encode(&self) -> Vec<u8> {
-        let Self { version, id, name, storage, bucket, geometry, capacity, inodes, created, acl } = self;
-        debug_assert!(VOLUME_VERSION_PLAIN < *version || !acl);
+        let Self { version, id, name, storage, bucket, geometry, capacity, inodes, created, acl, log } = self;
+        debug_assert!(VOLUME_VERSION_PLAIN < *version || !(*acl || log.is_some()));
         let head = Encoder::value(128)
             .u32(*version)
             .raw(&id.0)
@@ -190,7 +203,11 @@ impl Value for Volume {
         if *version == VOLUME_VERSION_PLAIN {
             return head.finish();
         }
-        head.u32(if *acl { FEATURE_ACL } else { 0 }).finish()
+        let head = head.u32(if *acl { FEATURE_ACL } else { 0 } | if log.is_some() { FEATURE_LOG } else { 0 });
+        match log {
+            None => head.finish(),
+            Some(LogHome { epoch, place }) => head.u64(*epoch).text(place).finish(),
+        }
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
@@ -200,7 +217,7 @@ impl Value for Volume {
             // Whatever follows may have another shape.
             return Err(DecodeError::Version(version));
         }
-        let volume = Self {
+        let mut volume = Self {
             version,
             id: VolumeId(d.bytes16()?),
             name: d.text()?,
@@ -215,12 +232,17 @@ impl Value for Volume {
             capacity: d.u64()?,
             inodes: d.u64()?,
             created: d.time()?,
-            acl: match if version == VOLUME_VERSION_PLAIN { 0 } else { d.u32()? } {
-                0 => false,
-                FEATURE_ACL => true,
-                _ => return Err(DecodeError::Invalid("feature of a volume")),
-            },
+            acl: false,
+            log: None,
         };
+        let features = if version == VOLUME_VERSION_PLAIN { 0 } else { d.u32()? };
+        require(features & !(FEATURE_ACL | FEATURE_LOG) == 0, "feature of a volume")?;
+        volume.acl = features & FEATURE_ACL != 0;
+        if features & FEATURE_LOG != 0 {
+            let home = LogHome { epoch: d.u64()?, place: d.text()? };
+            require(home.epoch >= 1, "epoch of a write-back log")?;
+            volume.log = Some(home);
+        }
         d.finish()?;
         check_geometry(&volume.geometry).map_err(DecodeError::Invalid)?;
         Ok(volume)

@@ -38,6 +38,7 @@ fn volume() -> Volume {
         inodes: 0,
         created: TIME,
         acl: false,
+        log: None,
     }
 }
 

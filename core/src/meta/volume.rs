@@ -14,7 +14,7 @@ use crate::errno::Errno;
 use crate::format::DecodeError;
 use crate::format::block::LEASE_SLICES;
 use crate::format::keys::{self, Counter};
-use crate::format::values::{Lease, Session, Value, Volume};
+use crate::format::values::{Lease, LogHome, Session, VOLUME_VERSION, VOLUME_VERSION_PLAIN, Value, Volume};
 use crate::kv::{OpResult, Read, Txn};
 use crate::types::{Attr, FileType, Ino, InodeFlags, STRIPES, SessionId};
 
@@ -65,6 +65,21 @@ pub fn version(read: &mut dyn Read) -> OpResult<u32> {
         Err(DecodeError::Version(version)) => Ok(version),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Says where blocks may be that the object store lacks. To be synced before the first is put there.
+pub fn open_log(txn: &mut dyn Txn, home: &LogHome) -> OpResult<()> {
+    let volume = load(txn.as_read())?;
+    put(txn, keys::volume(), &Volume { version: VOLUME_VERSION, log: Some(home.clone()), ..volume });
+    Ok(())
+}
+
+/// Says that the object store has all blocks. It must have.
+pub fn close_log(txn: &mut dyn Txn) -> OpResult<()> {
+    let volume = load(txn.as_read())?;
+    let version = if volume.acl { VOLUME_VERSION } else { VOLUME_VERSION_PLAIN };
+    put(txn, keys::volume(), &Volume { version, log: None, ..volume });
+    Ok(())
 }
 
 /// What the volume holds.

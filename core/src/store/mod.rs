@@ -1,6 +1,8 @@
 //! Where blocks are, on this side of the object store.
 //!
-//! Owns: the machine of a block-cache shard (`cache`).
-//! Leaves to others: fetching and verifying blocks (`client`), their bytes (`format::block`).
+//! Owns: the machines of a block-cache shard (`cache`) and of the write-back log (`log`).
+//! Leaves to others: fetching and verifying blocks (`client`), their bytes (`format::block`), those of the log
+//! (`format::log`), the disk.
 
 pub mod cache;
+pub mod log;

@@ -143,6 +143,7 @@ impl World {
             inodes: 0,
             created: world.wall(),
             acl: true,
+            log: None,
         };
         world.txn(Event::Txn("format"), |txn, ctx| meta::volume::format(txn, ctx, &volume, 0, 0)).expect("it is new");
         world.mount();

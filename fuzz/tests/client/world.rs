@@ -99,6 +99,7 @@ impl World {
             inodes: 0,
             created: Timestamp::default(),
             acl: true,
+            log: None,
         };
         let ctx = OpCtx { now: Timestamp::default(), stripe: 0, geometry };
         testkit::run(&mut kv, |txn| meta::volume::format(txn, &ctx, &volume, 0, 0)).expect("it is new");

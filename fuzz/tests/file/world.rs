@@ -107,6 +107,7 @@ fn new_volume() -> MemKv {
         inodes: 0,
         created: ctx().now,
         acl: false,
+        log: None,
     };
     let new = New {
         ino: INO,

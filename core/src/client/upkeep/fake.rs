@@ -315,6 +315,17 @@ impl World {
         .await;
     }
 
+    /// Lets all others go on once, and a moment pass.
+    pub(crate) async fn step_aside(&self) {
+        self.state().now += Duration::from_millis(1);
+        let mut waited = false;
+        poll_fn(|cx| {
+            cx.waker().wake_by_ref();
+            if mem::replace(&mut waited, true) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.0)
     }
@@ -337,6 +348,7 @@ impl World {
             inodes: 0,
             created: Timestamp::default(),
             acl: false,
+            log: None,
         }
     }
 

@@ -1,0 +1,281 @@
+use alloc::format;
+use alloc::string::ToString;
+use core::future::{Future, poll_fn};
+use core::pin::pin;
+use core::task::Poll;
+
+use super::fake::{FakeDisk, Rates};
+use super::*;
+use crate::client::upkeep::fake::World;
+use crate::client::{Client, Options};
+use crate::format::values::VOLUME_VERSION_PLAIN;
+use crate::meta;
+use crate::testkit::power_cut::{ObjectsPast, Power, write_objects};
+use crate::testkit::rng::Rng;
+use crate::testkit::store_conformance;
+
+type Log = Logged<World, FakeDisk>;
+
+fn small() -> LogOptions {
+    LogOptions { segment_size: 64 << 10, place: "here".to_string(), ..LogOptions::default() }
+}
+
+async fn open(world: &World, disk: &FakeDisk, options: LogOptions) -> Log {
+    Logged::open(world.clone(), disk.clone(), options).await.map(|opened| opened.env).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn check(log: &Log) {
+    lock(&log.objects.0.staging().state).log.check();
+}
+
+/// What the process held is gone; on the disk some of what was not synced is.
+fn cut(world: &World, disk: &FakeDisk) {
+    world.power_cut();
+    disk.power_cut();
+}
+
+#[test]
+fn a_store_with_a_log_is_like_any_other() {
+    let shapes = [
+        small(),
+        LogOptions { direct_from: 10_000, ..small() },
+        LogOptions { size_max: 200_000, uploads: 1, ..small() },
+        LogOptions { upload_delay: Duration::from_secs(3600), ..small() },
+        LogOptions { mode: LogMode::Drain, ..small() },
+    ];
+    for (options, seed) in shapes.into_iter().zip(1..) {
+        let world = World::mountable();
+        let disk = FakeDisk::new(&world, seed);
+        world.block_on(async {
+            let log = open(&world, &disk, options).await;
+            store_conformance::run(log.objects(), 40).await;
+            check(&log);
+            log.drain().await;
+            assert!(log.close().await.expect("no fault"));
+        });
+        assert!(disk.numbers().is_empty(), "segments stay: {:?}", disk.numbers());
+        assert_eq!(world.read(|read| meta::volume::load(read)).log, None);
+        assert_eq!(world.read(|read| meta::volume::load(read)).version, VOLUME_VERSION_PLAIN);
+    }
+}
+
+/// One life of a log whose disk fails now and then: a course of puts, deletes and barriers that a power cut ends, then
+/// what is left. What happens after the cut, to the end of the call that it hits, has no effect.
+fn life(seed: u64, rates: Rates) -> (ObjectsPast, u64) {
+    let mut dice = Rng::new(seed);
+    let world = World::mountable();
+    let disk = FakeDisk::new(&world, seed);
+    let options = LogOptions {
+        size_max: [1 << 20, 100_000][dice.below(2) as usize],
+        direct_from: [u64::MAX, 20_000][dice.below(2) as usize],
+        uploads: 1 + dice.below(4) as usize,
+        upload_delay: Duration::from_millis([0, 1, 50][dice.below(3) as usize]),
+        ..small()
+    };
+    let power = Power::default();
+    let at = dice.below(3000);
+    let past = world.block_on(async {
+        disk.state().rates = rates;
+        let mut frozen = None;
+        let log = open(&world, &disk, options.clone()).await;
+        let mut course = pin!(write_objects(log.objects(), seed, 60, &power));
+        let mut steps = 0;
+        let past = loop {
+            match poll_fn(|cx| Poll::Ready(course.as_mut().poll(cx))).await {
+                Poll::Ready(past) => break past,
+                Poll::Pending if steps == at => {
+                    power.off();
+                    frozen = Some((disk.files(), world.state().objects.clone()));
+                }
+                Poll::Pending => {}
+            }
+            check(&log);
+            steps += 1;
+            world.step_aside().await;
+        };
+        let (files, objects) = frozen.unwrap_or_else(|| (disk.files(), world.state().objects.clone()));
+        disk.restore(files);
+        world.state().objects = objects;
+        past
+    });
+    cut(&world, &disk);
+    let replayed = world.block_on(async {
+        disk.state().rates = Rates::default();
+        let log = open(&world, &disk, options.clone()).await;
+        let replayed = log.log_status().expect("there is a log").backlog.objects;
+        check(&log);
+        let left = past.left(log.objects()).await;
+        log.drain().await;
+        assert_eq!(past.left(log.objects()).await, left, "seed {seed}: an upload has changed what is there");
+        assert!(log.close().await.expect("no fault"));
+        // What the log had is in the store.
+        assert_eq!(past.left(&world).await, left, "seed {seed}: the store has other objects than the log had");
+        replayed
+    });
+    (past, replayed)
+}
+
+#[test]
+fn a_power_cut_leaves_what_a_barrier_has_covered() {
+    let mut replayed = 0;
+    for seed in 1..=300 {
+        replayed += life(seed, Rates::default()).1;
+    }
+    assert!(replayed > 300, "almost nothing was left in the log at the cuts: {replayed}");
+}
+
+#[test]
+fn so_it_does_where_the_disk_fails() {
+    for seed in 1..=300 {
+        life(seed, Rates { write: 3, full: 3, sync: 20, read: 5, torn: 2 });
+        life(seed, Rates { sync: 100, ..Rates::default() });
+    }
+}
+
+#[test]
+fn a_barrier_is_one_sync_for_all_who_wait() {
+    let world = World::mountable();
+    let disk = FakeDisk::new(&world, 1);
+    world.block_on(async {
+        let log = open(&world, &disk, LogOptions { upload_delay: Duration::from_secs(60), ..small() }).await;
+        let before = disk.state().syncs;
+        let body = || vec![Bytes::from_static(b"body")];
+        let each = (0..20).map(|number| {
+            let (log, key) = (log.clone(), format!("key/{number}"));
+            async move {
+                log.objects().put(&key, body()).await.expect("a put");
+                log.objects().barrier().await.expect("a barrier");
+            }
+        });
+        crate::client::wait::join_all(each).await;
+        let syncs = disk.state().syncs - before;
+        assert!(syncs <= 4, "{syncs} syncs for 20 barriers at once");
+        log.objects().barrier().await.expect("nothing to do");
+        assert_eq!(disk.state().syncs - before, syncs, "a barrier with nothing to cover syncs");
+    });
+}
+
+#[test]
+fn a_mount_goes_on_with_what_another_one_left() {
+    let world = World::mountable();
+    let disk = FakeDisk::new(&world, 1);
+    let options = || LogOptions { upload_delay: Duration::from_secs(3600), ..small() };
+    world.block_on(async {
+        let log = open(&world, &disk, options()).await;
+        let client = Client::mount(log.clone(), Options::default()).await.expect("a mount");
+        let caller = crate::client::Caller { uid: 0, gid: 0, umask: None };
+        let flags = crate::client::OpenFlags { read: true, write: true, ..crate::client::OpenFlags::default() };
+        let root = crate::types::Ino::ROOT;
+        let (_, handle) = client.create(caller, root, b"file", 0o644, flags).await.expect("a file");
+        client.write(handle, 0, Bytes::from(vec![7; 9000]), false).await.expect("a write");
+        client.fsync(handle).await.expect("an fsync");
+        assert_eq!(world.state().objects.len(), 1, "fsync waits for the object store");
+    });
+    cut(&world, &disk);
+    world.block_on(async {
+        let log = open(&world, &disk, options()).await;
+        assert_eq!(log.log_status().expect("a log").backlog.objects, 3);
+        let client = Client::mount(log.clone(), Options::default()).await.expect("a mount");
+        let entry = client.lookup(crate::types::Ino::ROOT, b"file").await.expect("the file");
+        let flags = crate::client::OpenFlags { read: true, ..crate::client::OpenFlags::default() };
+        let handle = client.open(entry.ino, flags).await.expect("it opens");
+        let read = client.read(handle, 0, 10_000).await.expect("it can be read");
+        assert_eq!(read.into_contiguous(), vec![7; 9000]);
+        client.release(handle).await.expect("no error");
+        client.unmount().await.expect("an unmount");
+        log.drain().await;
+        assert!(log.close().await.expect("no fault"));
+    });
+    assert_eq!(world.state().objects.len(), 4);
+    assert!(disk.numbers().is_empty());
+}
+
+fn refused(world: &World, disk: &FakeDisk) -> LogError {
+    let opened = world.block_on(async { Logged::open(world.clone(), disk.clone(), small()).await });
+    match opened {
+        Ok(_) => panic!("the log was opened"),
+        Err(error) => error,
+    }
+}
+
+#[test]
+fn a_wrong_missing_or_older_folder_is_refused() {
+    let world = World::mountable();
+    let disk = FakeDisk::new(&world, 1);
+    let older = world.block_on(async {
+        let log = open(&world, &disk, small()).await;
+        let older = disk.state().owner.clone();
+        assert!(log.close().await.expect("no fault"), "an empty log is drained");
+        let log = open(&world, &disk, small()).await;
+        log.objects().put("a", vec![Bytes::from_static(b"a")]).await.expect("a put");
+        older
+    });
+    cut(&world, &disk);
+    match refused(&world, &FakeDisk::new(&world, 2)) {
+        LogError::Missing(home) => assert_eq!(home.place, "here"),
+        other => panic!("{other}"),
+    }
+    let foreign = FakeDisk::new(&world, 3);
+    let owner = crate::format::log::Owner { volume: crate::types::VolumeId([9; 16]), epoch: 1 };
+    foreign.state().owner = Some(owner.encode());
+    assert!(matches!(refused(&world, &foreign), LogError::Foreign));
+    foreign.state().owner = older;
+    match refused(&world, &foreign) {
+        LogError::Older { found, home } => assert!(found < home.epoch),
+        other => panic!("{other}"),
+    }
+    foreign.state().owner = Some(Bytes::from_static(b"something else"));
+    assert!(matches!(refused(&world, &foreign), LogError::Unreadable));
+    world.block_on(async {
+        open(&world, &disk, small()).await;
+    });
+}
+
+#[test]
+fn damage_is_told_and_the_rest_is_there() {
+    let world = World::mountable();
+    let disk = FakeDisk::new(&world, 1);
+    let options = || LogOptions { upload_delay: Duration::from_secs(3600), ..small() };
+    world.block_on(async {
+        let log = open(&world, &disk, options()).await;
+        for key in ["a", "b", "c"] {
+            log.objects().put(key, vec![Bytes::from(vec![1; 6000])]).await.expect("a put");
+            log.objects().barrier().await.expect("a barrier");
+        }
+    });
+    cut(&world, &disk);
+    // In the body of "b": the third record begins at the fourth page after it.
+    disk.rot(1, 4096 + 8192 + 1000);
+    world.block_on(async {
+        let opened = Logged::open(world.clone(), disk.clone(), LogOptions::default()).await;
+        let opened = opened.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(opened.damage.len(), 1, "{:?}", opened.damage);
+        assert_eq!(opened.damage[0].key.as_deref(), Some("b"));
+        opened.env.drain().await;
+        assert!(opened.env.close().await.expect("no fault"));
+    });
+    let found: Vec<String> = world.state().objects.keys().cloned().collect();
+    assert_eq!(found, ["a", "c", crate::format::block::VOLUME_OBJECT]);
+    assert_eq!(disk.state().aside, [1], "what is damaged is kept");
+}
+
+#[test]
+fn a_read_only_mount_sees_the_log_and_changes_nothing() {
+    let world = World::mountable();
+    let disk = FakeDisk::new(&world, 1);
+    world.block_on(async {
+        let log = open(&world, &disk, LogOptions { upload_delay: Duration::from_secs(3600), ..small() }).await;
+        log.objects().put("a", vec![Bytes::from_static(b"body")]).await.expect("a put");
+        log.objects().barrier().await.expect("a barrier");
+    });
+    cut(&world, &disk);
+    let (before, owner) = (world.read(|read| meta::volume::load(read)), disk.state().owner.clone());
+    world.block_on(async {
+        let log = open(&world, &disk, LogOptions { mode: LogMode::ReadOnly, ..small() }).await;
+        assert_eq!(log.objects().get("a", 1..3).await.expect("it is there"), "od");
+        assert!(!log.close().await.expect("no fault"));
+    });
+    assert_eq!(world.read(|read| meta::volume::load(read)), before);
+    assert_eq!(disk.state().owner, owner);
+    assert_eq!(world.state().objects.len(), 1);
+}

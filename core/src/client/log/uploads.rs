@@ -1,0 +1,207 @@
+//! From the log into the real store: uploads in order, barriers that settle them, segments that go.
+//!
+//! Owns: the background tasks of the log, `drain` and `close`.
+//! Leaves to others: which object and which segment is next (`store::log`).
+//!
+//! Invariants
+//! - What is put into the store is what was staged: bytes that come back from the disk are verified.
+//! - A segment is removed only after a barrier of the store that began when all its objects had been put.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use bytes::Bytes;
+
+use super::{Inner, LogError, Staging};
+use crate::client::wait::lock;
+use crate::env::{Disk, DiskError, Env, MetaStore, ObjectStore, StoreError};
+use crate::format::log::body_sum;
+use crate::marks::{Mark, reached, reached_if};
+use crate::meta;
+use crate::planted::{self, Bug};
+use crate::store::log::{BytesAt, Upload};
+
+/// Bytes of the log that are not what was staged are read again so many times before that counts as damage.
+const READ_TRIES: u32 = 4;
+/// Between two attempts of something small that failed.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Longest such pause.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+impl<E: Env, D: Disk> Inner<E, D> {
+    /// Starts the uploads that are due, and sees to it that this happens again when the next one is.
+    pub(super) fn pump(self: &Arc<Self>) {
+        let staging = self.staging();
+        loop {
+            let now = self.env.now();
+            let mut state = lock(&staging.state);
+            if state.stopping {
+                return;
+            }
+            let Some(upload) = state.log.next_upload(now, staging.options.uploads) else {
+                let due = state.log.retry_at(now).filter(|due| state.timer.is_none_or(|timer| *due < timer));
+                if let Some(due) = due {
+                    state.timer = Some(due);
+                    let inner = self.clone();
+                    self.env.spawn(async move { inner.pump_at(due).await });
+                }
+                return;
+            };
+            drop(state);
+            let inner = self.clone();
+            self.env.spawn(async move { inner.upload(upload).await });
+        }
+    }
+
+    async fn pump_at(self: Arc<Self>, due: Duration) {
+        self.env.sleep_until(due).await;
+        {
+            let mut state = lock(&self.staging().state);
+            if state.timer == Some(due) {
+                state.timer = None;
+            }
+        }
+        self.pump();
+    }
+
+    async fn upload(self: Arc<Self>, upload: Upload) {
+        let staging = self.staging();
+        self.env.pause().await;
+        let result = match self.staged(staging, &upload).await {
+            Some(body) => self.env.objects().put(&upload.key, body).await,
+            None => Err(StoreError::Retry),
+        };
+        self.env.pause().await;
+        if let Err(error) = &result {
+            reached(Mark::LogUploadRetried);
+            tracing::debug!(object = upload.key, %error, "an object stays in the write-back log for now");
+        }
+        lock(&staging.state).log.handle_upload(self.env.now(), &upload.key, result.is_ok());
+        staging.changed.notify_all();
+        self.pump();
+        self.tidy();
+    }
+
+    /// The bytes of an object, as they were staged.
+    async fn staged(&self, staging: &Staging<D>, upload: &Upload) -> Option<Vec<Bytes>> {
+        let (segment, range, sum) = match &upload.body {
+            BytesAt::Memory(body) => return Some(body.clone()),
+            BytesAt::Disk { segment, range, sum } => (*segment, range.clone(), *sum),
+        };
+        for attempt in 0..READ_TRIES {
+            match staging.disk.read(segment, range.clone()).await {
+                Ok(bytes) if body_sum(&[bytes.clone()]) == sum || planted::is(Bug::LogReadUnverified) => {
+                    return Some(vec![bytes]);
+                }
+                Ok(_) => reached(Mark::LogReadTorn),
+                Err(DiskError::Missing | DiskError::Failed | DiskError::Full) => {}
+            }
+            self.env.sleep_until(self.env.now() + PAUSE * (attempt + 1)).await;
+        }
+        tracing::error!(object = upload.key, segment, "the write-back log cannot give back what was written to it");
+        None
+    }
+
+    /// Settles what was put and removes what nobody needs, in a task of its own, if there is anything of that.
+    pub(super) fn tidy(self: &Arc<Self>) {
+        let mut state = lock(&self.staging().state);
+        let work = !state.log.plan_settle().is_empty() || state.log.removable(false).is_some();
+        if work && !core::mem::replace(&mut state.settling, true) {
+            let inner = self.clone();
+            self.env.spawn(async move { inner.settle().await });
+        }
+    }
+
+    async fn settle(self: Arc<Self>) {
+        let staging = self.staging();
+        let mut pause = PAUSE;
+        loop {
+            self.env.pause().await;
+            let put = lock(&staging.state).log.plan_settle();
+            let settled = put.is_empty() || self.settle_these(staging, &put).await;
+            if settled && self.remove_segments(staging, false).await {
+                pause = PAUSE;
+            } else {
+                self.env.sleep_until(self.env.now() + pause).await;
+                pause = (2 * pause).min(PAUSE_MAX);
+            }
+            let mut state = lock(&staging.state);
+            let work = !state.log.plan_settle().is_empty() || state.log.removable(false).is_some();
+            if !work || state.stopping {
+                state.settling = false;
+                drop(state);
+                staging.changed.notify_all();
+                return;
+            }
+        }
+    }
+
+    async fn settle_these(&self, staging: &Staging<D>, put: &[String]) -> bool {
+        if !planted::is(Bug::SegmentBeforeBarrier)
+            && let Err(error) = self.env.objects().barrier().await
+        {
+            tracing::debug!(%error, "what was put stays in the write-back log for now");
+            return false;
+        }
+        self.env.pause().await;
+        lock(&staging.state).log.handle_settled(put);
+        staging.changed.notify_all();
+        true
+    }
+
+    /// Removes segments, oldest first, as far as they can go. False: one could not be removed.
+    async fn remove_segments(&self, staging: &Staging<D>, all: bool) -> bool {
+        loop {
+            let next = lock(&staging.state).log.removable(all);
+            let Some((number, damaged)) = next else { return true };
+            let removed =
+                if damaged { staging.disk.set_aside(number).await } else { staging.disk.remove(number).await };
+            if let Err(error) = removed {
+                tracing::debug!(segment = number, %error, "a segment of the write-back log could not be removed");
+                return false;
+            }
+            reached_if(Mark::LogSegmentRemoved, || !damaged);
+            lock(&staging.state).log.handle_removed(number);
+            staging.changed.notify_all();
+        }
+    }
+
+    pub(super) async fn drain(self: &Arc<Self>) {
+        let Some(staging) = &self.staging else { return };
+        lock(&staging.state).log.set_delay(Duration::ZERO);
+        self.pump();
+        self.tidy();
+        loop {
+            let changed = staging.changed.listen();
+            if lock(&staging.state).log.is_drained() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    pub(super) async fn close(self: &Arc<Self>) -> Result<bool, LogError> {
+        let Some(staging) = &self.staging else { return Ok(true) };
+        lock(&staging.state).stopping = true;
+        loop {
+            let changed = staging.changed.listen();
+            {
+                let state = lock(&staging.state);
+                if state.log.is_idle() && !state.settling && !state.round.running {
+                    break;
+                }
+            }
+            changed.await;
+        }
+        let drained = lock(&staging.state).log.is_drained();
+        if !drained || staging.epoch == 0 || !self.remove_segments(staging, true).await {
+            return Ok(drained && staging.epoch == 0);
+        }
+        let written = self.env.meta().write(|txn| meta::volume::close_log(txn)).await?;
+        self.env.meta().sync(written.seq).await?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,711 @@
+//! The machine of the write-back log: which objects are in it, which of its bytes are durable, what is to be put into
+//! the object store, and which segments nobody needs.
+//!
+//! Owns: the index of objects, places for records, the order of uploads.
+//! Leaves to others: files and requests (`client::log` executes and reports back), layouts (`format::log`), what was
+//! there at the start (`recover`).
+//!
+//! Invariants
+//! - The body of a record stays in memory until a sync that began after its write has returned.
+//! - An object leaves the index only once it is in the store, past a barrier that began after its put, or deleted.
+//! - Segments go in the order of their numbers, so a `Delete` outlives every record that it speaks of.
+//! - A segment goes only when each of its objects has left; one with damage is set aside, not removed.
+//! - Objects are put in the order in which they were staged.
+
+use alloc::borrow::ToOwned;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::time::Duration;
+
+use bytes::Bytes;
+
+use crate::format::log::{
+    Content, Frontier, Kind, RECORDS_AT, Segment as SegmentHead, body_sum, encode_record, next_at, record_len,
+};
+use crate::types::VolumeId;
+
+mod recover;
+
+pub use recover::{Damage, Found, claims};
+
+/// Puts that fail are passed by at most so many others.
+const AHEAD: usize = 64;
+
+/// A stretch of the log that a record may be written to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Which segment.
+    pub segment: u64,
+    /// Where the record begins.
+    pub at: u64,
+    /// Header and key of the record; the body follows.
+    pub head: Bytes,
+    /// Checksum of the body.
+    sum: u64,
+    /// In the order of all records.
+    order: u64,
+}
+
+/// Where a record goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Here; to be ended with `handle_written` or `handle_write_failed`.
+    At(Slot),
+    /// A segment is to be made first: `begin_segment`.
+    NeedSegment,
+    /// A segment is being made.
+    Wait,
+    /// The log has its size.
+    Full,
+}
+
+/// A sync that is to be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sync {
+    /// Segments with writes that no sync covers.
+    pub segments: Vec<u64>,
+    through: u64,
+    frontier: Frontier,
+}
+
+/// Something that a failed sync may have lost, to be stored again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// An object and its bytes.
+    Put(String, Vec<Bytes>),
+    /// That an object was deleted.
+    Delete(String),
+}
+
+/// Where the bytes of an object are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BytesAt {
+    /// In memory.
+    Memory(Vec<Bytes>),
+    /// In a segment.
+    Disk {
+        /// Which.
+        segment: u64,
+        /// Where.
+        range: Range<u64>,
+        /// Checksum of the whole body.
+        sum: u64,
+    },
+}
+
+/// An object that is to be put into the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upload {
+    /// Its key.
+    pub key: String,
+    /// Tells it from others of the same key.
+    pub order: u64,
+    /// Its bytes.
+    pub body: BytesAt,
+}
+
+/// What is in the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Objects that are not in the store yet.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// When the oldest of them was staged, on the clock of `Env::now`; those of earlier mounts count from the start of
+    /// this one.
+    pub since: Option<Duration>,
+    /// Size of all segments.
+    pub log_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// To be put; may be tried from `retry_at` on.
+    Waiting { retry_at: Duration, attempts: u32 },
+    /// A put is under way.
+    Running { attempts: u32 },
+    /// In the store, but no barrier covers it.
+    Put,
+    /// In the store for good.
+    Settled,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    order: u64,
+    /// `None`: a sync has failed, and its bytes are in memory only.
+    place: Option<(u64, u64)>,
+    len: u64,
+    sum: u64,
+    /// Until a sync covers the record.
+    body: Option<Vec<Bytes>>,
+    state: State,
+    since: Duration,
+    deleting: bool,
+}
+
+impl Entry {
+    /// When it may be put, if it waits for that.
+    fn due(&self, delay: Duration) -> Option<Duration> {
+        match self.state {
+            State::Waiting { retry_at, .. } => Some(retry_at.max(self.since + delay)),
+            State::Running { .. } | State::Put | State::Settled => None,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Segment {
+    head: SegmentHead,
+    /// Where the next record begins.
+    tail: u64,
+    /// Where writes are under way.
+    writing: BTreeSet<u64>,
+    /// First place at which a write may have failed.
+    hole: Option<u64>,
+    /// Objects of which it may hold a record, also of those that have left, or whose write or sync has failed.
+    keys: Vec<(String, u64)>,
+    /// Objects that have not left.
+    live: u64,
+    /// Writes that no sync covers.
+    dirty: bool,
+    /// Takes no more records.
+    closed: bool,
+    damaged: bool,
+}
+
+impl Segment {
+    fn new(head: SegmentHead) -> Self {
+        Self {
+            head,
+            tail: RECORDS_AT,
+            writing: BTreeSet::new(),
+            hole: None,
+            keys: Vec::new(),
+            live: 0,
+            dirty: true,
+            closed: false,
+            damaged: false,
+        }
+    }
+
+    /// Nothing before it is missing, once it is synced.
+    fn complete_to(&self) -> u64 {
+        let first = self.writing.first().copied().unwrap_or(self.tail);
+        self.hole.map_or(first, |hole| hole.min(first))
+    }
+}
+
+/// The log of one mount.
+#[derive(Debug)]
+pub struct Log {
+    volume: VolumeId,
+    epoch: u64,
+    segment_size: u64,
+    size_max: u64,
+    /// How long an object stays here before it is put: what is deleted by then never is.
+    delay: Duration,
+    entries: BTreeMap<String, Entry>,
+    /// Objects to be put, by order.
+    waiting: BTreeMap<u64, String>,
+    running: usize,
+    /// Objects in the store that no barrier covers.
+    put: BTreeSet<String>,
+    segments: BTreeMap<u64, Segment>,
+    /// How many records of each object the segments may hold.
+    recorded: BTreeMap<String, u32>,
+    next_segment: u64,
+    making: bool,
+    /// Records written so far, and how many of them a sync covers.
+    written: u64,
+    synced: u64,
+    unsynced: BTreeMap<u64, (Kind, String, u64)>,
+    frontier: Frontier,
+    next_order: u64,
+}
+
+impl Log {
+    /// An empty log. (epoch >= 1)
+    pub fn new(volume: VolumeId, epoch: u64, segment_size: u64, size_max: u64) -> Self {
+        Self {
+            volume,
+            epoch,
+            segment_size,
+            size_max,
+            delay: Duration::ZERO,
+            entries: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            running: 0,
+            put: BTreeSet::new(),
+            segments: BTreeMap::new(),
+            recorded: BTreeMap::new(),
+            next_segment: 1,
+            making: false,
+            written: 0,
+            synced: 0,
+            unsynced: BTreeMap::new(),
+            frontier: Frontier::default(),
+            next_order: 0,
+        }
+    }
+
+    // ---- getters
+
+    /// The log has a record of the object.
+    pub fn holds(&self, key: &str) -> bool {
+        self.entries.get(key).is_some_and(|entry| entry.place.is_some())
+    }
+
+    /// A sync has failed, and the object is in memory only.
+    pub fn is_lost(&self, key: &str) -> bool {
+        self.entries.get(key).is_some_and(|entry| entry.place.is_none() && !entry.deleting)
+    }
+
+    /// The object is about to be deleted.
+    pub fn is_deleting(&self, key: &str) -> bool {
+        self.entries.get(key).is_some_and(|entry| entry.deleting)
+    }
+
+    /// Where `range` of the object is, if it need not be asked of the store; its length is given with it.
+    pub fn find(&self, key: &str) -> Option<(BytesAt, u64)> {
+        let entry = self.entries.get(key).filter(|entry| entry.state != State::Settled)?;
+        Some((self.bytes_at(key, entry), entry.len))
+    }
+
+    /// Keys after `after` that start with `prefix` and that the store may not hold, ascending.
+    pub fn list(&self, prefix: &str, after: Option<&str>) -> Vec<String> {
+        let from = after.filter(|after| *after >= prefix).unwrap_or(prefix).to_owned();
+        let found = self.entries.range(from..).take_while(|(key, _)| key.starts_with(prefix));
+        let found = found.filter(|(key, entry)| {
+            after.is_none_or(|after| key.as_str() > after) && !entry.deleting && entry.state != State::Settled
+        });
+        found.map(|(key, _)| key.clone()).collect()
+    }
+
+    /// What is in the log.
+    pub fn backlog(&self) -> Backlog {
+        let away = |entry: &&Entry| matches!(entry.state, State::Waiting { .. } | State::Running { .. } | State::Put);
+        let mut backlog = Backlog { log_bytes: self.log_bytes(), ..Backlog::default() };
+        for entry in self.entries.values().filter(away) {
+            backlog.objects += 1;
+            backlog.bytes += entry.len;
+            backlog.since = Some(backlog.since.map_or(entry.since, |since| since.min(entry.since)));
+        }
+        backlog
+    }
+
+    /// Every object is in the store for good or deleted.
+    pub fn is_drained(&self) -> bool {
+        self.segments.values().all(|segment| segment.live == 0 && segment.writing.is_empty())
+            && self.entries.values().all(|entry| entry.state == State::Settled)
+    }
+
+    /// No put into the store is under way.
+    pub fn is_idle(&self) -> bool {
+        self.running == 0
+    }
+
+    /// A put of the object is under way.
+    pub fn is_uploading(&self, key: &str) -> bool {
+        self.entries.get(key).is_some_and(|entry| matches!(entry.state, State::Running { .. }))
+    }
+
+    fn log_bytes(&self) -> u64 {
+        self.segments.values().map(|segment| segment.tail).sum()
+    }
+
+    fn bytes_at(&self, key: &str, entry: &Entry) -> BytesAt {
+        match (&entry.body, entry.place) {
+            (Some(body), _) => BytesAt::Memory(body.clone()),
+            (None, Some((segment, at))) => {
+                let start = at + record_len(key, 0);
+                BytesAt::Disk { segment, range: start..start + entry.len, sum: entry.sum }
+            }
+            (None, None) => panic!("an object of the log is nowhere"),
+        }
+    }
+
+    // ---- records
+
+    /// A place for a record. A `Delete` finds one also where the log has its size.
+    pub fn reserve(&mut self, kind: Kind, key: &str, body: &[Bytes]) -> Place {
+        let len: u64 = body.iter().map(|piece| piece.len() as u64).sum();
+        let whole = record_len(key, len);
+        if kind == Kind::Put && self.log_bytes() + whole > self.size_max {
+            return Place::Full;
+        }
+        if self.making {
+            return Place::Wait;
+        }
+        let segment = match self.segments.values_mut().next_back() {
+            Some(segment) if !segment.closed => segment,
+            Some(_) | None => return Place::NeedSegment,
+        };
+        let at = segment.tail;
+        if RECORDS_AT < at && self.segment_size < at + whole {
+            segment.closed = true;
+            return Place::NeedSegment;
+        }
+        segment.tail = next_at(at + whole, false);
+        segment.writing.insert(at);
+        let sum = body_sum(body);
+        let head = encode_record(&segment.head, at, self.frontier, &Content { kind, key, len, sum });
+        self.next_order += 1;
+        if kind == Kind::Put {
+            segment.keys.push((key.to_owned(), self.next_order));
+            *self.recorded.entry(key.to_owned()).or_default() += 1;
+        }
+        Place::At(Slot { segment: segment.head.number, at, head, sum, order: self.next_order })
+    }
+
+    /// The header of a segment to be made, unless another one is; to be ended with `handle_segment`.
+    pub fn begin_segment(&mut self) -> Option<SegmentHead> {
+        if core::mem::replace(&mut self.making, true) {
+            return None;
+        }
+        let before = self.segments.values().next_back().map_or(0, Segment::complete_to);
+        let number = self.next_segment;
+        self.next_segment += 1;
+        Some(SegmentHead { volume: self.volume, epoch: self.epoch, number, before })
+    }
+
+    /// The segment is there with its header, or could not be made.
+    pub fn handle_segment(&mut self, head: SegmentHead, made: bool) {
+        self.making = false;
+        let mut segment = Segment::new(head);
+        if !made {
+            // Its file may be there: it goes with the others.
+            (segment.closed, segment.dirty, segment.hole) = (true, false, Some(0));
+        }
+        self.segments.insert(head.number, segment);
+    }
+
+    /// The record is written. False: a sync of its segment has failed since, so it has to be written again.
+    pub fn handle_written(&mut self, now: Duration, slot: &Slot, kind: Kind, key: &str, body: &[Bytes]) -> bool {
+        let segment = self.segments.get_mut(&slot.segment).expect("a segment with writes under way stays");
+        assert!(segment.writing.remove(&slot.at), "a record is written twice");
+        if segment.hole.is_some_and(|hole| hole <= slot.at) {
+            return false;
+        }
+        segment.dirty = true;
+        self.written += 1;
+        self.unsynced.insert(self.written, (kind, key.to_owned(), slot.order));
+        if kind == Kind::Put {
+            self.install(now, slot, key, body);
+        }
+        true
+    }
+
+    fn install(&mut self, now: Duration, slot: &Slot, key: &str, body: &[Bytes]) {
+        if self.holds(key) {
+            // Put twice at once, with the same bytes: the first record stands for both.
+            return;
+        }
+        let segment = self.segments.get_mut(&slot.segment).expect("it takes the record");
+        segment.live += 1;
+        // Written again after a failed sync; its put goes on meanwhile.
+        let lost = self.entries.remove(key);
+        let waiting = State::Waiting { retry_at: Duration::ZERO, attempts: 0 };
+        let (since, state, deleting) =
+            lost.as_ref().map_or((now, waiting, false), |entry| (entry.since, entry.state, entry.deleting));
+        if let Some(lost) = lost {
+            self.waiting.remove(&lost.order);
+        }
+        if matches!(state, State::Waiting { .. }) {
+            self.waiting.insert(slot.order, key.to_owned());
+        }
+        let len = body.iter().map(|piece| piece.len() as u64).sum();
+        let entry = Entry {
+            order: slot.order,
+            place: Some((slot.segment, slot.at)),
+            len,
+            sum: slot.sum,
+            body: Some(body.to_vec()),
+            state,
+            since,
+            deleting,
+        };
+        self.entries.insert(key.to_owned(), entry);
+    }
+
+    /// Its segment no longer waits for this entry.
+    fn leave(&mut self, entry: &Entry) {
+        self.waiting.remove(&entry.order);
+        if let Some((number, _)) = entry.place
+            && entry.state != State::Settled
+            && let Some(segment) = self.segments.get_mut(&number)
+        {
+            segment.live -= 1;
+        }
+    }
+
+    /// Nothing is known of what was written there.
+    pub fn handle_write_failed(&mut self, slot: &Slot) {
+        if let Some(segment) = self.segments.get_mut(&slot.segment) {
+            segment.writing.remove(&slot.at);
+            segment.hole = Some(segment.hole.map_or(slot.at, |hole| hole.min(slot.at)));
+            segment.closed = true;
+        }
+    }
+
+    // ---- durability
+
+    /// Records written so far: what a sync must cover that is to cover all of them.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Every record up to this one is durable.
+    pub fn synced(&self) -> u64 {
+        self.synced
+    }
+
+    /// What to sync, if there is anything; to be ended with `handle_synced` or `handle_sync_failed`.
+    pub fn plan_sync(&mut self) -> Option<Sync> {
+        if self.synced == self.written {
+            return None;
+        }
+        let mut segments = Vec::new();
+        let mut frontier = self.frontier;
+        for (number, segment) in &mut self.segments {
+            if segment.dirty {
+                segments.push(*number);
+                segment.dirty = false;
+            }
+            // Records behind this point share no page with those before it.
+            if segment.writing.is_empty() && !segment.closed {
+                segment.tail = next_at(segment.tail, true);
+            }
+        }
+        if let Some((number, segment)) = self.segments.iter().find(|(_, segment)| !segment.writing.is_empty()) {
+            frontier = frontier.max(Frontier { segment: *number, at: segment.complete_to() });
+        } else if let Some((number, segment)) = self.segments.iter().next_back() {
+            frontier = frontier.max(Frontier { segment: *number, at: segment.complete_to() });
+        }
+        Some(Sync { segments, through: self.written, frontier })
+    }
+
+    /// All of it is durable.
+    pub fn handle_synced(&mut self, sync: &Sync) {
+        self.synced = self.synced.max(sync.through);
+        self.frontier = self.frontier.max(sync.frontier);
+        let rest = self.unsynced.split_off(&(sync.through + 1));
+        for (kind, key, order) in core::mem::replace(&mut self.unsynced, rest).into_values() {
+            if kind == Kind::Put
+                && let Some(entry) = self.entries.get_mut(&key)
+                && entry.order == order
+            {
+                entry.body = None;
+            }
+        }
+    }
+
+    /// Nothing is known of what no earlier sync has covered: all of it is to be stored again, and no record goes into
+    /// those segments any more.
+    pub fn handle_sync_failed(&mut self, sync: &Sync) -> Vec<Lost> {
+        for (_, segment) in self.segments.range_mut(sync.segments.first().copied().unwrap_or(0)..) {
+            segment.closed = true;
+            segment.hole = Some(0);
+        }
+        self.synced = self.written;
+        let mut lost = Vec::new();
+        for (kind, key, order) in core::mem::take(&mut self.unsynced).into_values() {
+            match (kind, self.entries.get_mut(&key)) {
+                (Kind::Put, Some(entry)) if entry.order == order && entry.state != State::Settled => {
+                    let body = entry.body.clone().expect("an unsynced record's body");
+                    let before = entry.clone();
+                    entry.place = None;
+                    self.leave(&before);
+                    if matches!(before.state, State::Waiting { .. }) {
+                        self.waiting.insert(order, key.clone());
+                    }
+                    lost.push(Lost::Put(key, body));
+                }
+                (Kind::Put, _) => {}
+                (Kind::Delete, _) => lost.push(Lost::Delete(key)),
+            }
+        }
+        lost
+    }
+
+    /// What was lost is in the store for good; it needs no record.
+    pub fn handle_stored(&mut self, key: &str) {
+        if let Some(entry) = self.entries.get(key)
+            && entry.place.is_none()
+            && !matches!(entry.state, State::Running { .. })
+        {
+            let entry = self.entries.remove(key).expect("just seen");
+            self.waiting.remove(&entry.order);
+            self.put.remove(key);
+        }
+    }
+
+    // ---- uploads
+
+    /// Objects staged so lately are not put yet.
+    pub fn set_delay(&mut self, delay: Duration) {
+        self.delay = delay;
+    }
+
+    /// The next object to put at `now`; to be ended with `handle_upload`.
+    pub fn next_upload(&mut self, now: Duration, running_max: usize) -> Option<Upload> {
+        let delay = self.delay;
+        if running_max <= self.running {
+            return None;
+        }
+        let due = |key: &&String| {
+            let entry = &self.entries[*key];
+            !entry.deleting && entry.due(delay).is_some_and(|due| due <= now)
+        };
+        let key = self.waiting.values().take(AHEAD).find(due)?.clone();
+        let entry = self.entries.get_mut(&key).expect("what waits is in the index");
+        let State::Waiting { attempts, .. } = entry.state else { panic!("what waits is waiting") };
+        entry.state = State::Running { attempts };
+        let order = entry.order;
+        self.waiting.remove(&order);
+        self.running += 1;
+        let body = self.bytes_at(&key, &self.entries[&key]);
+        Some(Upload { key, order, body })
+    }
+
+    /// When the next put may be tried, if one has to wait.
+    pub fn retry_at(&self, now: Duration) -> Option<Duration> {
+        let due = |key: &String| self.entries[key].due(self.delay).filter(|due| now < *due);
+        self.waiting.values().take(AHEAD).filter_map(due).min()
+    }
+
+    /// A put has ended.
+    pub fn handle_upload(&mut self, now: Duration, key: &str, done: bool) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        self.running -= 1;
+        let State::Running { attempts } = entry.state else { panic!("completion of a put that was not started") };
+        if done {
+            entry.state = State::Put;
+            self.put.insert(key.to_owned());
+            return;
+        }
+        let delay = Duration::from_millis(20 << attempts.min(8)).min(Duration::from_secs(5));
+        entry.state = State::Waiting { retry_at: now + delay, attempts: attempts + 1 };
+        self.waiting.insert(entry.order, key.to_owned());
+    }
+
+    /// Whether a put of the object has failed, and may take effect yet.
+    pub fn has_failed(&self, key: &str) -> bool {
+        self.entries.get(key).is_some_and(
+            |entry| matches!(entry.state, State::Waiting { attempts, .. } | State::Running { attempts } if attempts > 0),
+        )
+    }
+
+    /// Objects that a barrier which begins at this moment covers.
+    pub fn plan_settle(&self) -> Vec<String> {
+        self.put.iter().cloned().collect()
+    }
+
+    /// A barrier has covered them.
+    pub fn handle_settled(&mut self, keys: &[String]) {
+        for key in keys {
+            if !self.put.remove(key) {
+                continue;
+            }
+            let entry = self.entries.get_mut(key).expect("what was put is in the index");
+            let before = entry.clone();
+            entry.state = State::Settled;
+            entry.body = None;
+            self.leave(&before);
+            if before.place.is_none() {
+                self.entries.remove(key);
+            }
+        }
+    }
+
+    // ---- deletion
+
+    /// The object is to be deleted; whether the log has to say so. To be ended with `end_delete` or `abort_delete`.
+    pub fn begin_delete(&mut self, key: &str) -> bool {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.deleting = true;
+        }
+        self.recorded.contains_key(key)
+    }
+
+    /// The log does not say so.
+    pub fn abort_delete(&mut self, key: &str) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.deleting = false;
+        }
+    }
+
+    /// The log says that it is deleted, and no put of it is under way.
+    pub fn end_delete(&mut self, key: &str) {
+        if let Some(entry) = self.entries.remove(key) {
+            if let State::Running { .. } = entry.state {
+                // Only a planted mistake gets here: the put that is under way finds nothing.
+                self.running -= 1;
+            }
+            self.put.remove(key);
+            self.leave(&entry);
+        }
+    }
+
+    // ---- segments that go
+
+    /// The oldest segment, if nobody needs it, and whether it is to be set aside; with `all` also the one that takes
+    /// records.
+    pub fn removable(&self, all: bool) -> Option<(u64, bool)> {
+        let (number, segment) = self.segments.first_key_value()?;
+        let idle = segment.live == 0 && segment.writing.is_empty() && (segment.closed || all) && !self.making;
+        idle.then_some((*number, segment.damaged))
+    }
+
+    /// The segment is gone.
+    pub fn handle_removed(&mut self, number: u64) {
+        let Some(segment) = self.segments.remove(&number) else { return };
+        for (key, order) in segment.keys {
+            if let Some(count) = self.recorded.get_mut(&key) {
+                *count -= 1;
+                if *count == 0 {
+                    self.recorded.remove(&key);
+                }
+            }
+            // What a failed sync has lost keeps its order, and is in memory only.
+            let here = |entry: &Entry| entry.order == order && entry.place.is_some();
+            if self.entries.get(&key).is_some_and(here) {
+                self.entries.remove(&key);
+            }
+        }
+    }
+
+    /// Panics where the books do not balance.
+    pub fn check(&self) {
+        let mut live: BTreeMap<u64, u64> = BTreeMap::new();
+        for (key, entry) in &self.entries {
+            assert!(entry.body.is_some() || entry.place.is_some(), "{key} is nowhere");
+            if let Some((number, _)) = entry.place
+                && entry.state != State::Settled
+            {
+                *live.entry(number).or_default() += 1;
+            }
+            let waits = self.waiting.get(&entry.order) == Some(key);
+            assert_eq!(waits, matches!(entry.state, State::Waiting { .. }), "{key} waits");
+        }
+        for (number, segment) in &self.segments {
+            assert_eq!(segment.live, live.remove(number).unwrap_or(0), "objects of segment {number}");
+        }
+        let recorded = |(key, count): (&String, &u32)| {
+            let of = |segment: &Segment| segment.keys.iter().filter(|(other, _)| other == key).count();
+            *count as usize == self.segments.values().map(of).sum::<usize>()
+        };
+        assert!(self.recorded.iter().all(recorded), "records of objects");
+        assert!(live.is_empty(), "objects in segments that are gone: {live:?}");
+        assert!(self.waiting.values().all(|key| self.entries.contains_key(key)), "an object waits that is not there");
+        let running = self.entries.values().filter(|entry| matches!(entry.state, State::Running { .. })).count();
+        assert_eq!(running, self.running, "puts under way");
+        assert!(self.synced <= self.written);
+    }
+}
+
+#[cfg(test)]
+#[path = "log_tests.rs"]
+mod tests;

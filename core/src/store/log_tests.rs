@@ -1,0 +1,174 @@
+use alloc::format;
+use alloc::vec;
+
+use super::*;
+
+const NOW: Duration = Duration::from_secs(1);
+
+fn body(len: usize) -> Vec<Bytes> {
+    vec![Bytes::from(vec![1; len])]
+}
+
+fn log() -> Log {
+    let mut log = Log::new(VolumeId([1; 16]), 1, 1 << 20, 1 << 30);
+    make_segment(&mut log);
+    log
+}
+
+fn make_segment(log: &mut Log) {
+    let head = log.begin_segment().expect("no other is made");
+    log.handle_segment(head, true);
+}
+
+fn slot(log: &mut Log, key: &str) -> Slot {
+    match log.reserve(Kind::Put, key, &body(100)) {
+        Place::At(slot) => slot,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn stage(log: &mut Log, key: &str) {
+    let slot = slot(log, key);
+    assert!(log.handle_written(NOW, &slot, Kind::Put, key, &body(100)));
+    log.check();
+}
+
+fn uploads(log: &mut Log, now: Duration, max: usize) -> Vec<String> {
+    core::iter::from_fn(|| log.next_upload(now, max)).map(|upload| upload.key).collect()
+}
+
+#[test]
+fn objects_are_put_in_the_order_in_which_they_were_staged() {
+    let mut log = log();
+    for key in ["c", "a", "b", "d"] {
+        stage(&mut log, key);
+    }
+    assert_eq!(uploads(&mut log, NOW, 2), ["c", "a"]);
+    log.handle_upload(NOW, "c", false);
+    log.handle_upload(NOW, "a", true);
+    assert_eq!(uploads(&mut log, NOW, 2), ["b", "d"], "what has failed waits for its turn");
+    log.handle_upload(NOW, "b", true);
+    let due = log.retry_at(NOW).expect("it is tried again");
+    assert_eq!(uploads(&mut log, due, 2), ["c"]);
+    log.check();
+}
+
+#[test]
+fn what_fails_is_passed_by_a_few_others_at_most() {
+    let mut log = log();
+    for number in 0..200 {
+        stage(&mut log, &format!("{number:03}"));
+    }
+    let mut tried = 0;
+    while let Some(upload) = log.next_upload(NOW, 1) {
+        tried += 1;
+        log.handle_upload(NOW, &upload.key, false);
+    }
+    assert_eq!(tried, AHEAD);
+}
+
+#[test]
+fn what_is_deleted_before_its_time_is_never_put() {
+    let mut log = log();
+    log.set_delay(Duration::from_secs(2));
+    stage(&mut log, "a");
+    assert_eq!(uploads(&mut log, NOW, 4), [""; 0]);
+    assert_eq!(log.retry_at(NOW), Some(NOW + Duration::from_secs(2)));
+    assert!(log.begin_delete("a"), "its record is there");
+    assert_eq!(uploads(&mut log, 4 * NOW, 4), [""; 0]);
+    log.end_delete("a");
+    assert_eq!(log.find("a"), None);
+    assert!(log.is_drained());
+    log.check();
+}
+
+#[test]
+fn a_body_leaves_memory_with_the_sync_that_covers_it() {
+    let mut log = log();
+    stage(&mut log, "a");
+    let plan = log.plan_sync().expect("there is something");
+    stage(&mut log, "b");
+    log.handle_synced(&plan);
+    assert!(matches!(log.find("a"), Some((BytesAt::Disk { .. }, 100))));
+    assert!(matches!(log.find("b"), Some((BytesAt::Memory(_), 100))));
+    assert_eq!(log.plan_sync().expect("b is not covered").segments, [1]);
+}
+
+#[test]
+fn records_do_not_claim_what_a_write_under_way_leaves_open() {
+    let mut log = log();
+    let late = slot(&mut log, "late");
+    stage(&mut log, "a");
+    let plan = log.plan_sync().expect("there is something");
+    log.handle_synced(&plan);
+    assert_eq!(log.frontier, Frontier { segment: 1, at: late.at });
+    assert!(log.handle_written(NOW, &late, Kind::Put, "late", &body(100)));
+    let plan = log.plan_sync().expect("there is something");
+    let tail = log.segments[&1].tail;
+    log.handle_synced(&plan);
+    assert_eq!(log.frontier, Frontier { segment: 1, at: tail });
+    // A write that fails leaves a hole for good, and the segment takes no more.
+    let failed = slot(&mut log, "failed");
+    log.handle_write_failed(&failed);
+    assert_eq!(log.reserve(Kind::Put, "b", &body(100)), Place::NeedSegment);
+    assert_eq!(log.begin_segment().expect("no other is made").before, failed.at);
+}
+
+#[test]
+fn a_failed_sync_gives_back_all_that_none_has_covered() {
+    let mut log = log();
+    stage(&mut log, "kept");
+    let plan = log.plan_sync().expect("there is something");
+    log.handle_synced(&plan);
+    stage(&mut log, "a");
+    let late = slot(&mut log, "late");
+    let plan = log.plan_sync().expect("there is something");
+    stage(&mut log, "b");
+    let lost = log.handle_sync_failed(&plan);
+    log.check();
+    assert_eq!(lost, [Lost::Put("a".to_owned(), body(100)), Lost::Put("b".to_owned(), body(100))]);
+    assert!(!log.handle_written(NOW, &late, Kind::Put, "late", &body(100)), "it went into the failed segment");
+    make_segment(&mut log);
+    for key in ["a", "b", "late"] {
+        assert!(log.find(key).is_some() != (key == "late"));
+        stage(&mut log, key);
+    }
+    assert_eq!(uploads(&mut log, NOW, 9), ["kept", "a", "b", "late"]);
+}
+
+#[test]
+fn segments_go_in_order_and_only_without_objects() {
+    let mut log = log();
+    stage(&mut log, "a");
+    let failed = slot(&mut log, "x");
+    log.handle_write_failed(&failed);
+    make_segment(&mut log);
+    stage(&mut log, "b");
+    assert_eq!(uploads(&mut log, NOW, 9), ["a", "b"]);
+    log.handle_upload(NOW, "b", true);
+    log.handle_settled(&log.plan_settle());
+    assert_eq!(log.removable(true), None, "a is in the first segment only");
+    log.handle_upload(NOW, "a", true);
+    assert_eq!(log.removable(true), None, "no barrier has covered a");
+    log.handle_settled(&log.plan_settle());
+    assert_eq!(log.removable(false), Some((1, false)));
+    // Its record is there as long as the segment is.
+    assert!(log.begin_delete("a"));
+    log.end_delete("a");
+    log.handle_removed(1);
+    assert!(!log.begin_delete("a"));
+    assert_eq!(log.removable(false), None, "the second takes records");
+    assert_eq!(log.removable(true), Some((2, false)));
+    log.check();
+}
+
+#[test]
+fn a_full_log_takes_deletes_alone() {
+    let mut log = Log::new(VolumeId([1; 16]), 1, 1 << 20, RECORDS_AT + 500);
+    make_segment(&mut log);
+    stage(&mut log, "a");
+    stage(&mut log, "b");
+    stage(&mut log, "c");
+    assert_eq!(log.reserve(Kind::Put, "d", &body(100)), Place::Full);
+    assert!(matches!(log.reserve(Kind::Delete, "a", &[]), Place::At(_)));
+}
