@@ -14,7 +14,7 @@ use kiseki_core::format::log;
 use kiseki_core::format::values::{
     Cut, DelSlice, Dentry, DirStat, Home, Lease, Location, Session, VOLUME_VERSION, Value, Volume,
 };
-use kiseki_core::store::log::{Found, Log};
+use kiseki_core::store::log::{Found, Log, claims};
 use kiseki_core::types::{
     Attr, BlockId, FileType, Geometry, Ino, InodeFlags, Place, STRIPES, SessionId, SliceId, SliceRecord, Timestamp,
     VolumeId,
@@ -314,7 +314,8 @@ fn segments_of_the_log_with_damage() {
         );
         let mut recovered = Log::new(segment.volume, 6, 1 << 20, 1 << 30);
         let found = Found { head: segment, len, scan };
-        recovered.recover(Duration::ZERO, &found, found.frontier(), None, false);
+        let claimed = claims(core::slice::from_ref(&found))[0];
+        recovered.recover(Duration::ZERO, &found, claimed, false);
         recovered.check();
         assert_eq!(recovered.backlog().objects as usize, whole);
     };

@@ -89,6 +89,9 @@ fn inline(bytes: &'static [u8]) -> SliceRecord {
 fn values_come_back() {
     check(&volume());
     check(&Volume { acl: true, ..volume() });
+    let home = LogHome { epoch: 9, place: "host:/var/cache/kiseki".into() };
+    check(&Volume { log: Some(home.clone()), ..volume() });
+    check(&Volume { acl: true, log: Some(home), ..volume() });
     check(&Volume { version: VOLUME_VERSION_PLAIN, ..volume() });
     check(&attr());
     for kind in [
