@@ -464,9 +464,9 @@ impl<E: Env> Shared<E> {
             };
             let set = |txn: &mut dyn Txn, ctx: &OpCtx| acl::set(txn, ctx, ino, kind, new, drop_sgid, mode_apart);
             let mode = self.mutate(set).await?;
-            if let (Some(cell), AclKind::Access, Some(_)) = (dirty, kind, new) {
+            if let (Some(cell), AclKind::Access, Some(_), Some(_)) = (dirty, kind, new, mode) {
                 reached(Mark::AclOfDirtyFile);
-                self.set_attr(cell, &SetAttr { mode: Some(mode), ..SetAttr::default() });
+                self.set_attr(cell, &SetAttr { mode, ..SetAttr::default() });
             }
             Ok(())
         };

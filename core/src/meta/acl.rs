@@ -200,7 +200,8 @@ pub(super) fn fault(stored: &[u8], kind: AclKind, of: FileType) -> Option<&'stat
 }
 
 /// Sets an ACL, or removes it. The nine bits of the mode follow an access ACL: in the same transaction, unless
-/// `mode_apart`, then they are the caller's; sgid goes with `drop_sgid`. Returns the mode.
+/// `mode_apart`, then they are the caller's; sgid goes with `drop_sgid`. Returns the mode; `None`: ACL and mode are what
+/// they were, and so is the ctime, as on ext4.
 /// EOPNOTSUPP (a symbolic link), EACCES (a default ACL of what is no directory), EPERM (immutable, append-only), ENOENT.
 pub fn set(
     txn: &mut dyn Txn,
@@ -210,7 +211,7 @@ pub fn set(
     acl: Option<&Acl>,
     drop_sgid: bool,
     mode_apart: Option<u16>,
-) -> OpResult<u16> {
+) -> OpResult<Option<u16>> {
     let mut attr: Attr = super::get(txn, keys::attr(ino))?.ok_or(Errno::ENOENT)?;
     forbid_change(attr.flags)?;
     let key = keys::xattr(ino, kind.name());
@@ -220,24 +221,37 @@ pub fn set(
         (_, AclKind::Default, Some(_)) => return Err(Errno::EACCES.into()),
         (_, AclKind::Access, acl) => acl.filter(|acl| acl.is_extended()),
     };
-    match stored {
-        Some(acl) => put(txn, &key, &acl.encode()),
-        None if txn.get(&key)?.is_some() => txn.delete(&key),
-        None => {}
-    }
-    let mut mode = mode_apart.unwrap_or(attr.mode);
+    let old_mode = mode_apart.unwrap_or(attr.mode);
+    let mut mode = old_mode;
     if let (AclKind::Access, Some(acl)) = (kind, acl) {
         mode = mode & 0o7000 | acl.mode();
         if drop_sgid {
             mode &= !S_ISGID;
         }
     }
+    let was: Option<Bytes> = super::get(txn, &key)?;
+    let same = match (&was, stored) {
+        (None, None) => true,
+        (Some(was), Some(acl)) => {
+            let was = Acl::decode(was).ok().flatten();
+            was.is_some_and(|was| if kind == AclKind::Access { was.with_mode(old_mode) } else { was } == *acl)
+        }
+        (None, Some(_)) | (Some(_), None) => false,
+    };
+    if same && mode == old_mode {
+        return Ok(None);
+    }
+    match stored {
+        Some(acl) => put(txn, &key, &acl.encode()),
+        None if was.is_some() => txn.delete(&key),
+        None => {}
+    }
     if mode_apart.is_none() {
         attr.mode = mode;
     }
     attr.ctime = attr.ctime.max(ctx.now);
     put(txn, keys::attr(ino), &attr);
-    Ok(mode)
+    Ok(Some(mode))
 }
 
 /// What a new inode in `dir` starts with besides its mode.

@@ -36,7 +36,7 @@ pub fn get(read: &mut dyn Read, ino: Ino, name: &[u8]) -> OpResult<Bytes> {
 }
 
 /// Sets an attribute. ERANGE or EINVAL (the name), EOPNOTSUPP (the namespace), E2BIG (the value), ENOENT (the inode),
-/// EPERM (immutable, append-only), EEXIST, ENODATA.
+/// EPERM (immutable, append-only), EEXIST, ENODATA. The value that it has changes nothing, not even the ctime, as on ext4.
 pub fn set(txn: &mut dyn Txn, ctx: &OpCtx, ino: Ino, name: &[u8], value: &Bytes, mode: XattrMode) -> OpResult<()> {
     let attr = changeable(txn, ino)?;
     check(name)?;
@@ -47,11 +47,14 @@ pub fn set(txn: &mut dyn Txn, ctx: &OpCtx, ino: Ino, name: &[u8], value: &Bytes,
         return Err(Errno::EOPNOTSUPP.into());
     }
     let key = keys::xattr(ino, name);
-    let exists = txn.get(&key)?.is_some();
-    match (mode, exists) {
+    let was: Option<Bytes> = super::get(txn, &key)?;
+    match (mode, was.is_some()) {
         (XattrMode::Create | XattrMode::Neither, true) => return Err(Errno::EEXIST.into()),
         (XattrMode::Replace | XattrMode::Neither, false) => return Err(Errno::ENODATA.into()),
         (XattrMode::Either, _) | (XattrMode::Create, false) | (XattrMode::Replace, true) => {}
+    }
+    if was.as_ref() == Some(value) {
+        return Ok(());
     }
     touch(txn, ctx, ino, attr);
     put(txn, &key, value);

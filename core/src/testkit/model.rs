@@ -206,7 +206,12 @@ impl Model {
                 self.change(path, when, |node| (node.atime, node.mtime) = (atime, mtime))?;
             }
             Op::SetXattr { path, name, value } => {
-                self.change(path, when, |node| drop(node.xattrs.insert(name.clone(), value.clone())))?;
+                let id = self.find(path)?;
+                self.allow(id, IMMUTABLE | APPEND)?;
+                let node = self.node_mut(id);
+                if node.xattrs.insert(name.clone(), value.clone()).as_ref() != Some(value) {
+                    node.ctime = when;
+                }
             }
             Op::RemoveXattr { path, name } => {
                 let id = self.find(path)?;
@@ -391,6 +396,7 @@ impl Model {
         let id = self.find(path)?;
         self.allow(id, IMMUTABLE | APPEND)?;
         let node = self.node_mut(id);
+        let before = (node.mode, node.access_acl.clone(), node.default_acl.clone());
         let given = !entries.is_empty();
         match (node.kind, default) {
             (FileType::Symlink, _) => return Err(Errno::EOPNOTSUPP),
@@ -404,7 +410,9 @@ impl Model {
                 }
             }
         }
-        node.ctime = when;
+        if before != (node.mode, node.access_acl.clone(), node.default_acl.clone()) {
+            node.ctime = when;
+        }
         Ok(())
     }
 

@@ -156,7 +156,7 @@ fn acls_that_break_the_rules_are_refused() {
 }
 
 /// Sets an ACL from its bytes.
-fn set_acl(world: &mut World, ino: Ino, kind: AclKind, bytes: &[u8], drop_sgid: bool) -> OpResult<u16> {
+fn set_acl(world: &mut World, ino: Ino, kind: AclKind, bytes: &[u8], drop_sgid: bool) -> OpResult<Option<u16>> {
     let acl = Acl::decode(bytes).unwrap();
     world.run(|txn, ctx| acl::set(txn, ctx, ino, kind, acl.as_ref(), drop_sgid, None))
 }
@@ -177,7 +177,7 @@ fn mode_and_access_acl_follow_each_other() {
     let file = world.file(Ino::ROOT, b"f");
     set(&mut world, file, SetAttr { mode: Some(0o2755), ..SetAttr::default() }).unwrap();
     // The mask stands where the group does.
-    assert_eq!(set_acl(&mut world, file, AclKind::Access, &named(4), false).unwrap(), 0o2640);
+    assert_eq!(set_acl(&mut world, file, AclKind::Access, &named(4), false).unwrap(), Some(0o2640));
     assert_eq!(world.attr(file).mode, 0o2640);
     assert_eq!(get_acl(&mut world, file, AclKind::Access).unwrap(), named(4));
     set(&mut world, file, SetAttr { mode: Some(0o4471), ..SetAttr::default() }).unwrap();
@@ -187,7 +187,7 @@ fn mode_and_access_acl_follow_each_other() {
     // What a mode can say is not stored.
     let plain = value(&[(1, 6, ANY), (4, 4, ANY), (32, 4, ANY)]);
     set(&mut world, file, SetAttr { mode: Some(0o6755), ..SetAttr::default() }).unwrap();
-    assert_eq!(set_acl(&mut world, file, AclKind::Access, &plain, true).unwrap(), 0o4644);
+    assert_eq!(set_acl(&mut world, file, AclKind::Access, &plain, true).unwrap(), Some(0o4644));
     assert_eq!(get_acl(&mut world, file, AclKind::Access), None);
     // Without an ACL the mode stays.
     set_acl(&mut world, file, AclKind::Access, &named(7), false).unwrap();
@@ -198,8 +198,52 @@ fn mode_and_access_acl_follow_each_other() {
     let set = |world: &mut World, ino, kind, bytes: &[u8]| set_acl(world, ino, kind, bytes, false).map_err(errno);
     assert_eq!(set(&mut world, link, AclKind::Access, &named(1)), Err(Errno::EOPNOTSUPP));
     assert_eq!(set(&mut world, file, AclKind::Default, &named(1)), Err(Errno::EACCES));
-    assert_eq!(set(&mut world, file, AclKind::Default, &value(&[])), Ok(0o4670));
+    assert_eq!(set(&mut world, file, AclKind::Default, &value(&[])), Ok(None));
     assert_eq!(set(&mut world, Ino(999), AclKind::Access, &named(1)), Err(Errno::ENOENT));
+    world.check();
+}
+
+#[test]
+fn what_is_set_to_what_it_is_keeps_its_ctime() {
+    let mut world = World::new();
+    let dir = world.dir(Ino::ROOT, b"d");
+    let plain = value(&[(1, 6, ANY), (4, 4, ANY), (32, 4, ANY)]);
+    set(&mut world, dir, SetAttr { mode: Some(0o2644), ..SetAttr::default() }).unwrap();
+    let mut changes = |kind, bytes: &[u8], drop_sgid| {
+        let before = world.attr(dir);
+        let mode = set_acl(&mut world, dir, kind, bytes, drop_sgid).unwrap();
+        let after = world.attr(dir);
+        assert_eq!(mode.unwrap_or(before.mode), after.mode);
+        assert_eq!(mode.is_some(), before.ctime < after.ctime);
+        mode.is_some()
+    };
+    for (kind, bytes, drop_sgid, expected) in [
+        // The mode says it already.
+        (AclKind::Access, &plain, false, false),
+        (AclKind::Access, &named(4), false, true),
+        (AclKind::Access, &named(4), false, false),
+        (AclKind::Access, &named(4), true, true),
+        (AclKind::Access, &named(6), false, true),
+        // Without an ACL the mode stays.
+        (AclKind::Access, &value(&[]), false, true),
+        (AclKind::Access, &value(&[]), false, false),
+        (AclKind::Default, &value(&[]), false, false),
+        (AclKind::Default, &named(4), false, true),
+        (AclKind::Default, &named(4), false, false),
+        (AclKind::Default, &value(&[]), false, true),
+    ] {
+        assert_eq!(changes(kind, bytes, drop_sgid), expected, "{kind:?} {bytes:?}");
+    }
+    // A chmod has changed what is kept of the ACL, and it is what it was.
+    set_acl(&mut world, dir, AclKind::Access, &named(4), false).unwrap();
+    set(&mut world, dir, SetAttr { mode: Some(0o660), ..SetAttr::default() }).unwrap();
+    assert_eq!(set_acl(&mut world, dir, AclKind::Access, &named(6), false).unwrap(), None);
+    for (value, expected) in [("a", true), ("a", false), ("", true), ("", false)] {
+        let before = world.attr(dir).ctime;
+        let value = Bytes::from_static(value.as_bytes());
+        world.run(|txn, ctx| xattr::set(txn, ctx, dir, b"user.a", &value, XattrMode::Either)).unwrap();
+        assert_eq!(before < world.attr(dir).ctime, expected, "{value:?}");
+    }
     world.check();
 }
 

@@ -89,8 +89,8 @@ impl World {
         let apart = dirty.map(|file| file.overlay_attr(attr).mode);
         let set = |txn: &mut dyn Txn, ctx: &OpCtx| meta::acl::set(txn, ctx, ino, kind, acl, false, apart);
         let mode = self.txn(Event::Txn("set an ACL"), set)?;
-        if apart.is_some() && kind == AclKind::Access && acl.is_some() {
-            self.set_attr(ino, &SetAttr { mode: Some(mode), ..SetAttr::default() })?;
+        if apart.is_some() && kind == AclKind::Access && acl.is_some() && mode.is_some() {
+            self.set_attr(ino, &SetAttr { mode, ..SetAttr::default() })?;
         }
         Ok(())
     }
