@@ -348,8 +348,17 @@ impl Draw<'_> {
                 if self.careful {
                     self.worker = 0;
                 }
-                let invalid = !self.careful && self.dice.chance(3);
-                let flags = if invalid { self.dice.below(16) as u32 } else { flags };
+                let flags = if !self.careful && self.dice.chance(3) {
+                    match self.dice.below(16) as u32 {
+                        // As above.
+                        libc::RENAME_WHITEOUT if exists && is_directory => {
+                            libc::RENAME_WHITEOUT | libc::RENAME_EXCHANGE
+                        }
+                        any => any,
+                    }
+                } else {
+                    flags
+                };
                 Some(Call::Rename { from: self.at(&from), to: self.at(&to), flags })
             }
             "link" => {
