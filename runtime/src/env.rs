@@ -1,4 +1,4 @@
-//! The world of a mount: RocksDB, OpenDAL, the machine's clocks and tokio, as `kiseki_core::env::Env`.
+//! The world of a client: RocksDB, OpenDAL, the machine's clocks and tokio, as `kiseki_core::env::Env`.
 //!
 //! Owns: clocks, timers, spawning, which counter stripe a thread uses. Leaves to others: the stores.
 //!
@@ -11,12 +11,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use kiseki_core::client::Logged;
 use kiseki_core::env::{Edge, Env, Point};
 use kiseki_core::types::{STRIPES, Timestamp};
 use tokio::runtime::Handle;
 
+use crate::log_folder::LogFolder;
 use crate::objects::Objects;
 use crate::rocks::RocksMeta;
+
+/// The world of a mount: with a write-back log, or without one.
+pub type World = Logged<TokioEnv, LogFolder>;
 
 /// The world of one client on this machine. Clones share everything.
 #[derive(Clone)]

@@ -8,6 +8,7 @@ pub mod control;
 pub mod env;
 mod folders;
 pub mod fuse;
+pub mod log_folder;
 pub mod mount;
 pub mod objects;
 pub mod rocks;
