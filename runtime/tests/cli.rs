@@ -364,7 +364,7 @@ fn a_mount_shows_its_store_and_may_find_it_elsewhere() {
     let world = formatted();
     fs::rename(world.path("bucket"), world.path("moved")).unwrap();
     let moved = world.text("moved");
-    let mounted = Mounted::new(&world, &["--bucket", &moved, "--max-uploads", "3"]);
+    let mounted = Mounted::new(&world, &["--bucket", &moved, "--max-uploads", "3", "--mode", "through"]);
     fs::write(mounted.file("file"), noise(1, 200 << 10)).unwrap();
     fs::File::open(mounted.file("file")).and_then(|file| file.sync_all()).unwrap();
     let status = kiseki(&["status", mounted.text(), "--json"]).ends(0).json();
@@ -405,7 +405,7 @@ fn umount_stores_everything_before_it_returns() {
 #[test]
 fn a_mount_stays_until_all_can_be_stored() {
     let world = formatted();
-    let mounted = Mounted::new(&world, &["--commit-interval", "1h", "--store-timeout", "1s"]);
+    let mounted = Mounted::new(&world, &["--mode", "through", "--commit-interval", "1h", "--store-timeout", "1s"]);
     // Less than a block: nothing of it is stored before something asks for that.
     let contents = noise(6, 40 << 10);
     fs::write(mounted.file("precious"), &contents).unwrap();

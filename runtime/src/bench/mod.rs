@@ -218,10 +218,11 @@ impl Run<'_> {
         self.caches.drop()?;
         let before = self.requests()?;
         let elapsed = self.write(kind, Account::Durable, what)?;
+        // What the phase left to do in the background is no part of the next one, and its requests are this one's.
+        self.drain()?;
         let after = self.requests()?;
         rows.push(self.plan.row(kind.write(), Some(Account::Durable), elapsed, between(before, after)));
-        // What the phase left to do in the background is no part of the next one.
-        self.drain()
+        Ok(())
     }
 
     fn read(&self, kind: Kind, rows: &mut Vec<Row>) -> Result<(), BenchError> {

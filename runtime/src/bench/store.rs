@@ -32,12 +32,18 @@ impl Store {
             Self::Mount(meta) => meta,
         };
         let mut connection = Connection::open(meta)?.ok_or_else(gone)?;
-        connection.ask(&Request::Sync)?;
-        match connection.next_reply()? {
-            Reply::Done => Ok(()),
-            Reply::Failed { text, .. } => Err(Error::other(text)),
-            reply => Err(Error::other(format!("the mount process answered {reply:?}"))),
+        for request in [Request::Sync, Request::Drain] {
+            connection.ask(&request)?;
+            loop {
+                match connection.next_reply()? {
+                    Reply::Storing(_) => {}
+                    Reply::Done => break,
+                    Reply::Failed { text, .. } => return Err(Error::other(text)),
+                    reply => return Err(Error::other(format!("the mount process answered {reply:?}"))),
+                }
+            }
         }
+        Ok(())
     }
 
     /// Requests so far; `None` where nobody counts them.

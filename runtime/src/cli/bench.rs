@@ -24,7 +24,8 @@ A size or count of 0 leaves that kind of files out.
 
 Writes have three accounts:
   visible   close(2) of the last file has returned (what juicefs bench shows)
-  durable   the same with fsync(2) before each close, in a pass of its own
+  durable   the same with fsync(2) before each close, in a pass of its own: on a Kiseki mount in --mode back that is the
+            disk of its write-back log
   drained   from the start of the visible pass until nothing is left to be stored: on a Kiseki mount in its object
             store and metadata, elsewhere by syncfs(2)
 What is read was written by the visible pass, and is drained before.

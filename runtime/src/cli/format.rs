@@ -148,6 +148,7 @@ fn wanted(args: &FormatArgs, bucket: String) -> Volume {
         inodes: args.inodes.unwrap_or(0),
         created: timestamp(SystemTime::now()),
         acl: args.enable_acl,
+        log: None,
     }
 }
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::access::{Address, KEYS_HELP, Keys};
 use super::output::{Context, Done, Failure, Meter, Outcome, say, say_aside, say_json};
 use super::values::show_size;
+use super::writeback::CacheDir;
 use super::{Show, open, place};
 use crate::control::Connection;
 use crate::control::protocol::{Checked, Finding, Progress, Reply, Request};
@@ -21,7 +22,8 @@ Examples:
   kiseki fsck /mnt/kiseki --data
 
 Nothing is changed. A mounted volume is checked by its mount while it is in use; what is written meanwhile and not
-stored yet is not looked at.
+stored yet is not looked at. What is in the write-back log of a volume is looked at there; if that cannot be opened, a
+message says so, and what is only there counts as missing.
 
 Every finding names a path: of the file as it is in the volume, or of an entry that leads nowhere.
 
@@ -41,6 +43,8 @@ pub(super) struct FsckArgs {
     /// Read every block whole and verify its checksums
     #[arg(long)]
     data: bool,
+    #[command(flatten)]
+    cache_dir: CacheDir,
     #[command(flatten)]
     address: Address,
     #[command(flatten)]
@@ -77,7 +81,7 @@ pub(super) fn run(args: &FsckArgs) -> Outcome {
         None => {
             place.warn_if_dead();
             let store = open::Store::open(&place.meta, OpenMode::Existing)?;
-            store.check(args.data, &args.keys, &args.address, &progress, &found)
+            store.check(args.data, &args.keys, &args.address, &args.cache_dir, &progress, &found)
         }
     };
     meter.clear();

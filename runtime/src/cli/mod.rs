@@ -19,6 +19,7 @@ mod place;
 mod status;
 mod umount;
 mod values;
+mod writeback;
 
 use std::process::ExitCode;
 

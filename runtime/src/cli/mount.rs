@@ -13,7 +13,8 @@ use super::open::{explain_objects, explain_open, reach, reach_marked, read_volum
 use super::output::{Done, Failure, Outcome, say};
 use super::place;
 use super::values::{duration, size};
-use crate::control::{MountPlace, MountService, Server};
+use super::writeback::{LogArgs, Mounting};
+use crate::control::{MountService, Server};
 use crate::env::TokioEnv;
 use crate::mount::{MountConfig, Ready, Stores};
 use crate::objects::Access;
@@ -29,16 +30,26 @@ Examples:
   export KISEKI_ACCESS_KEY=minioadmin KISEKI_SECRET_KEY=minioadmin
   kiseki mount -d --max-uploads 32 --store-timeout 1m /srv/kiseki/meta /mnt/kiseki
   kiseki mount -d --bucket http://proxy:8080/my-bucket /srv/kiseki/meta /mnt/kiseki    (another way there)
+  kiseki mount -d --cache-dir /nvme/kiseki-log --writeback-size 50G /srv/kiseki/meta /mnt/kiseki
+  kiseki mount -d --mode through /srv/kiseki/meta /mnt/kiseki
 
 Without -d the command serves the mount until it is unmounted or gets SIGINT or SIGTERM, which unmount cleanly. With
 -d it returns 0 once the mount answers; otherwise it prints why not.
 
-What is written is stored after --commit-interval at the latest, when memory runs short, and at fsync(2), which
-returns once the file survives a power cut. A mount that was killed needs no repair: mount the volume again.
+What is written is made durable after --commit-interval at the latest, when memory runs short, and at fsync(2), which
+returns once the file survives a power cut of this machine. A mount that was killed needs no repair: mount the volume
+again.
 
-While the object store does not answer, what is in memory is served and what is written is kept there and tried again;
-an operation that waits for the store fails after --store-timeout. `kiseki status` shows how the store does. A mount
-whose store cannot be reached at the start is not made.
+In --mode back (the default) written data is durable once it is in the write-back log, a folder on a local disk; from
+there it goes into the object store in the background, in order, and `kiseki umount` waits for that. Until then it is on
+that disk alone: if the disk is lost, what was not in the object store yet is lost with it, also what fsync has
+acknowledged. The volume knows where its log is, and is not mounted without it. With --mode through nothing is durable
+before the object store has it. With the objects in a local folder, large blocks (from 1M) skip the log.
+
+While the object store does not answer, what is in memory and in the log is served, and the log takes what is written
+until it is full; then, as in --mode through, what is written is kept in memory and tried again, and an operation that
+waits for the store fails after --store-timeout. `kiseki status` shows how the store does and what it still lacks. A
+mount whose store cannot be reached at the start is not made.
 
 Options for -o: allow_other (the default when root mounts), allow_root, nonempty, ro, rw, [no]dev, [no]suid, [no]exec,
 sync, async, dirsync, relatime (the default), noatime, strictatime. Permissions are always checked by the kernel
@@ -84,6 +95,8 @@ pub(super) struct MountArgs {
     #[arg(long, value_name = "COUNT", value_parser = value_parser!(u16).range(1..=64), default_value = "16")]
     max_uploads: u16,
     #[command(flatten)]
+    writeback: LogArgs,
+    #[command(flatten)]
     address: Address,
     #[command(flatten)]
     keys: Keys,
@@ -111,6 +124,7 @@ pub(super) fn run(args: MountArgs) -> Outcome {
     if args.commit_interval.is_zero() || args.store_timeout.is_zero() {
         return Err(Failure::Usage("--commit-interval and --store-timeout are longer than nothing".into()));
     }
+    args.writeback.check()?;
     let config = MountConfig {
         meta_path,
         mountpoint: args.mountpoint,
@@ -126,8 +140,8 @@ pub(super) fn run(args: MountArgs) -> Outcome {
     };
     let mountpoint = config.mountpoint.display().to_string();
     let daemon = config.daemon;
-    let (address, keys) = (args.address, args.keys);
-    let open = async |config: &MountConfig, handle: &Handle| open(config, &address, &keys, handle).await;
+    let reaching = Reaching { address: args.address, keys: args.keys, writeback: args.writeback };
+    let open = async |config: &MountConfig, handle: &Handle| reaching.open(config, handle).await;
     crate::mount::run(config, open, serve_control).map_err(|error| match error.downcast::<Failure>() {
         Ok(failure) => failure,
         Err(error) => Failure::new(format!("{error:#}")),
@@ -135,45 +149,57 @@ pub(super) fn run(args: MountArgs) -> Outcome {
     if daemon {
         say(format!("mounted at {mountpoint}"));
     }
+    if daemon && reaching.writeback.abandons() {
+        say(format!("`kiseki fsck {mountpoint} --data` names the files that lack what was in the write-back log only"));
+    }
     Ok(Done::Clean)
 }
 
-/// Opens the stores of a volume; the object store answers and takes the keys.
-async fn open(
-    config: &MountConfig,
-    address: &Address,
-    keys: &Keys,
-    handle: &Handle,
-) -> anyhow::Result<Stores<TokioEnv>> {
-    let meta = RocksMeta::open(&config.meta_path, OpenMode::Existing, handle.clone()).map_err(|e| explain_open(&e))?;
-    let Some(volume) = read_volume(&meta, &config.meta_path).await? else {
-        return Err(super::open::no_volume(&config.meta_path).into());
-    };
-    let place = address.of(&volume)?;
-    let credentials = keys.of(&place)?;
-    let credentials = credentials.as_ref();
-    // To read first: nothing is written, not even to try, to a place that is not this volume's.
-    let mut objects = reach_marked(&volume, &place, credentials, config.store_timeout, handle).await?;
-    if !config.read_only {
-        let writable = reach(&place, credentials, Access::Write, config.store_timeout, handle).await;
-        objects = writable.map_err(|e| explain_objects(&volume.name, e))?;
+/// What the command line says of the stores.
+struct Reaching {
+    address: Address,
+    keys: Keys,
+    writeback: LogArgs,
+}
+
+impl Reaching {
+    /// Opens the stores of a volume; the object store answers and takes the keys.
+    async fn open(&self, config: &MountConfig, handle: &Handle) -> anyhow::Result<Stores> {
+        let meta = &config.meta_path;
+        let store = RocksMeta::open(meta, OpenMode::Existing, handle.clone()).map_err(|e| explain_open(&e))?;
+        let Some(volume) = read_volume(&store, meta).await? else {
+            return Err(super::open::no_volume(meta).into());
+        };
+        let place = self.address.of(&volume)?;
+        let credentials = self.keys.of(&place)?;
+        let credentials = credentials.as_ref();
+        // To read first: nothing is written, not even to try, to a place that is not this volume's.
+        let mut objects = reach_marked(&volume, &place, credentials, config.store_timeout, handle).await?;
+        if !config.read_only {
+            let writable = reach(&place, credentials, Access::Write, config.store_timeout, handle).await;
+            objects = writable.map_err(|e| explain_objects(&volume.name, e))?;
+        }
+        let objects = Arc::new(objects);
+        let env = TokioEnv::new(Arc::new(store), Arc::clone(&objects), handle.clone());
+        let mounting = Mounting {
+            volume: &volume,
+            meta,
+            mountpoint: &config.mountpoint,
+            objects: &place,
+            read_only: config.read_only,
+            max_uploads: config.max_uploads,
+            handle,
+        };
+        let (env, log) = self.writeback.open(env, &mounting).await?;
+        Ok(Stores { env, objects, log })
     }
-    let objects = Arc::new(objects);
-    Ok(Stores { env: TokioEnv::new(Arc::new(meta), Arc::clone(&objects), handle.clone()), objects })
 }
 
 /// Starts the control socket of a mount that answers; what is returned ends it.
-fn serve_control(ready: Ready<'_, TokioEnv>) -> anyhow::Result<impl FnOnce(Result<(), String>) + use<>> {
-    let Ready { client, objects, config, handle } = ready;
-    let place = MountPlace {
-        meta: config.meta_path.clone(),
-        mountpoint: config.mountpoint.clone(),
-        read_only: config.read_only,
-        max_uploads: config.max_uploads,
-    };
-    let service = MountService::new(client.clone(), Arc::clone(objects), handle.clone(), place);
-    let server = Server::start(&config.meta_path, service);
-    let server = server
-        .map_err(|e| Failure::new(format!("cannot make the control socket in {}: {e}", config.meta_path.display())))?;
+fn serve_control(ready: Ready<'_>) -> anyhow::Result<impl FnOnce(Result<(), String>) + use<>> {
+    let meta = &ready.config.meta_path;
+    let server = Server::start(meta, MountService::new(&ready));
+    let server =
+        server.map_err(|e| Failure::new(format!("cannot make the control socket in {}: {e}", meta.display())))?;
     Ok(move |outcome| server.finish(outcome))
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kiseki_core::client::Logged;
 use kiseki_core::env::{MetaError, MetaStore, ObjectStore, StoreError};
 use kiseki_core::format::block::{VOLUME_OBJECT, decode_marker, encode_marker, uuid};
 use kiseki_core::format::codec::DecodeError;
@@ -17,8 +18,9 @@ use kiseki_core::types::VolumeId;
 use tokio::runtime::{Handle, Runtime};
 
 use super::access::{Address, Keys};
-use super::output::{Context, Failure, Outcome};
+use super::output::{Context, Failure, Outcome, say_aside};
 use super::place::{MountEntry, Place};
+use super::writeback::{self, CacheDir};
 use crate::control::protocol::{Checked, Finding, Progress, Reply, Status};
 use crate::control::{Connection, Stop, check, status_of, view};
 use crate::env::TokioEnv;
@@ -58,7 +60,7 @@ impl Place {
     pub(super) fn warn_if_dead(&self) {
         if let Some(mount) = &self.mount {
             let place = mount.mountpoint.display();
-            super::output::say_aside(format!(
+            say_aside(format!(
                 "kiseki: the process of the mount at {place} is gone; `kiseki umount {place}` removes what is left of it"
             ));
         }
@@ -151,12 +153,35 @@ impl Store {
         data: bool,
         keys: &Keys,
         address: &Address,
+        dir: &CacheDir,
         progress: &(dyn Fn(Progress) + Sync),
         found: &(dyn Fn(Finding) + Sync),
     ) -> Outcome<Checked> {
         let volume = self.existing_volume()?;
         let objects = Arc::new(self.marked_objects(&volume, keys, address)?);
-        let env = TokioEnv::new(Arc::clone(&self.meta), objects, self.runtime.handle().clone());
+        let handle = self.runtime.handle();
+        let env = TokioEnv::new(Arc::clone(&self.meta), objects, handle.clone());
+        let env = match &volume.log {
+            None => Logged::through(env),
+            Some(home) => {
+                let path = dir.of(&self.path, &volume, Some(home))?;
+                match self.block_on(writeback::look(env.clone(), &path, &volume.name, home, handle)) {
+                    Ok((world, folder, damaged)) => {
+                        if damaged > 0 {
+                            let place = folder.path().display();
+                            say_aside(format!("kiseki: the write-back log in {place} is damaged in {damaged} places"));
+                        }
+                        world
+                    }
+                    Err(error) => {
+                        say_aside(format!(
+                            "kiseki: {error}\n  What is only in the write-back log counts as missing below."
+                        ));
+                        Logged::through(env)
+                    }
+                }
+            }
+        };
         let checked = check::run(self.runtime.handle(), &Stop::new(), progress, found, async |progress, found| {
             kiseki_core::client::check::check(&env, &volume, data, progress, found).await
         });
@@ -172,7 +197,7 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         if let Err(e) = self.meta.close() {
-            super::output::say_aside(format!("kiseki: cannot close the metadata in {}: {e}", self.path.display()));
+            say_aside(format!("kiseki: cannot close the metadata in {}: {e}", self.path.display()));
         }
     }
 }

@@ -1,13 +1,14 @@
 //! `kiseki status`: the settings of a volume, what it holds, and how its mount is doing.
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 
 use clap::Args;
 
 use super::output::{Done, Outcome, say, say_json, table};
 use super::values::{show_secs, show_size, show_time};
 use super::{Show, open, place};
-use crate::control::protocol::{Status, StoreView};
+use crate::control::protocol::{LogView, MountView, Status, StoreView};
 use crate::objects::Counts;
 use crate::rocks::OpenMode;
 
@@ -19,11 +20,17 @@ Examples:
 Keys of --json:
   meta                  path of the metadata store
   volume                name, id, version, storage, bucket, objects (where exactly), block_size, chunk_size,
-                        created (seconds since 1970), capacity and inodes (limits; 0: none), acl (it has POSIX ACLs)
+                        created (seconds since 1970), capacity and inodes (limits; 0: none), acl (it has POSIX ACLs),
+                        log (null, or which folder may hold blocks that the object store lacks)
   usage                 bytes, inodes
   mount                 null, or: mountpoint, pid, read_only, session, uptime_secs, open_files, buffer_size,
                         cached_bytes, dirty_bytes and dirty_files (written, not stored yet), waiting_bytes (writes
-                        that wait for memory), uploads, last_txn and synced_txn (metadata log positions), store
+                        that wait for memory), uploads, last_txn and synced_txn (metadata log positions), mode (back
+                        or through), log, store
+  mount.log             the write-back log: null, or folder, takes_writes, objects and bytes (not in the object store
+                        yet), oldest_secs (of these; those of earlier mounts count from the start of this one), size
+                        (of its files), size_max, broken (its disk failed, objects go to the store directly), error
+                        (null, or what it failed with), damaged (places that are not readable any more)
   mount.store           place (where this mount reaches it), ok, error (null, or why its last request failed),
                         failing_secs (null, or for how long), max_uploads; counted since the mount: puts, put_bytes,
                         gets, got_bytes, deletes, lists; of these failures; of these throttled (too many at once)
@@ -74,7 +81,15 @@ fn text(status: &Status) -> String {
         ("POSIX ACLs", if volume.acl { "yes" } else { "no" }.into()),
     ];
     match &status.mount {
-        None => rows.push(("Mounted", "no".into())),
+        None => {
+            rows.push(("Mounted", "no".into()));
+            if let Some(log) = &volume.log {
+                rows.push((
+                    "Write-back log",
+                    format!("{log}; it may hold what the object store lacks: mount to go on"),
+                ));
+            }
+        }
         Some(mount) => rows.extend([
             (
                 "Mounted",
@@ -93,11 +108,40 @@ fn text(status: &Status) -> String {
                 format!("{} of blocks cached, {} in all", show_size(mount.cached_bytes), show_size(mount.buffer_size)),
             ),
             ("Waiting writes", show_size(mount.waiting_bytes)),
+            ("Mode", mode(mount)),
+            ("Write-back log", mount.log.as_ref().map_or("none".into(), log)),
             ("Object store", store(&mount.store)),
             ("Requests", requests(&mount.store)),
         ]),
     }
     table(&rows)
+}
+
+fn mode(mount: &MountView) -> String {
+    let durable = if mount.mode == "back" { "the write-back log" } else { "the object store" };
+    format!("{}: durable once it is in {durable}", mount.mode)
+}
+
+fn log(log: &LogView) -> String {
+    let age = log.oldest_secs.map(|secs| format!(", the oldest for {}", show_secs(secs))).unwrap_or_default();
+    let mut text = format!(
+        "{} in {} objects not in the object store yet{age}; {}",
+        show_size(log.bytes),
+        log.objects,
+        show_size(log.size)
+    );
+    if log.takes_writes {
+        let _ = write!(text, " of {}", show_size(log.size_max));
+    }
+    let _ = write!(text, " in {}", log.folder);
+    if log.broken {
+        let why = log.error.as_deref().unwrap_or("it failed");
+        let _ = write!(text, "; its disk fails ({why}), and objects go to the object store directly");
+    }
+    if log.damaged > 0 {
+        let _ = write!(text, "; damaged in {} places: see the mount's log", log.damaged);
+    }
+    text
 }
 
 fn store(store: &StoreView) -> String {

@@ -1,4 +1,4 @@
-//! `kiseki umount`: ends a mount and waits until everything is stored.
+//! `kiseki umount`: ends a mount and waits until everything is in the object store.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,23 +12,29 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::output::{Context, Done, Failure, Meter, Outcome, say};
 use super::values::{show_secs, show_size};
 use super::{open, place};
-use crate::control::protocol::{MountView, Reply, Request, StoreView};
+use crate::control::protocol::{MountView, Reply, Request, StoreView, Storing};
 use crate::control::{Connection, status_of};
 
 const EXAMPLES: &str = "\
 Examples:
   kiseki umount /mnt/kiseki
+  kiseki umount --no-drain /mnt/kiseki
   kiseki umount --force /mnt/kiseki
 
-Returns 0 once everything that was written is stored and the mount process has ended. Also removes a mount whose
-process was killed.
+Returns 0 once everything that was written is in the object store and the mount process has ended. Also removes a mount
+whose process was killed.
 
-If the object store does not answer within the mount's --store-timeout, the command fails and the volume stays mounted
-and usable: make the store reachable and repeat. With --force the mount point is freed all the same; its process keeps
-what is not stored in memory and goes on trying until the store takes it. That is lost only if the process is ended
-before (by two SIGTERM), or the machine goes down; what fsync(2) acknowledged is safe in any case.";
+With --no-drain what is in the write-back log stays there, durable on the local disk, and the next mount goes on with
+it. Given META instead of a mount point, that ends a mount process which still empties its log after its mount point is
+gone.
 
-/// Unmount a volume, and wait until everything is stored
+If the object store takes nothing for the mount's --store-timeout, the command fails and the volume stays mounted and
+usable: make the store reachable and repeat, or add --no-drain. With --force the mount point is freed all the same; its
+process goes on in the background until the store has everything. What is in its memory only (nothing, if the write-back
+log takes it) is lost if the process is ended before by two SIGTERM, or the machine goes down; what fsync(2) acknowledged
+is safe in any case.";
+
+/// Unmount a volume, and wait until everything is in the object store
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct UmountArgs {
@@ -38,11 +44,20 @@ pub(super) struct UmountArgs {
     /// background until they are closed and everything is stored
     #[arg(short, long)]
     force: bool,
+    /// Leave what is in the write-back log there, for the next mount
+    #[arg(long)]
+    no_drain: bool,
 }
 
 pub(super) fn run(args: &UmountArgs) -> Outcome {
     let place = place::place(args.mountpoint.as_os_str())?;
     let Some(mount) = place.mount else {
+        if args.no_drain
+            && let Some(connection) =
+                Connection::open(&place.meta).context(|| format!("reach the mount of {}", place.meta.display()))?
+        {
+            return leave_log_of(connection, &place.meta);
+        }
         return Err(Failure::with_hint(
             format!("{} is not the mount point of a Kiseki volume", args.mountpoint.display()),
             "See /proc/self/mountinfo for what is mounted where.",
@@ -59,10 +74,17 @@ pub(super) fn run(args: &UmountArgs) -> Outcome {
     let meter = Meter::new();
     if !args.force {
         store_first(&mount, &meter)?;
+        if !args.no_drain {
+            drain_first(&mount, &meter)?;
+        }
     }
     connection.ask(&Request::AwaitUnmount).context(|| "watch the unmount")?;
     let process = pidfd_open(connection.pid(), PidfdFlags::empty()).context(|| "watch the mount process")?;
     detach(&mount.mountpoint, if args.force { UnmountFlags::DETACH } else { UnmountFlags::empty() })?;
+    if args.no_drain {
+        // Not before: a mount that stays, because it is in use, is to empty its log at its end.
+        leave_log(&mount.meta)?;
+    }
     if args.force && still_used(&process)? {
         say(detached(&mount, connection.pid()));
         return Ok(Done::Clean);
@@ -71,8 +93,56 @@ pub(super) fn run(args: &UmountArgs) -> Outcome {
     meter.spin("waiting for the mount process");
     wait(&process, None)?;
     meter.clear();
-    outcome?;
-    say(format!("unmounted {}", mount.mountpoint.display()));
+    let left = outcome?;
+    say(format!(
+        "unmounted {}{}",
+        mount.mountpoint.display(),
+        if args.no_drain { stays(&left) } else { String::new() }
+    ));
+    Ok(Done::Clean)
+}
+
+/// What `--no-drain` has left.
+fn stays(left: &Storing) -> String {
+    if left.log_objects == 0 {
+        return String::new();
+    }
+    format!("; {} stay in the write-back log, for the next mount", in_log(left))
+}
+
+fn in_log(storing: &Storing) -> String {
+    format!("{} in {} objects", show_size(storing.log_bytes), storing.log_objects)
+}
+
+/// Tells the mount of the store at `meta` to leave its write-back log as it is at its end.
+fn leave_log(meta: &Path) -> Outcome<()> {
+    let doing = || "leave the write-back log as it is";
+    // It may have ended by this time.
+    let Some(mut connection) = Connection::open(meta).context(doing)? else { return Ok(()) };
+    if connection.ask(&Request::LeaveLog).is_err() {
+        return Ok(());
+    }
+    match connection.next_reply() {
+        Ok(Reply::Done) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(()),
+        Err(error) => Err(error).context(doing),
+        Ok(Reply::Failed { text, .. }) => {
+            Err(Failure::new(format!("cannot leave the write-back log as it is: {text}")))
+        }
+        Ok(reply) => Err(open::unexpected(&reply)),
+    }
+}
+
+/// Ends a mount process whose mount point is gone and that empties its log.
+fn leave_log_of(mut connection: Connection, meta: &Path) -> Outcome {
+    let meter = Meter::new();
+    let process = pidfd_open(connection.pid(), PidfdFlags::empty()).context(|| "watch the mount process")?;
+    connection.ask(&Request::AwaitUnmount).context(|| "watch the unmount")?;
+    leave_log(meta)?;
+    let outcome = await_stored(&mut connection, &meter);
+    wait(&process, None)?;
+    meter.clear();
+    say(format!("ended the mount of {}{}", meta.display(), stays(&outcome?)));
     Ok(Done::Clean)
 }
 
@@ -90,6 +160,48 @@ fn store_first(mount: &place::MountEntry, meter: &Meter) -> Outcome<()> {
             Err(not_stored(mount, &text))
         }
         reply => Err(open::unexpected(&reply)),
+    }
+}
+
+/// Puts what is in the write-back log into the object store while the mount is still there, for the same reason.
+#[expect(clippy::wildcard_enum_match_arm, reason = "any other reply breaks the protocol")]
+fn drain_first(mount: &place::MountEntry, meter: &Meter) -> Outcome<()> {
+    let doing = || "put what is in the write-back log into the object store";
+    let mut connection = open::connect(mount)?;
+    connection.ask(&Request::Drain).context(doing)?;
+    let mut bar = Draining::default();
+    loop {
+        match connection.next_reply().context(doing)? {
+            Reply::Storing(storing) => bar.show(meter, &storing),
+            Reply::Done => return Ok(()),
+            Reply::Failed { text, .. } => {
+                meter.clear();
+                let point = mount.mountpoint.display();
+                return Err(Failure::with_hint(
+                    format!("{point} stays mounted: {text}"),
+                    format!(
+                        "Nothing is lost: it is durable on the local disk. Make the object store reachable and repeat; \
+                         or `kiseki umount --no-drain {point}`: the next mount of the volume goes on with it."
+                    ),
+                ));
+            }
+            reply => return Err(open::unexpected(&reply)),
+        }
+    }
+}
+
+/// A bar over what was in the write-back log when it was most.
+#[derive(Default)]
+struct Draining {
+    most: u64,
+}
+
+impl Draining {
+    fn show(&mut self, meter: &Meter, storing: &Storing) {
+        self.most = self.most.max(storing.log_objects);
+        let trouble = storing.error.as_ref().map(|error| format!(", trying again: {error}")).unwrap_or_default();
+        let text = format!("{} to go to the object store{trouble}", show_size(storing.log_bytes));
+        meter.advance(text, self.most - storing.log_objects, self.most);
     }
 }
 
@@ -127,6 +239,14 @@ fn detached(mount: &place::MountEntry, pid: Pid) -> String {
             mounted.dirty_files,
             failing(&mounted.store)
         ),
+        Some(MountView { log: Some(log), store, .. }) if log.objects > 0 && !store.ok => format!(
+            "its process ({pid}) goes on until the object store takes the {} in {} objects that are in the write-back \
+             log only ({}). `kiseki umount --no-drain {}` leaves them there for the next mount",
+            show_size(log.bytes),
+            log.objects,
+            failing(&store),
+            mount.meta.display()
+        ),
         Some(_) | None => "the volume stays in use until its last file is closed and everything is stored".into(),
     };
     format!("detached {point}; {why}")
@@ -143,14 +263,23 @@ fn failing(store: &StoreView) -> String {
     format!("fails since {}: {error}", show_secs(store.failing_secs.unwrap_or(0)))
 }
 
-fn await_stored(connection: &mut Connection, meter: &Meter) -> Outcome<()> {
+/// Waits for the end of the mount; returns what it has said last of what is to be stored.
+fn await_stored(connection: &mut Connection, meter: &Meter) -> Outcome<Storing> {
+    let mut last = Storing::default();
+    let mut bar = Draining::default();
     loop {
         match connection.next_reply() {
-            Ok(Reply::Storing { bytes, error: None }) => meter.spin(format!("storing {}", show_size(bytes))),
-            Ok(Reply::Storing { bytes, error: Some(error) }) => {
-                meter.spin(format!("cannot store {} yet, trying again: {error}", show_size(bytes)));
+            Ok(Reply::Storing(storing)) => {
+                match &storing {
+                    Storing { bytes: 0, log_objects: 1.., .. } => bar.show(meter, &storing),
+                    Storing { bytes, error: None, .. } => meter.spin(format!("storing {}", show_size(*bytes))),
+                    Storing { bytes, error: Some(error), .. } => {
+                        meter.spin(format!("cannot store {} yet, trying again: {error}", show_size(*bytes)));
+                    }
+                }
+                last = storing;
             }
-            Ok(Reply::Done) => return Ok(()),
+            Ok(Reply::Done) => return Ok(last),
             Ok(Reply::Failed { text, .. }) => {
                 return Err(Failure::new(format!("unmounted, but not all was stored: {text}")));
             }

@@ -26,7 +26,7 @@ use rustix::fs::{Mode, OFlags};
 
 pub use connect::{Connection, status_of};
 pub use server::{Server, Service, ServiceError, Stop};
-pub use service::{MountPlace, MountService};
+pub use service::MountService;
 
 /// Name of the socket inside the folder of the metadata store.
 pub const SOCKET_NAME: &str = "kiseki.sock";

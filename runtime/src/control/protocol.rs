@@ -19,6 +19,10 @@ pub enum Request {
     Fsck { data: bool },
     /// Store everything that was written: answered by `Reply::Done`.
     Sync,
+    /// Put everything that is in the write-back log into the object store: `Reply::Storing` lines, then `Reply::Done`.
+    Drain,
+    /// Leave what is in the write-back log at the end of the mount there, for the next one: answered by `Reply::Done`.
+    LeaveLog,
     /// Watch the unmount: `Reply::Storing` lines, and `Reply::Done` once everything is stored.
     AwaitUnmount,
 }
@@ -37,16 +41,28 @@ pub enum Reply {
     Finding(Finding),
     /// The end of a check.
     Checked(Checked),
-    /// What an unmount still has to store, and what the object store's last request failed with, if it did.
-    Storing {
-        bytes: u64,
-        #[serde(default)]
-        error: Option<String>,
-    },
+    /// What is still to be stored.
+    Storing(Storing),
     /// Done, with nothing to add.
     Done,
     /// The request failed; `text` is for a person.
     Failed { errno: i32, text: String },
+}
+
+/// What is still to be stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Storing {
+    /// Bytes in memory.
+    pub bytes: u64,
+    /// Objects in the write-back log that are not in the object store.
+    #[serde(default)]
+    pub log_objects: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub log_bytes: u64,
+    /// What the object store's last request failed with, if it did.
+    #[serde(default)]
+    pub error: Option<String>,
 }
 
 /// The settings of a volume, fixed by `format` but for `capacity` and `inodes`.
@@ -78,6 +94,9 @@ pub struct VolumeView {
     /// Whether it has POSIX ACLs.
     #[serde(default)]
     pub acl: bool,
+    /// The write-back log that may hold blocks which the object store lacks: machine and path; or null.
+    #[serde(default)]
+    pub log: Option<String>,
 }
 
 /// What a volume holds.
@@ -133,9 +152,40 @@ pub struct MountView {
     pub last_txn: u64,
     /// Position up to which they are durable.
     pub synced_txn: u64,
+    /// When bytes count as durable: `back`, in the write-back log; `through`, in the object store.
+    #[serde(default)]
+    pub mode: String,
+    /// The write-back log, or null.
+    #[serde(default)]
+    pub log: Option<LogView>,
     /// The object store.
     #[serde(default)]
     pub store: StoreView,
+}
+
+/// The write-back log of a mount.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogView {
+    /// Where it is.
+    pub folder: String,
+    /// Whether it takes objects, or only gives back what earlier mounts left in it.
+    pub takes_writes: bool,
+    /// Objects that are not in the object store yet.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// How long the oldest of them has been in it; those of earlier mounts count from the start of this one.
+    pub oldest_secs: Option<u64>,
+    /// Bytes of its files.
+    pub size: u64,
+    /// Bytes that these may have; more goes to the object store directly.
+    pub size_max: u64,
+    /// Its disk failed at the last attempt, and objects go to the object store directly.
+    pub broken: bool,
+    /// What its disk failed with; null if it did not.
+    pub error: Option<String>,
+    /// Places in it that were durable and are not readable.
+    pub damaged: u64,
 }
 
 /// The object store of a mount, as the mount finds it.

@@ -18,7 +18,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::protocol::{Checked, Finding, Info, Progress, Reply, Request, Status};
+use super::protocol::{Checked, Finding, Info, Progress, Reply, Request, Status, Storing};
 use super::{SOCKET_NAME, SocketPath};
 
 /// More are commands gone wild.
@@ -55,10 +55,13 @@ pub trait Service: Send + Sync + 'static {
     ) -> Result<Checked, ServiceError>;
     /// Stores everything that was written; gives up with an error soon after `stop` is set.
     fn sync(&self, stop: &Stop) -> Result<(), ServiceError>;
-    /// Bytes written and not yet stored.
-    fn dirty_bytes(&self) -> u64;
-    /// What is wrong with the object store, if its last request failed.
-    fn store_error(&self) -> Option<String>;
+    /// Puts everything that is in the write-back log into the object store, and tells how far that is; gives up with an
+    /// error soon after `stop` is set, and if the store makes no progress.
+    fn drain(&self, stop: &Stop, progress: &(dyn Fn(Storing) + Sync)) -> Result<(), ServiceError>;
+    /// What is in the write-back log at the end stays there.
+    fn leave_log(&self);
+    /// What is still to be stored, and what is wrong with the object store if its last request failed.
+    fn storing(&self) -> Storing;
 }
 
 /// Tells a long request that nobody waits for it any more.
@@ -260,17 +263,22 @@ fn serve(shared: &Shared, stream: &UnixStream, stop: &Stop) -> io::Result<()> {
 /// Answers one request; the last line is returned.
 fn answer(shared: &Shared, stream: &UnixStream, stop: &Stop, request: &Request) -> io::Result<Reply> {
     let service = &shared.service;
+    let line = |reply: Reply| {
+        if send(stream, &reply).is_err() {
+            stop.set();
+        }
+    };
     let reply = match request {
         Request::Status => service.status().map(|status| Reply::Status(Box::new(status))),
         Request::Info { ino } => service.info(*ino).map(Reply::Info),
         Request::Sync => service.sync(stop).map(|()| Reply::Done),
         Request::AwaitUnmount => return await_unmount(shared, stream),
+        Request::Drain => service.drain(stop, &|storing| line(Reply::Storing(storing))).map(|()| Reply::Done),
+        Request::LeaveLog => {
+            service.leave_log();
+            Ok(Reply::Done)
+        }
         Request::Fsck { data } => {
-            let line = |reply: Reply| {
-                if send(stream, &reply).is_err() {
-                    stop.set();
-                }
-            };
             service.check(*data, stop, &|p| line(Reply::Progress(p)), &|f| line(Reply::Finding(f))).map(Reply::Checked)
         }
     };
@@ -286,8 +294,7 @@ fn await_unmount(shared: &Shared, stream: &UnixStream) -> io::Result<Reply> {
             None => {}
         }
         drop(state);
-        let service = &shared.service;
-        send(stream, &Reply::Storing { bytes: service.dirty_bytes(), error: service.store_error() })?;
+        send(stream, &Reply::Storing(shared.service.storing()))?;
         state = shared.lock();
         if state.outcome.is_none() {
             state = shared.ended.wait_timeout(state, WATCH_INTERVAL).unwrap_or_else(PoisonError::into_inner).0;

@@ -38,12 +38,15 @@ impl Service for Fake {
         Ok(())
     }
 
-    fn dirty_bytes(&self) -> u64 {
-        42
+    fn drain(&self, _stop: &Stop, progress: &(dyn Fn(Storing) + Sync)) -> Result<(), ServiceError> {
+        progress(self.storing());
+        Ok(())
     }
 
-    fn store_error(&self) -> Option<String> {
-        Some("it is full".into())
+    fn leave_log(&self) {}
+
+    fn storing(&self) -> Storing {
+        Storing { bytes: 42, error: Some("it is full".into()), ..Storing::default() }
     }
 }
 
@@ -58,7 +61,7 @@ fn connect(meta: &Path) -> Connection {
 }
 
 fn storing() -> Reply {
-    Reply::Storing { bytes: 42, error: Some("it is full".into()) }
+    Reply::Storing(Storing { bytes: 42, error: Some("it is full".into()), ..Storing::default() })
 }
 
 #[test]

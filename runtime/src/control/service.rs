@@ -1,29 +1,36 @@
 //! The answers of a mounted volume.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use kiseki_core::client::Client;
+use kiseki_core::client::{Client, LogMode};
 use kiseki_core::env::Env;
 use kiseki_core::errno::Errno;
 use kiseki_core::types::Ino;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
-use super::protocol::{Checked, Finding, Info, MountView, Progress, Status, UsageView};
+use super::protocol::{Checked, Finding, Info, LogView, MountView, Progress, Status, Storing, UsageView};
 use super::{Service, ServiceError, Stop, check, view};
-use crate::objects::Objects;
+use crate::env::World;
+use crate::mount::{Ready, Stores};
+
+/// Between two looks at a write-back log that is being emptied, and between two lines about it.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(5);
+const DRAIN_TOLD: Duration = Duration::from_millis(200);
 
 /// Answers for a client and the place where it is mounted.
-pub struct MountService<E: Env> {
-    client: Client<E>,
+pub struct MountService {
+    client: Client<World>,
     handle: Handle,
     place: MountPlace,
-    objects: Arc<Objects>,
+    stores: Stores,
+    leave_log: watch::Sender<bool>,
 }
 
 /// What the client does not know of its mount.
 #[derive(Clone, Debug)]
-pub struct MountPlace {
+struct MountPlace {
     /// The metadata store.
     pub meta: PathBuf,
     /// Where the volume is mounted.
@@ -32,16 +39,30 @@ pub struct MountPlace {
     pub read_only: bool,
     /// Puts under way at once.
     pub max_uploads: usize,
+    /// Deadline of waits for the object store.
+    pub store_timeout: Duration,
 }
 
-impl<E: Env> MountService<E> {
-    /// Answers for `client`, whose tasks run on `handle` and whose object store is `objects`.
-    pub fn new(client: Client<E>, objects: Arc<Objects>, handle: Handle, place: MountPlace) -> Self {
-        Self { client, handle, place, objects }
+impl MountService {
+    /// Answers for the mount that is `ready`.
+    pub fn new(ready: &Ready<'_>) -> Self {
+        let config = ready.config;
+        let place = MountPlace {
+            meta: config.meta_path.clone(),
+            mountpoint: config.mountpoint.clone(),
+            read_only: config.read_only,
+            max_uploads: config.max_uploads,
+            store_timeout: config.store_timeout,
+        };
+        Self {
+            client: ready.client.clone(),
+            handle: ready.handle.clone(),
+            place,
+            stores: ready.stores.clone(),
+            leave_log: ready.leave_log.clone(),
+        }
     }
-}
 
-impl<E: Env> MountService<E> {
     /// Runs `work` unless `stop` comes first.
     fn wait_for<T>(&self, stop: &Stop, work: impl Future<Output = Result<T, Errno>>) -> Result<T, ServiceError> {
         self.handle.block_on(async {
@@ -51,9 +72,25 @@ impl<E: Env> MountService<E> {
             }
         })
     }
+
+    fn store_error(&self) -> Option<String> {
+        self.stores.objects.trouble().map(|trouble| trouble.text)
+    }
+
+    fn mode(&self) -> &'static str {
+        match &self.stores.log {
+            Some(log) if log.mode == LogMode::Back => "back",
+            Some(_) | None => "through",
+        }
+    }
+
+    fn log(&self) -> Option<LogView> {
+        let (log, status) = (self.stores.log.as_ref()?, self.stores.env.log_status()?);
+        Some(view::log(log, &status, self.stores.env.now()))
+    }
 }
 
-impl<E: Env> Service for MountService<E> {
+impl Service for MountService {
     fn status(&self) -> Result<Status, ServiceError> {
         let status = self.handle.block_on(self.client.status()).map_err(failed)?;
         Ok(Status {
@@ -75,7 +112,9 @@ impl<E: Env> Service for MountService<E> {
                 uploads: status.uploads,
                 last_txn: status.last_txn,
                 synced_txn: status.synced_txn,
-                store: view::store(&self.objects, self.place.max_uploads),
+                mode: self.mode().into(),
+                log: self.log(),
+                store: view::store(&self.stores.objects, self.place.max_uploads),
             }),
         })
     }
@@ -113,12 +152,48 @@ impl<E: Env> Service for MountService<E> {
         })
     }
 
-    fn dirty_bytes(&self) -> u64 {
-        self.handle.block_on(self.client.status()).map_or(0, |status| status.dirty_bytes)
+    fn drain(&self, stop: &Stop, progress: &(dyn Fn(Storing) + Sync)) -> Result<(), ServiceError> {
+        let Some(log) = self.stores.log.as_ref().filter(|log| log.mode != LogMode::ReadOnly) else { return Ok(()) };
+        let began = Instant::now();
+        // What is staged from here on is not waited for: objects are put in the order in which they were staged.
+        let from = self.stores.env.now();
+        let (mut told, mut moved, mut least) = (began, began, None);
+        loop {
+            let Some(backlog) = self.stores.env.log_status().map(|status| status.backlog) else { return Ok(()) };
+            let Some(oldest) = backlog.since.filter(|oldest| *oldest < from) else { return Ok(()) };
+            if least.replace((oldest, backlog.objects)) != Some((oldest, backlog.objects)) {
+                moved = Instant::now();
+            }
+            if moved.elapsed() >= self.place.store_timeout {
+                let why = self.store_error().unwrap_or_else(|| "its puts are not answered".into());
+                let (folder, place) = (log.folder.path().display(), self.stores.objects.place());
+                let (objects, bytes) = (backlog.objects, backlog.bytes);
+                return Err(ServiceError {
+                    errno: Errno::EIO.0,
+                    text: format!(
+                        "{objects} objects ({bytes} bytes) in the write-back log at {folder} are not taken by the object store at {place}: {why}"
+                    ),
+                });
+            }
+            if told.elapsed() >= DRAIN_TOLD {
+                told = Instant::now();
+                progress(self.storing());
+            }
+            self.wait_for(stop, async {
+                tokio::time::sleep(DRAIN_INTERVAL).await;
+                Ok(())
+            })?;
+        }
     }
 
-    fn store_error(&self) -> Option<String> {
-        self.objects.trouble().map(|trouble| trouble.text)
+    fn leave_log(&self) {
+        self.leave_log.send_replace(true);
+    }
+
+    fn storing(&self) -> Storing {
+        let bytes = self.handle.block_on(self.client.status()).map_or(0, |status| status.dirty_bytes);
+        let backlog = self.stores.env.log_status().map(|status| status.backlog).unwrap_or_default();
+        Storing { bytes, log_objects: backlog.objects, log_bytes: backlog.bytes, error: self.store_error() }
     }
 }
 

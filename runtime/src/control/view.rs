@@ -1,13 +1,16 @@
 //! The core's values as the protocol's documents.
 
-use kiseki_core::client::FileInfo;
+use std::time::Duration;
+
 use kiseki_core::client::check::{CheckProgress, CheckSummary};
+use kiseki_core::client::{FileInfo, LogMode, LogStatus};
 use kiseki_core::format::block::{object_key, uuid};
 use kiseki_core::format::values::Volume;
 use kiseki_core::meta;
 use kiseki_core::types::{BlockId, FileType, Geometry, Ino, Place, SliceRecord};
 
-use super::protocol::{Checked, Finding, Info, Progress, SliceView, StoreView, UsageView, VolumeView};
+use super::protocol::{Checked, Finding, Info, LogView, Progress, SliceView, StoreView, UsageView, VolumeView};
+use crate::mount::MountLog;
 use crate::objects::{Objects, Place as ObjectsPlace};
 
 /// Where a volume's objects are, as its settings say it.
@@ -33,6 +36,24 @@ pub(crate) fn volume(volume: &Volume) -> VolumeView {
         inodes: volume.inodes,
         created: volume.created.secs,
         acl: volume.acl,
+        log: volume.log.as_ref().map(|home| home.place.clone()),
+    }
+}
+
+/// `now` is on the clock of the status.
+pub(crate) fn log(log: &MountLog, status: &LogStatus, now: Duration) -> LogView {
+    let LogStatus { backlog, size_max, broken } = *status;
+    LogView {
+        folder: log.folder.path().display().to_string(),
+        takes_writes: log.mode == LogMode::Back,
+        objects: backlog.objects,
+        bytes: backlog.bytes,
+        oldest_secs: backlog.since.map(|since| now.saturating_sub(since).as_secs()),
+        size: backlog.log_bytes,
+        size_max,
+        broken,
+        error: log.folder.trouble(),
+        damaged: log.damaged as u64,
     }
 }
 

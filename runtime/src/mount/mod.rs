@@ -1,7 +1,8 @@
 //! The life of a mount: checks, mounting, serving, unmounting, in the foreground or as a daemon.
 //!
 //! Owns: the order in which things start and end, signals, the log. Leaves to others: what is served (`fuse`), the
-//! stores (its caller opens them), the control socket (its caller starts and ends it).
+//! stores (its caller opens them), the control socket (its caller starts and ends it), what is stored at the end
+//! (`ending`).
 //!
 //! Invariants
 //! - The kernel's connection ends before the last flush, so nothing is accepted after it.
@@ -9,6 +10,7 @@
 //!   that exits while a thread uses RocksDB aborts.
 
 mod daemon;
+mod ending;
 mod options;
 mod point;
 mod session;
@@ -20,27 +22,25 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
-use kiseki_core::client::{Client, MountError};
-use kiseki_core::env::Env;
+use kiseki_core::client::{Client, LogMode, MountError};
 use kiseki_core::errno::Errno as CoreErrno;
 use kiseki_core::types::{FileType, Ino};
-use rustix::process::{Resource, Rlimit, Signal};
+use rustix::process::{Resource, Rlimit};
 use tokio::runtime::{Handle, Runtime};
-use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
-use tracing::{debug, error, info, warn};
+use tokio::sync::watch;
+use tracing::{debug, error, info};
 use tracing_subscriber::EnvFilter;
 
+use crate::env::World;
 use crate::fuse::Adapter;
+use crate::log_folder::LogFolder;
 use crate::objects::{Objects, Place};
+use ending::{Interrupts, Waiting};
 use options::Options;
 use session::Serving;
 
 /// How long tasks that still wait for the stores are given when all is done.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(10);
-/// Between two attempts to store what is dirty at the end.
-const STORE_RETRY: Duration = Duration::from_secs(1);
-/// Between two lines of the log about an end that takes long. An attempt alone may take `store_timeout`.
-const TELL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What to mount, where and how.
 #[derive(Clone, Debug)]
@@ -70,19 +70,35 @@ pub struct MountConfig {
 }
 
 /// The stores of a volume, open.
-pub struct Stores<E> {
+#[derive(Clone)]
+pub struct Stores {
     /// The world that the client works in.
-    pub env: E,
+    pub env: World,
     /// The object store of that world: how it does is told to the person who waits for it.
     pub objects: Arc<Objects>,
+    /// The write-back log of that world, if there is one.
+    pub log: Option<MountLog>,
+}
+
+/// What the world does not tell of its write-back log.
+#[derive(Clone)]
+pub struct MountLog {
+    /// Where it is.
+    pub folder: LogFolder,
+    /// How it is used.
+    pub mode: LogMode,
+    /// Places in it that were durable and are not readable.
+    pub damaged: usize,
 }
 
 /// What is there once a mount answers.
-pub struct Ready<'a, E: Env> {
+pub struct Ready<'a> {
     /// The mounted volume.
-    pub client: &'a Client<E>,
-    /// Its object store.
-    pub objects: &'a Arc<Objects>,
+    pub client: &'a Client<World>,
+    /// Its stores.
+    pub stores: &'a Stores,
+    /// To be set when what is in the write-back log at the end shall stay there for the next mount.
+    pub leave_log: &'a watch::Sender<bool>,
     /// With absolute paths.
     pub config: &'a MountConfig,
     /// The executor.
@@ -95,13 +111,12 @@ pub struct Ready<'a, E: Env> {
 /// `open` opens the stores; a signal gives it up. `on_ready` is called when the mount answers, and returns what to call
 /// at the end, when all is stored (`Ok`); it must then let go of the client. Both get the configuration with absolute
 /// paths. A process calls this before it has made any thread.
-pub fn run<E, F>(
+pub fn run<F>(
     config: MountConfig,
-    open: impl AsyncFnOnce(&MountConfig, &Handle) -> anyhow::Result<Stores<E>>,
-    on_ready: impl FnOnce(Ready<'_, E>) -> anyhow::Result<F>,
+    open: impl AsyncFnOnce(&MountConfig, &Handle) -> anyhow::Result<Stores>,
+    on_ready: impl FnOnce(Ready<'_>) -> anyhow::Result<F>,
 ) -> anyhow::Result<()>
 where
-    E: Env,
     F: FnOnce(Result<(), String>),
 {
     let mut options = Options::parse(&config.options)?;
@@ -134,15 +149,14 @@ fn settle(mut config: MountConfig, options: &Options) -> anyhow::Result<MountCon
     Ok(config)
 }
 
-fn mount<E, F>(
+fn mount<F>(
     config: &MountConfig,
     options: &Options,
-    open: impl AsyncFnOnce(&MountConfig, &Handle) -> anyhow::Result<Stores<E>>,
-    on_ready: impl FnOnce(Ready<'_, E>) -> anyhow::Result<F>,
+    open: impl AsyncFnOnce(&MountConfig, &Handle) -> anyhow::Result<Stores>,
+    on_ready: impl FnOnce(Ready<'_>) -> anyhow::Result<F>,
     answers: impl FnOnce(),
 ) -> anyhow::Result<()>
 where
-    E: Env,
     F: FnOnce(Result<(), String>),
 {
     start_log(config)?;
@@ -151,7 +165,7 @@ where
     // From here on a signal does not end the process by itself.
     let mut interrupts = runtime.block_on(async { Interrupts::new() })?;
     // The object store may take its time to answer, or not to.
-    let Stores { env, objects } = runtime.block_on(async {
+    let stores = runtime.block_on(async {
         tokio::select! {
             opened = open(config, runtime.handle()) => opened,
             name = interrupts.next() => Err(anyhow!("ended by {name} before anything was mounted")),
@@ -167,25 +181,29 @@ where
         atime: options.atime,
         ..kiseki_core::client::Options::default()
     };
-    let client = runtime.block_on(Client::mount(env, client_options));
-    let client = client.map_err(|error| explain(&error, config, &objects))?;
-    let ready = Ready { client: &client, objects: &objects, config, handle: runtime.handle() };
+    let client = runtime.block_on(Client::mount(stores.env.clone(), client_options));
+    let client = client.map_err(|error| {
+        runtime.block_on(ending::leave_log(&stores));
+        explain(&error, config, &stores.objects)
+    })?;
+    let leave_log = watch::Sender::new(false);
+    let ready = Ready { client: &client, stores: &stores, leave_log: &leave_log, config, handle: runtime.handle() };
     let result = match runtime.block_on(root_of(&client, config.subdir.as_deref())) {
         Ok(root) => serve(ready, root, options, &runtime, &mut interrupts, on_ready, answers),
         Err(error) => {
-            abandon(&runtime, &client);
+            ending::abandon(&runtime, &client, &stores);
             Err(error)
         }
     };
     // In this order: see the invariants above.
-    drop(client);
+    drop((client, stores));
     runtime.shutdown_timeout(SHUTDOWN_WAIT);
     result
 }
 
 /// The directory of the volume at `subdir`. No symbolic link on the way is followed. Its lookups are never forgotten:
 /// the kernel holds the root of a mount.
-async fn root_of<E: Env>(client: &Client<E>, subdir: Option<&Path>) -> anyhow::Result<Ino> {
+async fn root_of(client: &Client<World>, subdir: Option<&Path>) -> anyhow::Result<Ino> {
     let mut root = Ino::ROOT;
     let Some(subdir) = subdir else { return Ok(root) };
     let failed = |what: &dyn std::fmt::Display| anyhow!("cannot mount --subdir {}: {what}", subdir.display());
@@ -211,36 +229,36 @@ async fn root_of<E: Env>(client: &Client<E>, subdir: Option<&Path>) -> anyhow::R
 }
 
 /// From the mounted client to the flushed one.
-fn serve<E, F>(
-    ready: Ready<'_, E>,
+fn serve<F>(
+    ready: Ready<'_>,
     root: Ino,
     options: &Options,
     runtime: &Runtime,
     interrupts: &mut Interrupts,
-    on_ready: impl FnOnce(Ready<'_, E>) -> anyhow::Result<F>,
+    on_ready: impl FnOnce(Ready<'_>) -> anyhow::Result<F>,
     answers: impl FnOnce(),
 ) -> anyhow::Result<()>
 where
-    E: Env,
     F: FnOnce(Result<(), String>),
 {
-    let Ready { client, objects, config, handle: _ } = ready;
-    let mut waiting = Waiting { interrupts, client, objects };
+    let Ready { client, stores, leave_log, config, handle: _ } = ready;
+    let mut waiting = Waiting { interrupts, client, stores, leave_log };
     let path = &config.mountpoint;
     let adapter = Adapter::new(client.clone(), root, options.atime, runtime.handle().clone());
     let started = Serving::start(adapter, options, &config.meta_path, path);
     let mut serving = match started {
         Ok(serving) => serving,
         Err(error) => {
-            abandon(runtime, client);
+            ending::abandon(runtime, client, stores);
             return Err(error);
         }
     };
     let finish = match point::wait_until_it_answers(path).and_then(|()| on_ready(ready)) {
         Ok(finish) => finish,
         Err(error) => {
-            end_connection(config, runtime, &mut waiting, &mut serving);
-            store(runtime, &mut waiting);
+            ending::end_connection(config, runtime, &mut waiting, &mut serving);
+            runtime.block_on(waiting.store());
+            runtime.block_on(ending::leave_log(stores));
             return Err(error);
         }
     };
@@ -260,119 +278,16 @@ where
     match interrupted {
         Some(name) => {
             info!(signal = name, point = %path.display(), "unmounting");
-            end_connection(config, runtime, &mut waiting, &mut serving);
+            ending::end_connection(config, runtime, &mut waiting, &mut serving);
         }
         None => {
             info!(point = %path.display(), "unmounted by request");
             serving.clear(path);
         }
     }
-    store(runtime, &mut waiting);
-    finish(Ok(()));
+    runtime.block_on(waiting.store());
+    finish(runtime.block_on(waiting.drain()));
     Ok(())
-}
-
-/// Unmounts, and waits until the last request is answered.
-fn end_connection<E: Env>(
-    config: &MountConfig,
-    runtime: &Runtime,
-    waiting: &mut Waiting<'_, E>,
-    serving: &mut Serving,
-) {
-    // It waits for the kernel, which waits for us.
-    let path = config.mountpoint.clone();
-    let leaving = runtime.spawn_blocking(move || point::leave(&path));
-    runtime.block_on(waiting.patiently(async {
-        serving.ended().await;
-        if leaving.await.is_err() {
-            warn!("unmounting panicked");
-        }
-    }));
-}
-
-/// Stores everything that was accepted, and ends the session. Tries until that succeeds: nothing is dropped because it
-/// is hard to store; who wants that sends signals.
-fn store<E: Env>(runtime: &Runtime, waiting: &mut Waiting<'_, E>) {
-    let (client, objects) = (waiting.client, waiting.objects);
-    let storing = async {
-        while let Err(left) = client.unmount().await {
-            let store_error = trouble(objects);
-            warn!(%left, store_error, "cannot store everything yet; trying again until that succeeds");
-            tokio::time::sleep(STORE_RETRY).await;
-        }
-    };
-    let telling = async {
-        loop {
-            tokio::time::sleep(TELL_INTERVAL).await;
-            let dirty_bytes = dirty_bytes(client).await;
-            warn!(dirty_bytes, store_error = trouble(objects), "still storing what was written");
-        }
-    };
-    runtime.block_on(waiting.patiently(async {
-        tokio::select! {
-            () = storing => {}
-            () = telling => {}
-        }
-    }));
-    info!(volume = %client.volume().name, "everything is stored");
-}
-
-/// What is not stored yet.
-async fn dirty_bytes<E: Env>(client: &Client<E>) -> u64 {
-    client.status().await.map_or(0, |status| status.dirty_bytes)
-}
-
-/// What is wrong with the object store, if anything is known to be.
-fn trouble(objects: &Objects) -> Option<String> {
-    objects.trouble().map(|trouble| trouble.text)
-}
-
-/// Ends the session of a mount that nobody has used.
-fn abandon<E: Env>(runtime: &Runtime, client: &Client<E>) {
-    if let Err(left) = runtime.block_on(client.unmount()) {
-        warn!(%left, "the session stays until the next mount");
-    }
-}
-
-/// The end of a mount, which may take as long as its object store does.
-struct Waiting<'a, E: Env> {
-    interrupts: &'a mut Interrupts,
-    client: &'a Client<E>,
-    objects: &'a Objects,
-}
-
-impl<E: Env> Waiting<'_, E> {
-    /// Waits for `work`. The first signal in the meantime says what is not stored yet, the next one gives it up.
-    async fn patiently<T>(&mut self, work: impl Future<Output = T>) -> T {
-        let mut work = std::pin::pin!(work);
-        let mut told = false;
-        loop {
-            let name = tokio::select! {
-                biased;
-                done = &mut work => return done,
-                name = self.interrupts.next() => name,
-            };
-            let dirty_bytes = dirty_bytes(self.client).await;
-            let store_error = trouble(self.objects);
-            if told {
-                error!(
-                    dirty_bytes,
-                    store_error,
-                    signal = name,
-                    "ended by a signal: bytes that were not fsynced are lost"
-                );
-                // As after a crash: the stores are made for it, and a regular exit would race with their threads.
-                let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
-            }
-            warn!(
-                dirty_bytes,
-                store_error,
-                signal = name,
-                "still storing, and trying until that succeeds; another signal gives up what is not stored"
-            );
-            told = true;
-        }
-    }
 }
 
 fn explain(error: &MountError, config: &MountConfig, objects: &Objects) -> anyhow::Error {
@@ -390,35 +305,10 @@ fn explain(error: &MountError, config: &MountConfig, objects: &Objects) -> anyho
         },
         MountError::Version(_) => anyhow!("{error}; use a newer kiseki"),
         MountError::Store(_) => {
-            let why = trouble(objects).map(|text| format!(": {text}")).unwrap_or_default();
+            let why = ending::trouble(objects).map(|text| format!(": {text}")).unwrap_or_default();
             anyhow!("cannot mount the volume of {meta}: {error}, at {place}{why}")
         }
         MountError::Meta(_) => anyhow!("cannot mount the volume of {meta}: {error}"),
-    }
-}
-
-/// The signals that ask for an end.
-struct Interrupts {
-    terminate: Signals,
-    interrupt: Signals,
-    hangup: Signals,
-}
-
-impl Interrupts {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.hangup.recv() => "SIGHUP",
-        }
     }
 }
 

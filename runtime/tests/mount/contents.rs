@@ -239,7 +239,7 @@ fn an_unlinked_file_lives_until_its_last_close() {
     file.seek(SeekFrom::End(0)).expect("seeks");
     file.write_all(b"more").expect("writes");
     file.sync_all().expect("syncs");
-    assert!(volume.blocks() > 0, "fsync has stored blocks");
+    eventually("its blocks are in the store", || volume.blocks() > 0);
     let mut found = Vec::new();
     file.rewind().expect("seeks");
     file.read_to_end(&mut found).expect("reads");

@@ -119,6 +119,15 @@ impl Volume {
         assert_eq!(rustix::event::poll(&mut end, Some(&patience)), Ok(1), "the mount process goes on");
     }
 
+    /// Returns once nothing is in the write-back log only.
+    pub(crate) fn drain(&self) {
+        eventually("everything is in the store", || {
+            let status = kiseki_ok(&["status", self.mnt.to_str().expect("UTF-8"), "--json"]);
+            let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+            status["mount"]["log"]["objects"].as_u64().unwrap_or(0) == 0
+        });
+    }
+
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.beside("log")).unwrap_or_default()
     }

@@ -90,7 +90,7 @@ fn what_was_synced_survives_a_kill_and_the_dead_mount_is_replaced() {
 #[test]
 fn a_broken_store_fails_fsync_and_nothing_else_and_loses_nothing() {
     let volume = Volume::formatted();
-    volume.mount(&["--store-timeout", "2s"]);
+    volume.mount(&["--mode", "through", "--store-timeout", "2s"]);
     fs::create_dir(volume.path("dir")).expect("makes a folder");
     fs::write(volume.path("dir/before"), noise(1, 1 << 20)).expect("writes");
     File::open(volume.path("dir/before")).and_then(|file| file.sync_all()).expect("syncs");

@@ -3,6 +3,7 @@
 //! Needs root, /dev/fuse and fuse3. Each test has a volume of its own and leaves no mount behind.
 
 mod attributes;
+mod back;
 mod contents;
 mod differs;
 mod fstab;

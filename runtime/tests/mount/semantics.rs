@@ -402,7 +402,7 @@ fn a_mapped_file_lives_until_it_is_unmapped() {
     contents[..6].copy_from_slice(b"stored");
     map.flush().expect("syncs");
     assert_same(&map, &contents, "mapped");
-    assert!(volume.blocks() > 0);
+    eventually("its blocks are in the store", || volume.blocks() > 0);
     drop(map);
     eventually("its blocks leave the store", || volume.blocks() == 0);
 }
@@ -564,7 +564,7 @@ fn a_rename_over_a_name_is_whole_after_a_kill() {
 #[test]
 fn a_rename_whose_file_cannot_be_stored_changes_nothing() {
     let volume = Volume::formatted();
-    volume.mount(&["--store-timeout", "2s", "--commit-interval", "1h"]);
+    volume.mount(&["--mode", "through", "--store-timeout", "2s", "--commit-interval", "1h"]);
     fs::write(volume.path("f"), noise(1, 200_000)).expect("writes");
     sync(&volume.path("f"));
     break_store(&volume, true);
@@ -584,7 +584,7 @@ fn a_rename_whose_file_cannot_be_stored_changes_nothing() {
 #[test]
 fn each_open_handle_is_told_of_an_error_once() {
     let volume = Volume::formatted();
-    volume.mount(&["--store-timeout", "2s", "--commit-interval", "1h"]);
+    volume.mount(&["--mode", "through", "--store-timeout", "2s", "--commit-interval", "1h"]);
     let path = volume.path("f");
     fs::write(&path, noise(1, 200_000)).expect("writes");
     sync(&path);
