@@ -2,7 +2,8 @@
 # Kills the mount process (kill -9) in the middle of writers that fsync, rename over, truncate and hold unlinked files;
 # after each kill mounts again, compares with what the crash contract allows, and runs `fsck --data`.
 #
-#   ci/crash.sh [file|minio] [--store file|minio] [--kills N] [--seed S]     (default: file, 100 kills, seed 1)
+#   ci/crash.sh [file|minio] [--store file|minio] [--mode back|through] [--kills N] [--seed S]
+#                                                                 (default: file, back, 100 kills, seed 1)
 #
 # With minio, the store is a MinIO of its own (built if it is not there), which goes on while mounts are killed.
 #

@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# Cuts the power of the disks that hold metadata and store (ext4 on loop devices, shut down without flushing), under
+# Cuts the power of the disks that hold metadata, write-back log and store (ext4 on loop devices, shut down without flushing), under
 # the writers of ci/crash.sh; after each cut mounts again, compares with what the crash contract allows, and runs
 # `fsck --data`. Needs root.
 #
-#   ci/powercut.sh [file|minio] [--store file|minio] [--cuts N] [--seed S]     (default: file, 20 cuts, seed 1)
-#   ci/powercut.sh [--store minio] --no-fsync     succeeds only if bytes were lost, when every fsync of the mount does
-#                                                 nothing; with minio: when MinIO runs without MINIO_FS_OSYNC
+#   ci/powercut.sh [file|minio] [--store file|minio] [--mode back|through] [--cuts N] [--seed S]
+#                                                 (default: file, back, 20 cuts, seed 1)
+#   ci/powercut.sh [--mode back|through] --no-fsync
+#                                                 succeeds only if bytes were lost, when every fsync of the mount does
+#                                                 nothing
+#   ci/powercut.sh --store minio --mode through --no-fsync
+#                                                 the same, when MinIO runs without MINIO_FS_OSYNC
 #
 # With minio, the store is a MinIO of its own (built if it is not there), on a disk of its own: it ends with the power.
 #

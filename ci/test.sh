@@ -86,15 +86,19 @@ if [ -n "$full" ]; then
     step "side by side with ext4" ci/diff.sh --seed 1 --ops 100000
     step "very many entries" ci/entries.sh file
     step "kills" ci/crash.sh --kills 100 --seed 1
+    step "kills without a log" ci/crash.sh --mode through --kills 100 --seed 1
     step "power cuts" ci/powercut.sh --cuts 20 --seed 1
+    step "power cuts without a log" ci/powercut.sh --mode through --cuts 20 --seed 1
     step "power cuts, fsync doing nothing" ci/powercut.sh --no-fsync
     if [ -n "$minio" ]; then
         step "real programs on MinIO" ci/programs.sh minio
         step "POSIX suites on MinIO" ci/posix.sh minio
         step "side by side with ext4, on MinIO" ci/diff.sh --store minio --seed 2 --ops 20000
         step "kills on MinIO" ci/crash.sh --store minio --kills 30 --seed 1
+        step "kills on MinIO without a log" ci/crash.sh --store minio --mode through --kills 30 --seed 1
         step "power cuts on MinIO" ci/powercut.sh --store minio --cuts 10 --seed 1
-        step "power cuts, MinIO not syncing" ci/powercut.sh --store minio --no-fsync
+        step "power cuts on MinIO without a log" ci/powercut.sh --store minio --mode through --cuts 10 --seed 1
+        step "power cuts, MinIO not syncing" ci/powercut.sh --store minio --mode through --no-fsync
         step "outages" ci/outage.sh 30
     fi
     step "guided fuzzing" ci/fuzz.sh 600
@@ -105,13 +109,17 @@ else
     step "side by side with ext4" ci/diff.sh --seed 1 --ops 10000
     step "very many entries" ci/entries.sh file --count 100000
     step "kills" ci/crash.sh --kills 24 --seed 1
+    step "kills without a log" ci/crash.sh --mode through --kills 16 --seed 1
     step "power cuts" ci/powercut.sh --cuts 5 --seed 1
+    step "power cuts without a log" ci/powercut.sh --mode through --cuts 4 --seed 1
     step "power cuts, fsync doing nothing" ci/powercut.sh --no-fsync
     if [ -n "$minio" ]; then
         step "real programs on MinIO" ci/programs.sh minio --short
         step "kills on MinIO" ci/crash.sh --store minio --kills 8 --seed 1
+        step "kills on MinIO without a log" ci/crash.sh --store minio --mode through --kills 8 --seed 1
         step "power cuts on MinIO" ci/powercut.sh --store minio --cuts 3 --seed 1
-        step "power cuts, MinIO not syncing" ci/powercut.sh --store minio --no-fsync
+        step "power cuts on MinIO without a log" ci/powercut.sh --store minio --mode through --cuts 3 --seed 1
+        step "power cuts, MinIO not syncing" ci/powercut.sh --store minio --mode through --no-fsync
         step "outages" ci/outage.sh 5
     fi
     step "benchmark" ci/bench.sh --short "${without[@]}"

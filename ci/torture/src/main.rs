@@ -1,7 +1,8 @@
 //! Tortures a mount and judges it by the crash contract.
 //!
-//!   torture crash    --kiseki BINARY --work DIR [--minio BINARY] [--kills N] [--seed S] [--writers W] [-- MOUNT-ARGUMENT...]
-//!   torture powercut --kiseki BINARY --work DIR [--minio BINARY] [--cuts N]  [--seed S] [--writers W] [--no-fsync] [-- ...]
+//!   torture crash    --kiseki BINARY --work DIR [--minio BINARY] [--kills N] [OPTIONS] [-- MOUNT-ARGUMENT...]
+//!   torture powercut --kiseki BINARY --work DIR [--minio BINARY] [--cuts N]  [OPTIONS] [--no-fsync] [-- ...]
+//!   OPTIONS: [--mode back|through] [--seed S] [--writers W]
 //!   torture probe    --dir DIR --stop FILE
 //!
 //! `crash` kills the mount process (kill -9) in the middle of the writers' work, aiming in turn at a put, a commit,
@@ -12,8 +13,12 @@
 //! The store is a local folder, or with `--minio` a MinIO of the run's own: `crash` leaves that running, `powercut`
 //! gives it a loop device of its own and ends it together with the disks.
 //!
+//! The mount has a write-back log (`--mode back`, the default), in the folder of the metadata store and so on the disk
+//! whose power is cut; it is small, for its segments to come and go. Or it has none (`--mode through`).
+//!
 //! `--no-fsync` makes every fsync of the mount a no-op, or with `--minio` lets MinIO answer before an object is on disk
-//! (its default): then something must be lost, or this test sees nothing.
+//! (its default): then something must be lost, or this test sees nothing. The latter needs `--mode through`: a log has
+//! what MinIO forgets.
 //!
 //! `probe` lists DIR and asks for the attributes of its entries, again and again, until FILE is there, and says how
 //! long the slowest call took.
@@ -39,6 +44,8 @@ use world::{Disk, PHASES, Setup};
 
 /// Promises that a run must hold on average per round, or it has tested too little.
 const ACKED_PER_ROUND: u64 = 50;
+/// Size of the write-back log: a segment is an eighth of it.
+const LOG_SIZE: &str = "32M";
 /// Sparse; the writers keep some ten MiB each.
 const DISK_BYTES: u64 = 4 << 30;
 
@@ -50,6 +57,7 @@ struct Args {
     rounds: u64,
     seed: u64,
     writers: u64,
+    back: bool,
     no_fsync: bool,
     mount_args: Vec<String>,
 }
@@ -57,8 +65,18 @@ struct Args {
 fn parse(powercut: bool, mut words: impl Iterator<Item = String>) -> Result<Args, String> {
     let (kiseki, work, mount_args) = (PathBuf::new(), PathBuf::new(), vec![]);
     let rounds = if powercut { 20 } else { 100 };
-    let mut args =
-        Args { powercut, kiseki, work, minio: None, rounds, seed: 1, writers: 6, no_fsync: false, mount_args };
+    let mut args = Args {
+        powercut,
+        kiseki,
+        work,
+        minio: None,
+        rounds,
+        seed: 1,
+        writers: 6,
+        back: true,
+        no_fsync: false,
+        mount_args,
+    };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
         let number = |text: String| text.parse::<u64>().map_err(|_| format!("{text} is not a number"));
@@ -69,6 +87,11 @@ fn parse(powercut: bool, mut words: impl Iterator<Item = String>) -> Result<Args
             "--kills" | "--cuts" => args.rounds = number(value()?)?,
             "--seed" => args.seed = number(value()?)?,
             "--writers" => args.writers = number(value()?)?,
+            "--mode" => match value()?.as_str() {
+                "back" => args.back = true,
+                "through" => args.back = false,
+                other => return Err(format!("the mode is back or through, not {other}")),
+            },
             "--no-fsync" if powercut => args.no_fsync = true,
             "--" => args.mount_args = words.by_ref().collect(),
             _ => return Err(format!("unknown argument {word}")),
@@ -76,6 +99,9 @@ fn parse(powercut: bool, mut words: impl Iterator<Item = String>) -> Result<Args
     }
     if args.kiseki.as_os_str().is_empty() || !args.work.is_absolute() {
         return Err("--kiseki and an absolute --work are needed".into());
+    }
+    if args.no_fsync && args.minio.is_some() && args.back {
+        return Err("--no-fsync with MinIO needs --mode through".into());
     }
     Ok(args)
 }
@@ -117,6 +143,9 @@ fn torture(args: Args) -> Result<bool, String> {
             Store::Minio(minio.map_err(|error| format!("cannot prepare MinIO: {error}"))?)
         }
     };
+    let mut mount_args = args.mount_args;
+    let mode: &[&str] = if args.back { &["--mode=back", "--writeback-size", LOG_SIZE] } else { &["--mode=through"] };
+    mount_args.splice(..0, mode.iter().copied().map(String::from));
     let setup = Setup {
         kiseki: args.kiseki,
         meta: data.join("meta"),
@@ -124,7 +153,7 @@ fn torture(args: Args) -> Result<bool, String> {
         mnt: work.join("mnt"),
         log: work.join("mount.log"),
         phases: work.join("phases"),
-        mount_args: args.mount_args,
+        mount_args,
         no_fsync: args.no_fsync && args.minio.is_none(),
     };
     let plan = Plan { setup, disks, rounds: args.rounds, seed: args.seed, writers: args.writers };
