@@ -13,7 +13,7 @@ use crate::volume::{Ran, eventually, noise};
 fn umount_with_a_store_that_hangs_tells_what_is_not_stored_and_works_after() {
     let bucket = Bucket::formatted();
     let url = &bucket.url;
-    let args = ["--store-timeout", "2s", "--commit-interval", "1h"];
+    let args = ["--mode", "through", "--store-timeout", "2s", "--commit-interval", "1h"];
     let mounted = Mounted::new(&bucket.world, &bucket.user, &args);
     let contents = [noise(1, 40 << 10), noise(2, 40 << 10)];
     bucket.hang(true);
@@ -47,7 +47,7 @@ fn umount_with_a_store_that_hangs_tells_what_is_not_stored_and_works_after() {
 #[test]
 fn a_forced_umount_loses_nothing_if_the_store_comes_back() {
     let bucket = Bucket::formatted();
-    let args = ["--store-timeout", "1s", "--commit-interval", "1h"];
+    let args = ["--mode", "through", "--store-timeout", "1s", "--commit-interval", "1h"];
     let mounted = Mounted::new(&bucket.world, &bucket.user, &args);
     bucket.hang(true);
     fs::write(mounted.file("precious"), noise(1, 40 << 10)).unwrap();
@@ -72,7 +72,8 @@ fn a_forced_umount_loses_nothing_if_the_store_comes_back() {
 fn a_signal_with_a_store_that_hangs_tells_what_is_not_stored() {
     let bucket = Bucket::formatted();
     let (meta, point, log) = (bucket.world.meta(), bucket.world.text("mnt"), bucket.world.text("log"));
-    let args = ["mount", &meta, &point, "--log", &log, "--store-timeout", "1s", "--commit-interval", "1h"];
+    let waits = ["--mode", "through", "--store-timeout", "1s", "--commit-interval", "1h"];
+    let args = [&["mount", &meta, &point, "--log", &log], &waits[..]].concat();
     let tells = |child: &Foreground<'_>, text: &str| {
         eventually(text, || {
             let log = child.log();

@@ -2,6 +2,7 @@
 //!
 //! The store is a server in this process. Mounts need root, /dev/fuse and fuse3.
 
+mod back;
 mod damage;
 mod hanging;
 mod harness;
