@@ -1,28 +1,27 @@
-//! What RocksDB and a folder keep when the power is cut is what their fakes may keep: the same courses of calls and the
-//! same verdict (`testkit::power_cut`, `sim/tests/conformance.rs`).
+//! What RocksDB, a folder and a write-back log keep when the power is cut is what their fakes may keep: the same courses
+//! of calls and the same verdict (`testkit::power_cut`, `sim/tests/conformance.rs`).
 //!
 //! The power cut is that of an ext4 on a loop device, which forgets what no fsync has made durable and takes nothing
 //! more (EXT4_IOC_SHUTDOWN without a flush of the journal). Needs root.
 
 use std::fs::{self, File};
-use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::process::Command;
-use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
+use std::thread;
 use std::time::Duration;
 
 use kiseki::objects::{Access, Objects, Place};
 use kiseki::rocks::{OpenMode, RocksMeta};
+use kiseki_core::env::Env;
 use kiseki_core::testkit::power_cut::{self, MetaPast, ObjectsPast, Power};
 use rustix::mount::{UnmountFlags, unmount};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
+mod logged;
 mod volume;
 
+use logged::{executor, stores, wait, with_log};
 use volume::{eventually, within};
 
 /// Power cuts of each store: after so many calls and, as many, in the middle of one.
@@ -93,30 +92,6 @@ fn run(command: &mut Command) {
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-fn wait<T>(future: impl Future<Output = T>) -> T {
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut future = pin!(future);
-    loop {
-        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(value) => return value,
-            Poll::Pending => thread::park(),
-        }
-    }
-}
-
-fn executor() -> Runtime {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.expect("an executor")
-}
-
 fn open_meta(path: &Path, mode: OpenMode, runtime: &Runtime) -> RocksMeta {
     RocksMeta::open(path, mode, runtime.handle().clone()).expect("the metadata store")
 }
@@ -183,5 +158,36 @@ fn folder_keeps_what_its_fake_may_keep() {
         open += past.open().len();
     }
     println!("folder: cuts={} open={open} undone={undone}", 2 * CUTS);
+    assert!(undone > 0, "a power cut that undoes nothing is none");
+}
+
+#[test]
+fn a_write_back_log_keeps_what_a_barrier_covered() {
+    let (disk, runtime) = (Disk::create(), executor());
+    let (mut undone, mut open) = (0, 0);
+    for cut in 0..2 * CUTS {
+        let root = disk.root().join(format!("volume{cut}"));
+        let past: ObjectsPast = {
+            let logged = with_log(stores(&root, OpenMode::Create, &runtime), &root, &runtime);
+            let write = |calls, power: &Power| wait(power_cut::write_objects(logged.objects(), cut, calls, power));
+            let past = cut_short(&disk, cut, write);
+            // Its tasks let go of their files; that nothing can be removed any more is no matter.
+            let _ = wait(logged.close());
+            past
+        };
+        disk.mount_again();
+        let env = stores(&root, OpenMode::Existing, &runtime);
+        let logged = with_log(env.clone(), &root, &runtime);
+        let left = wait(past.left(logged.objects()));
+        undone += past.undone(&left);
+        open += past.open().len();
+        // Also once all of it is in the store.
+        wait(logged.drain());
+        assert!(wait(logged.close()).expect("the log ends"));
+        assert_eq!(wait(past.left(env.objects())), left);
+        drop(logged);
+        env.meta().close().expect("a clean close");
+    }
+    println!("log: cuts={} open={open} undone={undone}", 2 * CUTS);
     assert!(undone > 0, "a power cut that undoes nothing is none");
 }
