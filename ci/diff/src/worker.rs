@@ -447,12 +447,15 @@ impl Worker {
         let bytes = written_bytes(number, offset, len as u32);
         let outcome =
             bytes.chunks(4096).enumerate().try_for_each(|(page, bytes)| sys::poke(address + page * 4096, bytes));
-        let text = pages(address, len);
+        let (mut bytes, missing) = peeked(address, len);
         let synced = call(libc::SYS_msync, [address, len, libc::MS_SYNC as usize]);
         sys::unmap(address, len)?;
         outcome?;
         synced?;
-        Ok((len as i64, text))
+        // What was stored behind the end of the file is there until the kernel writes the page out, whenever that is.
+        let file_len = sys::fstat(self.fd(slot))?.stx_size;
+        bytes.truncate(file_len.saturating_sub(offset) as usize);
+        Ok((len as i64, pages_text(&bytes, missing)))
     }
 
     fn map_truncate(&self, slot: usize, mapped: usize, length: i64) -> Done {
@@ -564,6 +567,16 @@ fn split(address: &mut usize, lens: &[u32]) -> Vec<libc::iovec> {
 
 /// Every page of mapped memory: its bytes, or that there is none.
 fn pages(address: usize, len: usize) -> String {
+    let (bytes, missing) = peeked(address, len);
+    pages_text(&bytes, missing)
+}
+
+fn pages_text(bytes: &[u8], missing: usize) -> String {
+    format!("{}, {missing} pages missing", digest(bytes))
+}
+
+/// The bytes of the pages that are there, and how many are not.
+fn peeked(address: usize, len: usize) -> (Vec<u8>, usize) {
     let mut bytes = vec![];
     let mut missing = 0;
     for begin in (0..len).step_by(4096) {
@@ -572,7 +585,7 @@ fn pages(address: usize, len: usize) -> String {
             Err(_) => missing += 1,
         }
     }
-    format!("{}, {missing} pages missing", digest(&bytes))
+    (bytes, missing)
 }
 
 fn listing(entries: &[sys::Dirent]) -> Done {
