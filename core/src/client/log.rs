@@ -300,8 +300,12 @@ impl<E: Env, D: Disk> ObjectStore for LoggedObjects<E, D> {
         Ok(page)
     }
 
+    /// Also where the next mount will put what is left: by then nobody remembers the leases of this one.
     fn is_unsure(&self) -> bool {
-        let log = self.0.staging.as_ref().is_some_and(|staging| lock(&staging.state).unsure);
+        let log = self.0.staging.as_ref().is_some_and(|staging| {
+            let state = lock(&staging.state);
+            state.unsure || !state.log.is_drained()
+        });
         log || self.0.env.objects().is_unsure()
     }
 }
@@ -547,17 +551,14 @@ impl<E: Env, D: Disk> Inner<E, D> {
     async fn delete_now(self: Arc<Self>, key: &str) -> Answer {
         let staging = self.staging();
         self.env.pause().await;
-        let recorded = {
-            let mut state = lock(&staging.state);
-            state.unsure |= state.log.has_failed(key);
-            state.log.begin_delete(key)
-        };
+        let recorded = lock(&staging.state).log.begin_delete(key);
         if recorded {
             if !planted::is(Bug::LogDeleteUnrecorded)
                 && let Err(Refused::Full | Refused::Deleting | Refused::Disk(_)) =
                     self.stage(staging, Kind::Delete, key, &[]).await
             {
                 lock(&staging.state).log.abort_delete(key);
+                self.pump();
                 return Err(StoreError::Retry);
             }
             loop {
@@ -565,7 +566,6 @@ impl<E: Env, D: Disk> Inner<E, D> {
                 {
                     let mut state = lock(&staging.state);
                     if !state.log.is_uploading(key) || planted::is(Bug::DeletedWhilePut) {
-                        state.unsure |= state.log.has_failed(key);
                         state.log.end_delete(key);
                         break;
                     }

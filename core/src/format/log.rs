@@ -299,7 +299,7 @@ pub fn damage(scan: &Scan, len: u64, claimed: u64) -> Vec<Range<u64>> {
     let mut damaged: Vec<Range<u64>> = scan.gaps.iter().filter(|gap| gap.start < claimed).cloned().collect();
     let last = scan.records.iter().map(|record| if record.whole { record.body.end } else { record.at }).max();
     let readable = scan.gaps.iter().map(|gap| gap.end).max().max(last).unwrap_or(RECORDS_AT);
-    if next_at(readable, true) < claimed {
+    if readable < claimed {
         damaged.push(readable..claimed.max(len));
     }
     damaged

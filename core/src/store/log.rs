@@ -161,8 +161,10 @@ struct Segment {
     head: SegmentHead,
     /// Where the next record begins.
     tail: u64,
+    /// Where the one before that ends: what is said to be synced ends with a record, not where the next may begin.
+    end: u64,
     /// Where writes are under way.
-    writing: BTreeSet<u64>,
+    writing: BTreeMap<u64, u64>,
     /// First place at which a write may have failed.
     hole: Option<u64>,
     /// Objects of which it may hold a record, also of those that have left, or whose write or sync has failed.
@@ -181,7 +183,8 @@ impl Segment {
         Self {
             head,
             tail: RECORDS_AT,
-            writing: BTreeSet::new(),
+            end: RECORDS_AT,
+            writing: BTreeMap::new(),
             hole: None,
             keys: Vec::new(),
             live: 0,
@@ -193,7 +196,7 @@ impl Segment {
 
     /// Nothing before it is missing, once it is synced.
     fn complete_to(&self) -> u64 {
-        let first = self.writing.first().copied().unwrap_or(self.tail);
+        let first = self.writing.first_key_value().map_or(self.end, |(_, before)| *before);
         self.hole.map_or(first, |hole| hole.min(first))
     }
 }
@@ -348,8 +351,9 @@ impl Log {
             segment.closed = true;
             return Place::NeedSegment;
         }
-        segment.tail = next_at(at + whole, false);
-        segment.writing.insert(at);
+        let before = core::mem::replace(&mut segment.end, at + whole);
+        segment.tail = next_at(segment.end, false);
+        segment.writing.insert(at, before);
         let sum = body_sum(body);
         let head = encode_record(&segment.head, at, self.frontier, &Content { kind, key, len, sum });
         self.next_order += 1;
@@ -385,7 +389,7 @@ impl Log {
     /// The record is written. False: a sync of its segment has failed since, so it has to be written again.
     pub fn handle_written(&mut self, now: Duration, slot: &Slot, kind: Kind, key: &str, body: &[Bytes]) -> bool {
         let segment = self.segments.get_mut(&slot.segment).expect("a segment with writes under way stays");
-        assert!(segment.writing.remove(&slot.at), "a record is written twice");
+        assert!(segment.writing.remove(&slot.at).is_some(), "a record is written twice");
         if segment.hole.is_some_and(|hole| hole <= slot.at) {
             return false;
         }
@@ -444,8 +448,8 @@ impl Log {
     /// Nothing is known of what was written there.
     pub fn handle_write_failed(&mut self, slot: &Slot) {
         if let Some(segment) = self.segments.get_mut(&slot.segment) {
-            segment.writing.remove(&slot.at);
-            segment.hole = Some(segment.hole.map_or(slot.at, |hole| hole.min(slot.at)));
+            let before = segment.writing.remove(&slot.at).unwrap_or(0);
+            segment.hole = Some(segment.hole.map_or(before, |hole| hole.min(before)));
             segment.closed = true;
         }
     }
@@ -589,13 +593,6 @@ impl Log {
         let delay = Duration::from_millis(20 << attempts.min(8)).min(Duration::from_secs(5));
         entry.state = State::Waiting { retry_at: now + delay, attempts: attempts + 1 };
         self.waiting.insert(entry.order, key.to_owned());
-    }
-
-    /// Whether a put of the object has failed, and may take effect yet.
-    pub fn has_failed(&self, key: &str) -> bool {
-        self.entries.get(key).is_some_and(
-            |entry| matches!(entry.state, State::Waiting { attempts, .. } | State::Running { attempts } if attempts > 0),
-        )
     }
 
     /// Objects that a barrier which begins at this moment covers.

@@ -79,7 +79,12 @@ impl<E: Env, D: Disk> Inner<E, D> {
             reached(Mark::LogUploadRetried);
             tracing::debug!(object = upload.key, %error, "an object stays in the write-back log for now");
         }
-        lock(&staging.state).log.handle_upload(self.env.now(), &upload.key, result.is_ok());
+        {
+            let mut state = lock(&staging.state);
+            // It may take effect yet, also when its object was put by another attempt and deleted.
+            state.unsure |= result.is_err();
+            state.log.handle_upload(self.env.now(), &upload.key, result.is_ok());
+        }
         staging.changed.notify_all();
         self.pump();
         self.tidy();
