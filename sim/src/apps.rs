@@ -24,7 +24,7 @@ use crate::faults::Fault;
 use crate::judge::{Durable, Judge};
 use crate::kernel::Kernel;
 use crate::observe::{Contents, Seen, Tree, observe, observe_open};
-use crate::world::{Moment, SimEnv, World};
+use crate::world::{LoggedEnv, Moment, World};
 
 /// Shortest pause between two operations.
 const BETWEEN: Duration = Duration::from_micros(1);
@@ -69,7 +69,7 @@ impl App {
     }
 
     /// A kernel for a life on `client`.
-    pub fn kernel(&self, client: Client<SimEnv>, world: &World) -> Kernel {
+    pub fn kernel(&self, client: Client<LoggedEnv>, world: &World) -> Kernel {
         Kernel::new(client, self.dice.clone(), world.clone())
     }
 }
@@ -92,7 +92,7 @@ impl Life {
         app: Arc<App>,
         others: Vec<Arc<App>>,
         world: World,
-        client: Client<SimEnv>,
+        client: Client<LoggedEnv>,
         node: NodeId,
         stop: Arc<AtomicBool>,
     ) -> Self {

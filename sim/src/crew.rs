@@ -22,7 +22,7 @@ use crate::dice::Dice;
 use crate::faults::Fault;
 use crate::kernel::CALLER;
 use crate::linear::{Act, Answer, Call, Calls, Name, State, orders};
-use crate::world::{SimEnv, World};
+use crate::world::{LoggedEnv, World};
 
 /// The directory of the crew, in which nothing else is.
 pub const HOME: &str = "/x";
@@ -83,7 +83,7 @@ impl Crew {
     }
 
     /// Makes what is there from the beginning.
-    pub async fn settle(client: &Client<SimEnv>) -> Result<(), Errno> {
+    pub async fn settle(client: &Client<LoggedEnv>) -> Result<(), Errno> {
         let home = client.mknod(CALLER, Ino::ROOT, &HOME.as_bytes()[1..], FileType::Directory, 0o755, 0).await?;
         let all = DIRS.map(|path| (path, FileType::Directory)).into_iter();
         for (path, kind) in all.chain(FILES.map(|path| (path, FileType::Regular))) {
@@ -99,7 +99,7 @@ impl Crew {
     }
 
     /// A life begins: what is found must be what a valid order of the last one's calls goes through.
-    pub async fn verify(&self, client: &Client<SimEnv>, world: &World) -> Result<(), String> {
+    pub async fn verify(&self, client: &Client<LoggedEnv>, world: &World) -> Result<(), String> {
         let found = self.look(client, world).await?;
         let full = world.faults.level(Fault::InodesShort) > 0;
         let mut known = self.knowledge();
@@ -127,7 +127,7 @@ impl Crew {
     }
 
     /// Works in bursts, until it is told to stop or the life ends.
-    pub async fn run(self, client: Client<SimEnv>, world: World, dice: Dice, stop: Arc<AtomicBool>) {
+    pub async fn run(self, client: Client<LoggedEnv>, world: World, dice: Dice, stop: Arc<AtomicBool>) {
         let over = || stop.load(Ordering::Relaxed) || world.meta.failed() || world.alarm.raised().is_some();
         let Ok(places) = places(&client).await else { return };
         for _ in 0..BURSTS {
@@ -145,7 +145,7 @@ impl Crew {
         }
     }
 
-    async fn burst(&self, client: &Client<SimEnv>, world: &World, dice: &Dice, places: Places) {
+    async fn burst(&self, client: &Client<LoggedEnv>, world: &World, dice: &Dice, places: Places) {
         let tasks = 2 + dice.below(3);
         let tasks: Vec<_> = (0..tasks)
             .map(|task| {
@@ -170,7 +170,7 @@ impl Crew {
     }
 
     /// Syncs a directory, and with it whatever had returned.
-    async fn sync(&self, client: &Client<SimEnv>, dir: Ino) {
+    async fn sync(&self, client: &Client<LoggedEnv>, dir: Ino) {
         let covered = {
             let known = self.knowledge();
             (known.past.len(), known.returned())
@@ -184,7 +184,7 @@ impl Crew {
         }
     }
 
-    async fn call(&self, client: &Client<SimEnv>, world: &World, task: u64, act: Act, places: Places) {
+    async fn call(&self, client: &Client<LoggedEnv>, world: &World, task: u64, act: Act, places: Places) {
         let at = {
             let mut known = self.knowledge();
             let start = known.step();
@@ -206,7 +206,7 @@ impl Crew {
     }
 
     /// After a burst: the calls have an order, and what is found is what one of them ends with.
-    async fn judge(&self, client: &Client<SimEnv>, world: &World) -> Result<(), String> {
+    async fn judge(&self, client: &Client<LoggedEnv>, world: &World) -> Result<(), String> {
         let found = match self.look(client, world).await {
             Err(_) if world.meta.failed() => return Ok(()),
             found => found?,
@@ -229,7 +229,7 @@ impl Crew {
     }
 
     /// All names below the home.
-    async fn look(&self, client: &Client<SimEnv>, world: &World) -> Result<BTreeMap<String, Name>, String> {
+    async fn look(&self, client: &Client<LoggedEnv>, world: &World) -> Result<BTreeMap<String, Name>, String> {
         for attempt in 0.. {
             match look(client).await {
                 Err(Errno::EIO) if world.faults.may_strike(Fault::ReadFailed) && attempt < 100 => {}
@@ -273,7 +273,7 @@ fn draw(dice: &Dice) -> Option<Act> {
     })
 }
 
-async fn places(client: &Client<SimEnv>) -> Result<Places, Errno> {
+async fn places(client: &Client<LoggedEnv>) -> Result<Places, Errno> {
     let home = find(client, Ino::ROOT, HOME).await?;
     let mut inos = [Ino(0); 4];
     for (ino, path) in inos.iter_mut().zip(DIRS.into_iter().chain(FILES)) {
@@ -283,13 +283,13 @@ async fn places(client: &Client<SimEnv>) -> Result<Places, Errno> {
 }
 
 /// The inode of the last name of `path` in `dir`, which nobody holds.
-async fn find(client: &Client<SimEnv>, dir: Ino, path: &str) -> Result<Ino, Errno> {
+async fn find(client: &Client<LoggedEnv>, dir: Ino, path: &str) -> Result<Ino, Errno> {
     let entry = client.lookup(dir, split(path).1.as_bytes()).await?;
     client.forget(entry.ino, 1);
     Ok(entry.ino)
 }
 
-async fn carry_out(client: &Client<SimEnv>, act: &Act, places: Places) -> Answer {
+async fn carry_out(client: &Client<LoggedEnv>, act: &Act, places: Places) -> Answer {
     let dir = |path: &str| if path.starts_with(DIRS[0]) { places.dirs[0] } else { places.dirs[1] };
     let name = |path: &str| split(path).1.as_bytes().to_vec();
     let answer = match act {
@@ -311,7 +311,7 @@ async fn carry_out(client: &Client<SimEnv>, act: &Act, places: Places) -> Answer
 }
 
 async fn change(
-    client: &Client<SimEnv>,
+    client: &Client<LoggedEnv>,
     op: &Op,
     places: Places,
     dir: &impl Fn(&str) -> Ino,
@@ -341,7 +341,7 @@ async fn change(
     Ok(Some(made.ino))
 }
 
-async fn look(client: &Client<SimEnv>) -> Result<BTreeMap<String, Name>, Errno> {
+async fn look(client: &Client<LoggedEnv>) -> Result<BTreeMap<String, Name>, Errno> {
     let mut found = BTreeMap::new();
     let home = find(client, Ino::ROOT, HOME).await?;
     let mut todo = vec![(HOME.to_string(), home)];

@@ -27,7 +27,7 @@ use crate::plan::Plan;
 use crate::recovery;
 use crate::rivals::{self, Rivals};
 use crate::spy::Spy;
-use crate::world::{SimEnv, World};
+use crate::world::{LoggedEnv, World};
 
 /// Files end below this: twenty chunks on some volumes, two on others.
 const LENGTH_MAX: u64 = 5 * 4096;
@@ -49,7 +49,9 @@ pub struct Mount {
     /// Its machine.
     pub node: NodeHandle,
     /// The mount.
-    pub client: Client<SimEnv>,
+    pub client: Client<LoggedEnv>,
+    /// What it is mounted on.
+    pub env: LoggedEnv,
 }
 
 /// The crowd of one client.
@@ -130,7 +132,7 @@ impl Crowd {
     }
 
     /// Makes what all crowds of a volume of so many clients start from.
-    pub async fn settle(client: &Client<SimEnv>, clients: usize) {
+    pub async fn settle(client: &Client<LoggedEnv>, clients: usize) {
         let homes = (0..clients).flat_map(|index| (0..APPS).map(move |app| format!("/{}", letter(index, app))));
         for path in homes.chain([SHARED.to_string()]) {
             let made = client.mknod(CALLER, Ino::ROOT, &path.as_bytes()[1..], FileType::Directory, 0o755, 0).await;
@@ -148,7 +150,7 @@ impl Crowd {
 
     /// Puts everybody to work in life number `life`.
     pub fn start(&self, mount: &Mount, life: u64) -> Work {
-        let Mount { node, client } = mount;
+        let Mount { node, client, .. } = mount;
         let stop = Arc::new(AtomicBool::new(false));
         let alone = |index: &usize| self.plan.alone.is_none_or(|alone| alone == *index);
         let app = |index: usize| {
@@ -185,7 +187,7 @@ impl Crowd {
 
     /// Looks at everything after a mount, and finds the states of the last life that explain it.
     pub async fn verify(&self, mount: &Mount) -> Result<Tried, String> {
-        let Mount { node, client } = mount;
+        let Mount { node, client, .. } = mount;
         let mut trees = Vec::new();
         for app in self.apps.clone() {
             let (client, world) = (client.clone(), self.world.clone());
@@ -238,7 +240,7 @@ fn letter(index: usize, app: usize) -> char {
 }
 
 /// What an application sees after a mount: all contents, however often the store must be asked.
-async fn look(app: &App, world: &World, client: Client<SimEnv>) -> Result<Tree, String> {
+async fn look(app: &App, world: &World, client: Client<LoggedEnv>) -> Result<Tree, String> {
     for attempt in 0..20 {
         let mut kernel = app.kernel(client.clone(), world);
         let tree = app.look(&mut kernel, &Contents::All).await;

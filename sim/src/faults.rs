@@ -71,6 +71,12 @@ faults! {
     SpaceShort, 1, "the volume has little capacity, and a write does not fit";
     InodesShort, 1, "the volume may have few inodes, and has them";
     ClockJump, 4, "the wall clock is set, ahead or back";
+    LogWriteFull, 8, "the disk of the write-back log has no space for a moment";
+    LogWriteFailed, 10, "a write to the disk of the write-back log fails, or a removal, and may be done in part";
+    LogSyncFailed, 15, "a sync of the write-back log fails, and its pages count as clean";
+    LogReadFailed, 20, "the disk of the write-back log cannot be read for once";
+    LogReadTorn, 15, "a read of the write-back log answers with a damaged byte";
+    LogSlow, 8, "the disk of the write-back log takes long";
 }
 
 /// How a kind shows that it matters.
@@ -116,6 +122,12 @@ pub const TEETH: &[(Fault, Teeth)] = &[
     (Fault::SpaceShort, Teeth::Enough(Bug::CapacityLate)),
     (Fault::InodesShort, Teeth::Enough(Bug::InodeLimitIgnored)),
     (Fault::ClockJump, Teeth::Enough(Bug::TimesOnlyGrow)),
+    (Fault::LogWriteFull, Teeth::Shared("a log that has its size refuses what a full disk refuses")),
+    (Fault::LogWriteFailed, Teeth::Shared("a power cut tears records as well, and a full log sends them to the store")),
+    (Fault::LogSyncFailed, Teeth::Needed(Bug::LogSyncFailedAccepted)),
+    (Fault::LogReadFailed, Teeth::Shared("what cannot be read is read again, as what is damaged is")),
+    (Fault::LogReadTorn, Teeth::Needed(Bug::LogReadUnverified)),
+    (Fault::LogSlow, Teeth::Shared("it widens the races that other latency makes")),
 ];
 
 /// Multiples of the usual rate: what a seed makes of a kind.

@@ -29,7 +29,7 @@ use madsim::time::{self, TimeHandle};
 use crate::dice::Dice;
 use crate::faults::Fault;
 use crate::trace::Trace;
-use crate::world::{SimEnv, World};
+use crate::world::{LoggedEnv, World};
 
 /// Who all applications are.
 pub const CALLER: Caller = Caller { uid: 0, gid: 0, umask: Some(UMASK) };
@@ -74,7 +74,7 @@ impl Told {
 
 /// One application's view of a mount.
 pub struct Kernel {
-    client: Client<SimEnv>,
+    client: Client<LoggedEnv>,
     dice: Dice,
     /// Lookups that were not forgotten yet.
     counts: BTreeMap<Ino, u64>,
@@ -88,14 +88,14 @@ pub struct Kernel {
 
 impl Kernel {
     /// A kernel that has just mounted.
-    pub fn new(client: Client<SimEnv>, dice: Dice, world: World) -> Self {
+    pub fn new(client: Client<LoggedEnv>, dice: Dice, world: World) -> Self {
         let kinds = BTreeMap::from([(Ino::ROOT, FileType::Directory)]);
         let (open, told) = ([None; SLOTS], [const { None }; SLOTS]);
         Self { client, dice, counts: BTreeMap::new(), kinds, names: BTreeMap::new(), open, told, world }
     }
 
     /// The mount.
-    pub fn client(&self) -> &Client<SimEnv> {
+    pub fn client(&self) -> &Client<LoggedEnv> {
         &self.client
     }
 

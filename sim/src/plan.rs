@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::str::FromStr;
 use std::time::Duration;
 
-use kiseki_core::client::Options;
+use kiseki_core::client::{LogMode, LogOptions, Options};
 use kiseki_core::format::block::LEASE_SLICES;
 use kiseki_core::types::{AtimeMode, Geometry};
 
@@ -88,6 +88,8 @@ pub struct Knobs {
     pub geometry: Geometry,
     /// How the volume is mounted, each time.
     pub options: Options,
+    /// The write-back log, where mounts have one.
+    pub log: Option<LogOptions>,
     /// After how many of 1000 operations an application looks at all that it has: where it seldom does, it works
     /// faster than the store.
     pub looks: u64,
@@ -136,7 +138,18 @@ impl Knobs {
             meta_cache: one_of(&[0, 0, 100_000, 1 << 20]),
             ..Options::default()
         };
-        Self { geometry, options, looks: one_of(&[1000, 300, 300, 100]) }
+        let looks = one_of(&[1000, 300, 300, 100]);
+        let log = LogOptions {
+            mode: LogMode::Back,
+            // A page of each is its header's, and a sync begins another.
+            size_max: one_of(&[14_000, 40_000, 120_000, 1 << 20, 1 << 20]),
+            segment_size: one_of(&[5_000, 9_000, 18_000, 65_536]),
+            direct_from: one_of(&[u64::MAX, u64::MAX, u64::from(block_size) / 2, u64::from(block_size)]),
+            uploads: one_of(&[1, 1, 2, 4]) as usize,
+            upload_delay: Duration::from_millis(one_of(&[0, 0, 100, 5000])),
+            place: "sim".into(),
+        };
+        Self { geometry, options, log: dice.chance(750).then_some(log), looks }
     }
 }
 

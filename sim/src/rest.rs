@@ -21,7 +21,7 @@ use crate::crowd::PATIENCE;
 use crate::kernel::CALLER;
 use crate::rivals;
 use crate::world::meta::blocks_of;
-use crate::world::{SimEnv, World};
+use crate::world::{LoggedEnv, World};
 
 /// How long the store may take to be rid of what nothing refers to.
 const DRAIN: Duration = Duration::from_secs(600);
@@ -29,7 +29,7 @@ const DRAIN: Duration = Duration::from_secs(600);
 const SYNCS: u32 = 3;
 
 /// Flushes everything, which must succeed, and looks whether all memory is free again.
-pub async fn flushed(world: &World, node: &NodeHandle, client: &Client<SimEnv>) -> Result<(), String> {
+pub async fn flushed(world: &World, node: &NodeHandle, client: &Client<LoggedEnv>) -> Result<(), String> {
     let mut synced = Err(String::new());
     for _ in 0..SYNCS {
         let client = client.clone();
@@ -145,7 +145,7 @@ fn usage(world: &World) -> (Volume, Usage) {
 
 /// A volume with limits takes bytes and inodes until it is full, refuses what is beyond, and takes more once something
 /// was removed. Leaves everything as it was.
-pub async fn filled(world: &World, client: &Client<SimEnv>) -> Result<(), String> {
+pub async fn filled(world: &World, client: &Client<LoggedEnv>) -> Result<(), String> {
     let (volume, _) = usage(world);
     if volume.inodes > 0 {
         let inodes = || usage(world).1.inodes;

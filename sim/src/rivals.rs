@@ -22,7 +22,7 @@ use crate::dice::Dice;
 use crate::faults::Fault;
 use crate::kernel::Kernel;
 use crate::observe::{read_file, unexplained};
-use crate::world::{SimEnv, World};
+use crate::world::{LoggedEnv, World};
 
 /// The name of the file, in the root.
 pub const NAME: &str = "r";
@@ -113,7 +113,7 @@ impl Rivals {
     }
 
     /// One of the two, until it is told to stop or the life ends; `appends` only appends.
-    pub async fn run(self, client: Client<SimEnv>, world: World, dice: Dice, appends: bool, stop: Arc<AtomicBool>) {
+    pub async fn run(self, client: Client<LoggedEnv>, world: World, dice: Dice, appends: bool, stop: Arc<AtomicBool>) {
         let mut kernel = Kernel::new(client, dice.clone(), world.clone());
         let ended = self.work(&mut kernel, &world, &dice, appends, &stop).await;
         kernel.shrink(true);

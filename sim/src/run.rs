@@ -7,10 +7,11 @@
 //! explained by the history. What is checked at the end, without faults: everything can be flushed, memory comes back,
 //! the store holds exactly the objects that are referred to, and an unmount and a mount change nothing.
 
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kiseki_core::client::{Client, MountError, Options};
+use kiseki_core::client::{Client, LogError, LogMode, LogOptions, Logged, MountError, Opened, Options};
 use kiseki_core::env::{MetaStore, ObjectStore, Point};
 use kiseki_core::format::block::{self, VOLUME_OBJECT};
 use kiseki_core::format::values::{VOLUME_VERSION, Volume};
@@ -25,7 +26,7 @@ use crate::faults::{Counts, Ending, Fault};
 use crate::plan::{Knobs, Limits, Plan};
 use crate::rest::{Excused, drained, filled, flushed, leftovers, sound};
 use crate::trace::Trace;
-use crate::world::{Moment, SimEnv, Switches, World};
+use crate::world::{LoggedEnv, Moment, Switches, World};
 
 /// Clients of a volume: the embedded metadata store admits one process.
 const CLIENTS: usize = 1;
@@ -59,12 +60,22 @@ pub struct Outcome {
 
 type Check<T> = Result<T, String>;
 
+/// Whether an unmount ends the write-back log as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Close {
+    /// Some do; the others leave it to the next mount.
+    Sometimes,
+    /// It does, and nothing is left.
+    Always,
+}
+
 /// One volume and what happens to it.
 struct Run {
     world: World,
     plan: Plan,
     dice: Dice,
     options: Options,
+    log: Option<LogOptions>,
     /// One for each client.
     crowds: Vec<Crowd>,
     outcome: Outcome,
@@ -101,20 +112,20 @@ impl Run {
     async fn new(world: World, plan: Plan) -> Self {
         let seed = plan.seed;
         let dice = Dice::new(seed, 2);
-        let Knobs { geometry, options, looks } = Knobs::draw(&Dice::new(seed, 3));
-        world.trace.add(format!("{geometry:?} {options:?}"));
+        let Knobs { geometry, options, log, looks } = Knobs::draw(&Dice::new(seed, 3));
+        world.trace.add(format!("{geometry:?} {options:?} {log:?}"));
         world.faults.set_on(false);
         let limits = Limits::draw(&Dice::new(seed, 5), &world.faults);
         format(&world, geometry, limits).await;
         let node = Handle::current().create_node().name("first").build();
-        let client = mount(&world, 0, &node, &options).await.expect("nothing fails yet");
+        let (client, _) = mount(&world, 0, &node, &options, None).await.expect("nothing fails yet");
         Crowd::settle(&client, CLIENTS).await;
         client.unmount().await.expect("nothing fails yet");
         world.end(Ending::Unmount);
         let noatime = options.atime == AtimeMode::Noatime;
         let crowd = |index| Crowd::new(&world, &plan, index, geometry, (looks, noatime), dice.clone());
         let crowds = (0..CLIENTS).map(crowd).collect();
-        Self { world, plan, dice, options, crowds, outcome: Outcome::default(), lives: 0 }
+        Self { world, plan, dice, options, log, crowds, outcome: Outcome::default(), lives: 0 }
     }
 
     async fn course(&mut self) -> Check<()> {
@@ -165,7 +176,8 @@ impl Run {
         for _ in 0..50 {
             let node = self.node();
             let (world, options, home) = (self.world.clone(), self.options.clone(), node.clone());
-            let task = node.spawn(async move { mount(&world, index, &home, &options).await });
+            let log = self.log_options();
+            let task = node.spawn(async move { mount(&world, index, &home, &options, log).await });
             if self.dice.chance(100) {
                 time::sleep(self.dice.time_below(Duration::from_millis(60))).await;
                 drop(task);
@@ -174,11 +186,9 @@ impl Run {
             }
             match time::timeout(PATIENCE, task).await {
                 Err(_) => return Err("a mount hangs".into()),
-                Ok(Ok(Ok(client))) => return Ok(Mount { node, client }),
-                // The store failed, or gave a damaged answer last; after a while the operator tries again.
-                Ok(Ok(Err(MountError::Meta(_) | MountError::Store(_) | MountError::WrongBucket { .. })))
-                    if self.world.faults.are_on() =>
-                {
+                Ok(Ok(Ok((client, env)))) => return Ok(Mount { node, client, env }),
+                // A store failed, or gave a damaged answer last; after a while the operator tries again.
+                Ok(Ok(Err(error))) if error.passes() && self.world.faults.are_on() => {
                     self.kill(&[node], Ending::Kill).await?;
                 }
                 Ok(Ok(Err(error))) => return Err(format!("a mount was refused: {error}")),
@@ -186,6 +196,17 @@ impl Run {
             }
         }
         Err("fifty mounts in a row failed".into())
+    }
+
+    /// How the next mount has its log, if it has one. What earlier mounts have left must be gone on with.
+    fn log_options(&self) -> Option<LogOptions> {
+        let log = self.log.clone()?;
+        let left = self.world.meta.peek(meta::volume::load).expect("there is a volume").log.is_some();
+        match (left, self.dice.below(100)) {
+            (false, 0..20) => None,
+            (true, 0..15) => Some(LogOptions { mode: LogMode::Drain, ..log }),
+            (_, _) => Some(log),
+        }
     }
 
     /// Puts everybody to work.
@@ -206,7 +227,7 @@ impl Run {
         if self.dice.chance(200) && !self.world.sprung() {
             self.world.disarm();
             end(work).await?;
-            return self.unmount(&mounts).await;
+            return self.unmount(&mounts, Close::Sometimes).await;
         }
         if !self.world.sprung() {
             time::sleep(self.dice.time_below(Duration::from_millis(100))).await;
@@ -268,11 +289,14 @@ impl Run {
     }
 
     /// Unmounts all clients; one that cannot is killed with the others.
-    async fn unmount(&mut self, mounts: &[Mount]) -> Check<()> {
+    async fn unmount(&mut self, mounts: &[Mount], close: Close) -> Check<()> {
         self.world.alarm.check()?;
         for mount in mounts {
             if !self.unmounted(mount).await? {
                 return self.crash(&nodes(mounts)).await;
+            }
+            if close == Close::Always || self.dice.chance(500) {
+                self.close(mount, close).await?;
             }
         }
         self.crowds.iter().for_each(Crowd::all_durable);
@@ -296,6 +320,37 @@ impl Run {
         Ok(false)
     }
 
+    /// Ends the log of a mount, empty if all goes well.
+    async fn close(&self, mount: &Mount, close: Close) -> Check<()> {
+        let drains = close == Close::Always || self.dice.chance(700);
+        self.world.trace.add(format!("close, drained: {drains}, {:?}", mount.env.log_status()));
+        let env = mount.env.clone();
+        let task = mount.node.spawn(async move {
+            if drains {
+                env.drain().await;
+            }
+            env.close().await
+        });
+        let closed = time::timeout(PATIENCE * 5, task).await.map_err(|_| "the end of the log hangs")?;
+        match closed.map_err(|error| format!("the end of the log ended: {error}"))? {
+            Ok(true) => self.empty(),
+            // What is left is for the next mount.
+            Ok(false) if !drains => Ok(()),
+            Ok(false) | Err(_) if self.world.faults.are_on() => Ok(()),
+            other => Err(format!("without faults the log was not closed: {other:?}")),
+        }
+    }
+
+    /// Nothing says that there is a log.
+    fn empty(&self) -> Check<()> {
+        let home = self.world.meta.peek(meta::volume::load).expect("there is a volume").log;
+        let numbers = self.world.disk.numbers();
+        if home.is_none() && numbers.is_empty() {
+            return Ok(());
+        }
+        Err(format!("the log is closed, but the volume says {home:?}, and its folder has segments {numbers:?}"))
+    }
+
     /// The life in which the faults stop while there is still work under way, and everything must come to rest.
     async fn last_life(&mut self) -> Check<()> {
         let mut mounts = self.begin().await?;
@@ -310,7 +365,7 @@ impl Run {
             // Errors of the past are told once, then there are none.
             end(work).await?;
         }
-        for Mount { node, client } in &mounts {
+        for Mount { node, client, .. } in &mounts {
             flushed(&self.world, node, client).await?;
             filled(&self.world, client).await?;
         }
@@ -318,10 +373,10 @@ impl Run {
         // metadata could not be read when it was to be removed.
         let orphans = self.world.faults.level(Fault::ReadFailed) > 0;
         drained(&self.world, &Excused { objects: self.world.objects.late(), orphans }).await?;
-        self.unmount(&mounts).await?;
+        self.unmount(&mounts, Close::Sometimes).await?;
         let mounts = self.begin().await?;
         drained(&self.world, &Excused::default()).await?;
-        self.unmount(&mounts).await?;
+        self.unmount(&mounts, Close::Always).await?;
         match leftovers(&self.world, &Excused::default()).first() {
             Some(left) => Err(format!("after the last unmount: {left}")),
             None => Ok(()),
@@ -340,7 +395,8 @@ async fn end(work: Vec<Work>) -> Check<()> {
     Ok(())
 }
 
-async fn format(world: &World, geometry: Geometry, limits: Limits) {
+/// Makes the volume of `world`, in which nothing fails yet.
+pub async fn format(world: &World, geometry: Geometry, limits: Limits) {
     let id = VolumeId(*b"simulated volume");
     let volume = Volume {
         version: VOLUME_VERSION,
@@ -353,6 +409,7 @@ async fn format(world: &World, geometry: Geometry, limits: Limits) {
         inodes: limits.inodes,
         created: world.clock.now(),
         acl: true,
+        log: None,
     };
     let ctx = OpCtx { now: world.clock.now(), stripe: 0, geometry };
     let formatted = world.meta.write(|txn| meta::volume::format(txn, &ctx, &volume, 0, 0)).await;
@@ -362,11 +419,54 @@ async fn format(world: &World, geometry: Geometry, limits: Limits) {
     world.objects.barrier().await.expect("nothing fails yet");
 }
 
+/// Why a mount failed.
+#[derive(Debug)]
+enum Refused {
+    Log(LogError),
+    Volume(MountError),
+}
+
+impl Refused {
+    /// Another attempt may succeed.
+    fn passes(&self) -> bool {
+        match self {
+            Self::Log(LogError::Disk(_) | LogError::Meta(_)) => true,
+            Self::Volume(error) | Self::Log(LogError::Volume(error)) => {
+                matches!(error, MountError::Meta(_) | MountError::Store(_) | MountError::WrongBucket { .. })
+            }
+            Self::Log(LogError::Missing(_) | LogError::Foreign | LogError::Older { .. } | LogError::Unreadable) => {
+                false
+            }
+        }
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Log(error) => write!(f, "{error}"),
+            Self::Volume(error) => write!(f, "{error}"),
+        }
+    }
+}
+
 async fn mount(
     world: &World,
     index: usize,
     node: &NodeHandle,
     options: &Options,
-) -> Result<Client<SimEnv>, MountError> {
-    Client::mount(world.env(index, node.clone()), options.clone()).await
+    log: Option<LogOptions>,
+) -> Result<(Client<LoggedEnv>, LoggedEnv), Refused> {
+    let env = world.env(index, node.clone());
+    let env = match log {
+        None => Logged::through(env),
+        Some(log) => {
+            world.trace.add(format!("the log is opened: {:?}", log.mode));
+            let Opened { env, damage } = Logged::open(env, world.disk.clone(), log).await.map_err(Refused::Log)?;
+            world.opened(&damage);
+            env
+        }
+    };
+    let client = Client::mount(env.clone(), options.clone()).await.map_err(Refused::Volume)?;
+    Ok((client, env))
 }

@@ -21,7 +21,7 @@ use crate::dice::Dice;
 use crate::judge::Judge;
 use crate::kernel::Kernel;
 use crate::observe::unexplained;
-use crate::world::{SimEnv, World};
+use crate::world::{LoggedEnv, World};
 
 /// Longest pause between two looks.
 const PAUSE: Duration = Duration::from_millis(40);
@@ -36,7 +36,7 @@ pub struct Spy {
 
 impl Spy {
     /// A bystander on `client`.
-    pub fn new(apps: [Arc<App>; 2], world: World, client: Client<SimEnv>, dice: Dice) -> Self {
+    pub fn new(apps: [Arc<App>; 2], world: World, client: Client<LoggedEnv>, dice: Dice) -> Self {
         let kernel = Kernel::new(client, dice.clone(), world.clone());
         Self { apps, world, kernel, dice }
     }

@@ -5,15 +5,19 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::future::Future;
 
-use kiseki_core::env::MetaStore;
+use kiseki_core::client::{LogOptions, Logged, Opened};
+use kiseki_core::env::{Env, MetaStore};
+use kiseki_core::testkit::disk_conformance::{self, Left};
 use kiseki_core::testkit::power_cut::{self, Power};
 use kiseki_core::testkit::{kv_conformance, store_conformance};
 use madsim::Config;
-use madsim::runtime::Runtime;
+use madsim::runtime::{Handle, NodeHandle, Runtime};
 use sim::dice::Dice;
 use sim::faults::Ending;
+use sim::plan::{Knobs, Limits};
+use sim::run::format;
 use sim::trace::Trace;
-use sim::world::{Switches, World};
+use sim::world::{LoggedEnv, Switches, World};
 
 const SEEDS: u64 = 20;
 
@@ -57,6 +61,114 @@ fn objects_after_a_crash() {
             world.end(ending);
             let absent = store_conformance::check_after_crash(&world.objects, numbers).await;
             assert!(absent == 0 || ending == Ending::PowerCut, "only a power cut of the store loses objects");
+        });
+    }
+}
+
+#[test]
+fn the_disk_of_the_log() {
+    check(|world| async move { disk_conformance::run(&world.disk).await });
+}
+
+/// What the verdict on a real disk allows, the fake does: names, pages and removals are left or not.
+#[test]
+fn the_disk_of_the_log_after_a_crash() {
+    for ending in [Ending::Kill, Ending::PowerCut, Ending::MetaPowerCut] {
+        let mut all = Left::default();
+        for seed in 0..8 * SEEDS {
+            let left = in_world(seed, move |world| async move {
+                let past =
+                    disk_conformance::write_before_cut(&world.disk, seed, 3 + seed % 20, &Power::default()).await;
+                world.end(ending);
+                disk_conformance::check_after_cut(&world.disk, &past).await
+            });
+            all = Left {
+                whole: all.whole + left.whole,
+                torn: all.torn + left.torn,
+                none: all.none + left.none,
+                kept: all.kept + left.kept,
+                gone: all.gone + left.gone,
+            };
+        }
+        if ending == Ending::Kill {
+            assert_eq!((all.torn, all.none, all.gone), (0, 0, 0), "a killed process takes nothing along");
+        } else {
+            assert!(0 < all.torn.min(all.none).min(all.gone), "some never come up: {all:?}");
+        }
+        assert!(0 < all.whole.min(all.kept), "some never come up: {all:?}");
+    }
+}
+
+/// A node, and the store of `world` behind a log on it.
+async fn behind_a_log(world: &World, options: LogOptions) -> (NodeHandle, LoggedEnv) {
+    let node = Handle::current().create_node().build();
+    let opened = Logged::open(world.env(0, node.clone()), world.disk.clone(), options).await;
+    let Opened { env, damage } = opened.expect("nothing fails");
+    world.opened(&damage);
+    (node, env)
+}
+
+/// The knobs of the first seed from `seed` on that has a log: large enough for anything, or as it comes.
+async fn options(world: &World, seed: u64, large: bool) -> LogOptions {
+    let drawn = (seed..).map(|seed| Knobs::draw(&Dice::new(seed, 3))).find(|knobs| knobs.log.is_some());
+    let Some(Knobs { geometry, log: Some(log), .. }) = drawn else { unreachable!("most have one") };
+    format(world, geometry, Limits::default()).await;
+    if large { LogOptions { size_max: 1 << 30, direct_from: u64::MAX, ..log } } else { log }
+}
+
+/// The log gives back all that it has, and leaves nothing.
+async fn drained(world: &World, env: &LoggedEnv) {
+    env.drain().await;
+    assert!(env.close().await.expect("nothing fails"), "not drained");
+    assert_eq!(world.disk.numbers(), [], "segments stay");
+    assert_eq!(world.alarm.check(), Ok(()));
+}
+
+#[test]
+fn objects_behind_a_log() {
+    for seed in 0..SEEDS {
+        in_world(seed, move |world| async move {
+            let options = options(&world, seed, seed % 2 == 0).await;
+            let (_node, env) = behind_a_log(&world, options).await;
+            store_conformance::run(env.objects(), 50).await;
+            drained(&world, &env).await;
+        });
+    }
+}
+
+#[test]
+fn objects_behind_a_log_after_a_crash() {
+    for ending in [Ending::Kill, Ending::PowerCut, Ending::MetaPowerCut] {
+        for seed in 0..SEEDS {
+            in_world(seed, move |world| async move {
+                let options = options(&world, seed, seed % 2 == 0).await;
+                let (node, env) = behind_a_log(&world, options.clone()).await;
+                let numbers = store_conformance::put_before_crash(env.objects(), 50).await;
+                Handle::current().kill(node.id());
+                world.end(ending);
+                let (_node, env) = behind_a_log(&world, options).await;
+                let absent = store_conformance::check_after_crash(env.objects(), numbers).await;
+                assert!(absent == 0 || ending != Ending::Kill, "a killed process loses no object");
+                drained(&world, &env).await;
+            });
+        }
+    }
+}
+
+/// What is left behind a log is what a store without one may leave.
+#[test]
+fn a_power_cut_leaves_no_more_behind_a_log() {
+    for seed in 0..4 * SEEDS {
+        in_world(seed, move |world| async move {
+            let options = options(&world, seed, seed % 2 == 0).await;
+            let (node, env) = behind_a_log(&world, options.clone()).await;
+            let past = power_cut::write_objects(env.objects(), seed, 6 + seed % 40, &Power::default()).await;
+            Handle::current().kill(node.id());
+            world.end(if seed % 4 < 2 { Ending::PowerCut } else { Ending::MetaPowerCut });
+            let (_node, env) = behind_a_log(&world, options).await;
+            past.left(env.objects()).await;
+            drained(&world, &env).await;
+            past.left(env.objects()).await;
         });
     }
 }

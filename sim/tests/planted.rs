@@ -61,6 +61,10 @@ mod score {
         Bug::TimesOnlyGrow,
         Bug::HoleForgotten,
         Bug::ListCutShort,
+        Bug::TornRecordAccepted,
+        Bug::LogDeleteUnrecorded,
+        Bug::DeletedWhilePut,
+        Bug::LogUnlisted,
     ];
     const SLOW_SEEDS: u64 = 4;
 

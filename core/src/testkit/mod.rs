@@ -12,6 +12,7 @@ use crate::env::TxnSeq;
 use crate::kv::mem::{MemKv, TxnWrites};
 use crate::kv::{KvError, OpError, OpResult, Pairs, Read, Txn};
 
+pub mod disk_conformance;
 pub mod judge;
 pub mod kv_conformance;
 pub mod model;

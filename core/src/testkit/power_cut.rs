@@ -27,10 +27,10 @@ use crate::env::{MetaStore, ObjectStore, StoreError};
 const BODY_MAX: u64 = 40_000;
 
 /// SplitMix64.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -61,7 +61,7 @@ impl Power {
     }
 
     /// A call has returned; whether it is believed.
-    fn returned(&self) -> bool {
+    pub(super) fn returned(&self) -> bool {
         self.calls.fetch_add(1, Ordering::SeqCst);
         !self.off.load(Ordering::SeqCst)
     }

@@ -26,6 +26,7 @@ use kiseki_core::types::{Attr, BlockId, Place, SliceId, SliceRecord};
 use madsim::time::{self, TimeHandle};
 
 use super::Parts;
+use super::disk::SimDisk;
 use super::objects::SimObjects;
 use super::references::References;
 use crate::faults::{Ending, Fault};
@@ -62,18 +63,25 @@ struct State {
 pub struct SimMeta {
     parts: Parts,
     objects: SimObjects,
+    disk: SimDisk,
     references: References,
     state: Arc<Mutex<State>>,
 }
 
 impl SimMeta {
-    pub(super) fn new(parts: Parts, objects: SimObjects, references: References) -> Self {
-        Self { parts, objects, references, state: Arc::default() }
+    pub(super) fn new(parts: Parts, objects: SimObjects, disk: SimDisk, references: References) -> Self {
+        Self { parts, objects, disk, references, state: Arc::default() }
     }
 
     /// Whether the store has failed for good.
     pub fn failed(&self) -> bool {
         self.state.lock().unwrap().failed
+    }
+
+    /// Whether a power cut could leave the volume without the log that it has.
+    pub(super) fn log_is_unsynced(&self) -> bool {
+        let volume = self.peek(|read| Ok(read.get(&keys::volume())?)).expect("memory can be read");
+        self.references.home() < volume.map_or(0, |volume| log_of(&volume))
     }
 
     /// Ends what goes on after the faults have stopped.
@@ -121,7 +129,9 @@ impl SimMeta {
         let (start, end) = keys::all_slices();
         let records = testkit::peek_once(&state.kv, Reads::Direct, |read| Ok(read.scan(&start, &end, usize::MAX)?));
         let records = records.expect("memory can be read");
-        self.references.reset(records.iter().filter_map(|(_, value)| slice_of(value)), state.durable);
+        let home = testkit::peek_once(&state.kv, Reads::Direct, |read| Ok(read.get(&keys::volume())?));
+        let home = home.expect("memory can be read").map_or(0, |volume| log_of(&volume));
+        self.references.reset(records.iter().filter_map(|(_, value)| slice_of(value)), state.durable, home);
     }
 
     /// Whether `writes` moves the commit number of an inode.
@@ -156,6 +166,10 @@ impl SimMeta {
         slices.filter_map(|(_, value)| slice_of(value.as_ref()?)).for_each(|slice| self.references.enter(slice));
         let slices = old.iter().filter_map(|(_, value)| slice_of(value.as_ref()?));
         slices.for_each(|slice| self.references.leave(slice, seq));
+        let volume = new.iter().find(|(key, _)| *key == keys::volume());
+        volume.and_then(|(_, value)| value.as_ref()).into_iter().for_each(|volume| {
+            self.references.enter_home(log_of(volume), seq);
+        });
         Some(seq)
     }
 
@@ -172,9 +186,10 @@ impl SimMeta {
                 let wanted = block::object_len(volume.geometry.frame_size, id.len);
                 match self.objects.stored(&key) {
                     Some((len, true)) if len == wanted => {}
+                    _ if self.disk.stored(&key, wanted) => {}
                     found => self.parts.alarm.raise(format!(
                         "a commit of {ino:?} refers to {key} ({wanted} bytes), of which the store has {found:?} \
-                         (bytes, durable)"
+                         (bytes, durable), and the disk of the log nothing durable"
                     )),
                 }
             }
@@ -195,6 +210,11 @@ pub fn blocks_of(volume: &Volume, record: &SliceRecord) -> Vec<BlockId> {
 
 fn slice_of(record: &Bytes) -> Option<SliceId> {
     SliceRecord::decode(record).ok().map(|record| record.slice)
+}
+
+/// Epoch of the log of a volume, 0 if it has none.
+fn log_of(volume: &[u8]) -> u64 {
+    Volume::decode(volume).ok().and_then(|volume| volume.log).map_or(0, |home| home.epoch)
 }
 
 impl MetaStore for SimMeta {

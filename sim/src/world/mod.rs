@@ -1,7 +1,7 @@
 //! The outside world of a simulated client.
 //!
-//! Owns: what outlives a client (metadata, objects, faults, the record of the run), and `SimEnv`, a client's view of
-//! it. Leaves to others: the stores themselves (`meta`, `objects`).
+//! Owns: what outlives a client (metadata, objects, the disk of the write-back log, faults, the record of the run), and
+//! `SimEnv`, a client's view of it. Leaves to others: the stores themselves (`meta`, `objects`, `disk`).
 //!
 //! Invariants
 //! - Work that a store has begun runs on the world's own node: no client's death ends it.
@@ -14,8 +14,10 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use kiseki_core::client::Logged;
 use kiseki_core::env::{Edge, Env, Point};
 use kiseki_core::planted::Bug;
+use kiseki_core::store::log::Damage;
 use kiseki_core::types::{STRIPES, Timestamp};
 use madsim::runtime::{Handle, NodeHandle};
 use madsim::task::NodeId;
@@ -26,11 +28,13 @@ use crate::faults::{Ending, Faults};
 use crate::trace::Trace;
 
 pub mod clock;
+pub mod disk;
 pub mod meta;
 pub mod objects;
 mod references;
 
 use clock::Clock;
+use disk::SimDisk;
 use meta::SimMeta;
 use objects::SimObjects;
 use references::References;
@@ -85,6 +89,8 @@ pub struct World {
     pub meta: SimMeta,
     /// The object store.
     pub objects: SimObjects,
+    /// The disk of the write-back log.
+    pub disk: SimDisk,
     /// What goes wrong.
     pub faults: Faults,
     /// What happened.
@@ -126,13 +132,22 @@ impl World {
         let nodes = Arc::new(Mutex::new(vec![node.id()]));
         let faults = Faults::new(dice.clone());
         let alarm = Alarm::default();
-        let parts = Parts { node, dice: dice.clone(), faults: faults.clone(), alarm: alarm.clone(), switches };
+        let parts = Parts {
+            node,
+            dice: dice.clone(),
+            faults: faults.clone(),
+            trace: trace.clone(),
+            alarm: alarm.clone(),
+            switches,
+        };
         let references = References::default();
         let objects = SimObjects::new(parts.clone(), references.clone());
-        let meta = SimMeta::new(parts, objects.clone(), references);
+        let disk = SimDisk::new(parts.clone(), objects.clone(), references.clone());
+        let meta = SimMeta::new(parts, objects.clone(), disk.clone(), references);
         Self {
             meta,
             objects,
+            disk,
             faults,
             trace,
             alarm,
@@ -162,7 +177,18 @@ impl World {
     pub fn end(&self, ending: Ending) {
         self.faults.ended(ending);
         self.objects.end(ending);
+        self.disk.end(ending);
         self.meta.end(ending);
+    }
+
+    /// Objects to a log that was opened before it is durable that the volume has one, or that has lost something.
+    pub fn opened(&self, damage: &[Damage]) {
+        if self.meta.log_is_unsynced() {
+            self.alarm.raise("the log is open, and it is not durable that the volume has one");
+        }
+        if !damage.is_empty() {
+            self.alarm.raise(format!("the log has lost what was durable: {damage:?}"));
+        }
     }
 
     /// Kills the node of a client at the `after`-th moment of that kind from here on.
@@ -216,12 +242,13 @@ impl World {
     }
 }
 
-/// What both stores are made of.
+/// What the stores are made of.
 #[derive(Clone)]
 struct Parts {
     node: NodeHandle,
     dice: Dice,
     faults: Faults,
+    trace: Trace,
     alarm: Alarm,
     switches: Switches,
 }
@@ -259,6 +286,9 @@ impl Future for Sleep {
         self.inner.as_mut().poll(cx)
     }
 }
+
+/// What a client is mounted on: a view of a world, behind a write-back log or without one.
+pub type LoggedEnv = Logged<SimEnv, SimDisk>;
 
 /// One client's view of a world.
 #[derive(Clone)]

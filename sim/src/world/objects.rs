@@ -1,6 +1,6 @@
 //! The simulated object store.
 //!
-//! Owns: the objects, which of them would survive a power cut, calls under way.
+//! Owns: the objects, which of them would survive a power cut, calls under way, what bytes a put from the log must have.
 //! Leaves to others: which faults strike (`faults`), which slices are referred to (`meta`).
 //!
 //! Invariants
@@ -36,6 +36,15 @@ const BEHIND: Duration = Duration::from_secs(30);
 /// Longest outage: longer than the deadline of a wait.
 const OUTAGE_MAX: Duration = Duration::from_secs(8);
 
+/// FNV-1a, by words.
+fn hash(body: &[u8]) -> u64 {
+    body.chunks(8).fold(body.len() as u64, |hash, word| {
+        let mut bytes = [0; 8];
+        bytes[..word.len()].copy_from_slice(word);
+        (hash ^ u64::from_le_bytes(bytes)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
 #[derive(Clone, Debug)]
 struct Object {
     body: Bytes,
@@ -64,6 +73,8 @@ struct State {
     torn: BTreeMap<String, Duration>,
     /// Objects of which a put took effect after its error was answered, in the life of this client.
     late: BTreeSet<String>,
+    /// Hashes of the bodies that the write-back log was given, by key.
+    given: BTreeMap<String, u64>,
     /// Objects that were deleted, and when.
     deleted: BTreeMap<String, Duration>,
 }
@@ -114,6 +125,11 @@ impl SimObjects {
     pub(super) fn stored(&self, key: &str) -> Option<(u64, bool)> {
         let state = self.state.lock().unwrap();
         state.objects.get(key).map(|object| (object.body.len() as u64, object.durable))
+    }
+
+    /// The write-back log was given an object: whatever puts it, it has these bytes.
+    pub(super) fn give(&self, key: &str, body: &[u8]) {
+        self.state.lock().unwrap().given.insert(key.to_string(), hash(body));
     }
 
     /// Objects that may have come back after they were deleted.
@@ -178,6 +194,9 @@ impl SimObjects {
             let mut state = self.state.lock().unwrap();
             if state.epoch != epoch {
                 return Err(StoreError::Retry);
+            }
+            if self.parts.switches.oracles && state.given.get(&key).is_some_and(|given| *given != hash(&body)) {
+                self.parts.alarm.raise(format!("object {key} is put with other bytes than the log was given"));
             }
             state.next_put += 1;
             let number = state.next_put;

@@ -155,6 +155,7 @@ fn volume() -> Volume {
         inodes: 0,
         created: Timestamp::default(),
         acl: false,
+        log: None,
     }
 }
 
