@@ -13,6 +13,7 @@ use std::time::Duration;
 use kiseki::objects::{Access, Objects, Place};
 use kiseki::rocks::{OpenMode, RocksMeta};
 use kiseki_core::env::Env;
+use kiseki_core::testkit::disk_conformance::{self, DiskPast, Left};
 use kiseki_core::testkit::power_cut::{self, MetaPast, ObjectsPast, Power};
 use rustix::mount::{UnmountFlags, unmount};
 use tempfile::TempDir;
@@ -21,7 +22,7 @@ use tokio::runtime::Runtime;
 mod logged;
 mod volume;
 
-use logged::{executor, stores, wait, with_log};
+use logged::{executor, open_folder, stores, wait, with_log};
 use volume::{eventually, within};
 
 /// Power cuts of each store: after so many calls and, as many, in the middle of one.
@@ -159,6 +160,29 @@ fn folder_keeps_what_its_fake_may_keep() {
     }
     println!("folder: cuts={} open={open} undone={undone}", 2 * CUTS);
     assert!(undone > 0, "a power cut that undoes nothing is none");
+}
+
+#[test]
+fn a_log_folder_keeps_what_its_fake_may_keep() {
+    let (disk, runtime) = (Disk::create(), executor());
+    let mut left = Left::default();
+    for cut in 0..2 * CUTS {
+        let path = disk.root().join(format!("log{cut}"));
+        let past: DiskPast = {
+            let folder = open_folder(&path, &runtime);
+            cut_short(&disk, cut, |calls, power| wait(disk_conformance::write_before_cut(&folder, cut, calls, power)))
+        };
+        disk.mount_again();
+        let Left { whole, torn, none, kept, gone } =
+            wait(disk_conformance::check_after_cut(&open_folder(&path, &runtime), &past));
+        left.whole += whole;
+        left.torn += torn;
+        left.none += none;
+        left.kept += kept;
+        left.gone += gone;
+    }
+    println!("log folder: cuts={} {left:?}", 2 * CUTS);
+    assert!(left.none + left.gone > 0, "a power cut that takes nothing is none");
 }
 
 #[test]

@@ -1,14 +1,20 @@
-//! The write-back log on a real disk passes the suites that any object store passes.
+//! The write-back log on a real disk passes the suites that any object store passes, and its folder those of a disk.
 
 use std::time::Duration;
 
 use kiseki::rocks::OpenMode;
 use kiseki_core::env::{Env, ObjectStore};
-use kiseki_core::testkit::store_conformance;
+use kiseki_core::testkit::{disk_conformance, store_conformance};
 
 mod logged;
 
-use logged::{executor, stores, wait, with_log};
+use logged::{executor, open_folder, stores, wait, with_log};
+
+#[test]
+fn a_folder_passes_the_conformance_suite_of_disks() {
+    let (dir, runtime) = (tempfile::tempdir().expect("a folder"), executor());
+    wait(disk_conformance::run(&open_folder(&dir.path().join("log"), &runtime)));
+}
 
 #[test]
 fn objects_with_a_log_pass_the_conformance_suite() {
