@@ -474,18 +474,11 @@ impl<E: Env> Shared<E> {
         }
     }
 
-    /// Starts fetching what a sequential reader wants next; says how to fetch what it wants at once.
+    /// Starts fetching what a reader will want next; says how to fetch what it wants at once.
     fn read_ahead(&self, file: &OpenFile, range: Range<u64>) -> Fetch {
         let block = u64::from(self.geometry().block_size);
-        let ahead = {
-            let mut readahead = lock(&file.readahead);
-            let ahead = readahead.on_read(range, block, READAHEAD_BLOCKS * block);
-            if !readahead.is_stream() {
-                return Fetch::Part;
-            }
-            ahead
-        };
-        if !ahead.is_empty() {
+        let advice = lock(&file.readahead).on_read(range, block, READAHEAD_BLOCKS * block);
+        for ahead in advice.ahead {
             // A chunk that is not loaded is fetched ahead of when the reader has come to it.
             let planned = lock(&file.cell.state).file.read(ahead.start, ahead.end - ahead.start);
             for segment in planned.unwrap_or_default() {
@@ -494,7 +487,7 @@ impl<E: Env> Shared<E> {
                 }
             }
         }
-        Fetch::Whole
+        if advice.stream { Fetch::Whole } else { Fetch::Part }
     }
 
     /// Logs which file a reader could not read, and why; returns what the reader is told.
