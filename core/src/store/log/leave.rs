@@ -1,0 +1,140 @@
+//! How objects and segments leave the log: into the store, by deletion, and when nobody needs them.
+//!
+//! Owns: the order of uploads, what a barrier settles, which segment goes. Invariants: those of the parent.
+
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::{AHEAD, Entry, Log, State, Upload};
+
+impl Log {
+    // ---- uploads
+
+    /// Objects staged so lately are not put yet.
+    pub fn set_delay(&mut self, delay: Duration) {
+        self.delay = delay;
+    }
+
+    /// The next object to put at `now`; to be ended with `handle_upload`.
+    pub fn next_upload(&mut self, now: Duration, running_max: usize) -> Option<Upload> {
+        let delay = self.delay;
+        if running_max <= self.running {
+            return None;
+        }
+        let due = |key: &&String| {
+            let entry = &self.entries[*key];
+            !entry.deleting && entry.due(delay).is_some_and(|due| due <= now)
+        };
+        let key = self.waiting.values().take(AHEAD).find(due)?.clone();
+        let entry = self.entries.get_mut(&key).expect("what waits is in the index");
+        let State::Waiting { attempts, .. } = entry.state else { panic!("what waits is waiting") };
+        entry.state = State::Running { attempts };
+        let order = entry.order;
+        self.waiting.remove(&order);
+        self.running += 1;
+        let body = self.bytes_at(&key, &self.entries[&key]);
+        Some(Upload { key, order, body })
+    }
+
+    /// When the next put may be tried, if one has to wait.
+    pub fn retry_at(&self, now: Duration) -> Option<Duration> {
+        let due = |key: &String| self.entries[key].due(self.delay).filter(|due| now < *due);
+        self.waiting.values().take(AHEAD).filter_map(due).min()
+    }
+
+    /// A put has ended.
+    pub fn handle_upload(&mut self, now: Duration, key: &str, done: bool) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        self.running -= 1;
+        let State::Running { attempts } = entry.state else { panic!("completion of a put that was not started") };
+        if done {
+            entry.state = State::Put;
+            self.put.insert(key.to_owned());
+            return;
+        }
+        let delay = Duration::from_millis(20 << attempts.min(8)).min(Duration::from_secs(5));
+        entry.state = State::Waiting { retry_at: now + delay, attempts: attempts + 1 };
+        self.waiting.insert(entry.order, key.to_owned());
+    }
+
+    /// Objects that a barrier which begins at this moment covers.
+    pub fn plan_settle(&self) -> Vec<String> {
+        self.put.iter().cloned().collect()
+    }
+
+    /// A barrier has covered them.
+    pub fn handle_settled(&mut self, keys: &[String]) {
+        for key in keys {
+            if !self.put.remove(key) {
+                continue;
+            }
+            let entry = self.entries.get_mut(key).expect("what was put is in the index");
+            let before = entry.clone();
+            entry.state = State::Settled;
+            entry.body = None;
+            self.leave(&before);
+            if before.place.is_none() {
+                self.entries.remove(key);
+            }
+        }
+    }
+
+    // ---- deletion
+
+    /// The object is to be deleted; whether the log has to say so. To be ended with `end_delete` or `abort_delete`.
+    pub fn begin_delete(&mut self, key: &str) -> bool {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.deleting = true;
+        }
+        self.recorded.contains_key(key)
+    }
+
+    /// The log does not say so.
+    pub fn abort_delete(&mut self, key: &str) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.deleting = false;
+        }
+    }
+
+    /// The log says that it is deleted, and no put of it is under way.
+    pub fn end_delete(&mut self, key: &str) {
+        if let Some(entry) = self.entries.remove(key) {
+            if let State::Running { .. } = entry.state {
+                // Only a planted mistake gets here: the put that is under way finds nothing.
+                self.running -= 1;
+            }
+            self.put.remove(key);
+            self.leave(&entry);
+        }
+    }
+
+    // ---- segments that go
+
+    /// The oldest segment, if nobody needs it, and whether it is to be set aside; with `all` also the one that takes
+    /// records.
+    pub fn removable(&self, all: bool) -> Option<(u64, bool)> {
+        let (number, segment) = self.segments.first_key_value()?;
+        let idle = segment.live == 0 && segment.writing.is_empty() && (segment.closed || all) && !self.making;
+        idle.then_some((*number, segment.damaged))
+    }
+
+    /// The segment is gone.
+    pub fn handle_removed(&mut self, number: u64) {
+        let Some(segment) = self.segments.remove(&number) else { return };
+        for (key, order) in segment.keys {
+            if let Some(count) = self.recorded.get_mut(&key) {
+                *count -= 1;
+                if *count == 0 {
+                    self.recorded.remove(&key);
+                }
+            }
+            // What a failed sync has lost keeps its order, and is in memory only.
+            let here = |entry: &Entry| entry.order == order && entry.place.is_some();
+            if self.entries.get(&key).is_some_and(here) {
+                self.entries.remove(&key);
+            }
+        }
+    }
+}
