@@ -269,8 +269,11 @@ fn markers_and_object_keys() {
     });
 }
 
-/// A segment of the write-back log, its length, and the bodies of its records.
-fn log_segment() -> (log::Segment, Vec<u8>, Vec<(String, Vec<u8>)>) {
+/// A key and a body.
+type Written = (String, Vec<u8>);
+
+/// A segment of the write-back log, its bytes, and what was written to it.
+fn log_segment() -> (log::Segment, Vec<u8>, Vec<Written>) {
     let segment = log::Segment { volume: VolumeId([3; 16]), epoch: 5, number: 2, before: 4096 };
     let mut bytes = segment.encode().to_vec();
     let mut records = Vec::new();

@@ -21,10 +21,8 @@ fn make_segment(log: &mut Log) {
 }
 
 fn slot(log: &mut Log, key: &str) -> Slot {
-    match log.reserve(Kind::Put, key, &body(100)) {
-        Place::At(slot) => slot,
-        other => panic!("{other:?}"),
-    }
+    let Place::At(slot) = log.reserve(Kind::Put, key, &body(100)) else { panic!("there is no place") };
+    slot
 }
 
 fn stage(log: &mut Log, key: &str) {

@@ -199,7 +199,7 @@ async fn many_at_once<D: Disk>(disk: &D) {
         let (segment, at) = (7 + task as u64 % 2, task as u64 * 10_000);
         let body = pattern(9_000 + task, task);
         write(disk, segment, at, vec![body.clone().into()]).await;
-        if task % 3 == 0 {
+        if task.is_multiple_of(3) {
             sync(disk, segment).await;
         }
         expect(disk, segment, at, &body).await;

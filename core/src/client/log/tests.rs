@@ -211,19 +211,15 @@ fn a_wrong_missing_or_older_folder_is_refused() {
         older
     });
     cut(&world, &disk);
-    match refused(&world, &FakeDisk::new(&world, 2)) {
-        LogError::Missing(home) => assert_eq!(home.place, "here"),
-        other => panic!("{other}"),
-    }
+    let missing = refused(&world, &FakeDisk::new(&world, 2));
+    assert!(matches!(&missing, LogError::Missing(home) if home.place == "here"), "{missing}");
     let foreign = FakeDisk::new(&world, 3);
     let owner = crate::format::log::Owner { volume: crate::types::VolumeId([9; 16]), epoch: 1 };
     foreign.state().owner = Some(owner.encode());
     assert!(matches!(refused(&world, &foreign), LogError::Foreign));
     foreign.state().owner = older;
-    match refused(&world, &foreign) {
-        LogError::Older { found, home } => assert!(found < home.epoch),
-        other => panic!("{other}"),
-    }
+    let older = refused(&world, &foreign);
+    assert!(matches!(&older, LogError::Older { found, home } if *found < home.epoch), "{older}");
     foreign.state().owner = Some(Bytes::from_static(b"something else"));
     assert!(matches!(refused(&world, &foreign), LogError::Unreadable));
     world.block_on(async {

@@ -98,7 +98,7 @@ impl<E: Env, D: Disk> Inner<E, D> {
         };
         for attempt in 0..READ_TRIES {
             match staging.disk.read(segment, range.clone()).await {
-                Ok(bytes) if body_sum(&[bytes.clone()]) == sum || planted::is(Bug::LogReadUnverified) => {
+                Ok(bytes) if body_sum(core::slice::from_ref(&bytes)) == sum || planted::is(Bug::LogReadUnverified) => {
                     return Some(vec![bytes]);
                 }
                 Ok(_) => reached(Mark::LogReadTorn),
