@@ -14,6 +14,7 @@ use super::values::{show_secs, show_size};
 use super::{open, place};
 use crate::control::protocol::{MountView, Reply, Request, StoreView, Storing};
 use crate::control::{Connection, status_of};
+use crate::mount::table;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -89,11 +90,22 @@ pub(super) fn run(args: &UmountArgs) -> Outcome {
         say(detached(&mount, connection.pid()));
         return Ok(Done::Clean);
     }
-    let outcome = await_stored(&mut connection, &meter);
+    let kept = || kept_by(&mount);
+    let outcome = await_stored(&mut connection, &meter, &kept);
+    if let Ok(End::Kept(pid)) = outcome {
+        meter.clear();
+        say(format!(
+            "unmounted {}; everything is in the object store, and the mount process ({}) goes on, for process {pid} sees \
+             the mount too: in another place, or in a mount namespace of its own",
+            mount.mountpoint.display(),
+            connection.pid().as_raw_nonzero()
+        ));
+        return Ok(Done::Clean);
+    }
     meter.spin("waiting for the mount process");
     wait(&process, None)?;
     meter.clear();
-    let left = outcome?;
+    let End::Stored(left) = outcome? else { return Ok(Done::Clean) };
     say(format!(
         "unmounted {}{}",
         mount.mountpoint.display(),
@@ -139,10 +151,12 @@ fn leave_log_of(mut connection: Connection, meta: &Path) -> Outcome {
     let process = pidfd_open(connection.pid(), PidfdFlags::empty()).context(|| "watch the mount process")?;
     connection.ask(&Request::AwaitUnmount).context(|| "watch the unmount")?;
     leave_log(meta)?;
-    let outcome = await_stored(&mut connection, &meter);
+    let outcome = await_stored(&mut connection, &meter, &|| None);
     wait(&process, None)?;
     meter.clear();
-    say(format!("ended the mount of {}{}", meta.display(), stays(&outcome?)));
+    if let End::Stored(left) = outcome? {
+        say(format!("ended the mount of {}{}", meta.display(), stays(&left)));
+    }
     Ok(Done::Clean)
 }
 
@@ -263,13 +277,38 @@ fn failing(store: &StoreView) -> String {
     format!("fails since {}: {error}", show_secs(store.failing_secs.unwrap_or(0)))
 }
 
-/// Waits for the end of the mount; returns what it has said last of what is to be stored.
-fn await_stored(connection: &mut Connection, meter: &Meter) -> Outcome<Storing> {
+/// How a mount has ended, or why it has not.
+enum End {
+    /// It has; this is what it has said last of what is to be stored.
+    Stored(Storing),
+    /// Everything is stored, but this process sees the mount in another place.
+    Kept(u32),
+}
+
+/// The process, if any, that keeps a mount alive whose mount point is gone here.
+fn kept_by(mount: &place::MountEntry) -> Option<u32> {
+    let dev = (rustix::fs::major(mount.dev), rustix::fs::minor(mount.dev));
+    // Who may not look waits, as for any other reason.
+    table::seen_by(dev).ok().flatten()
+}
+
+/// Replies in a row without anything to store, five a second, after which it is asked who keeps the mount.
+const IDLE_REPLIES: u32 = 10;
+
+/// Waits for the end of the mount, or until `kept` names who keeps it although there is nothing to store.
+fn await_stored(connection: &mut Connection, meter: &Meter, kept: &dyn Fn() -> Option<u32>) -> Outcome<End> {
     let mut last = Storing::default();
     let mut bar = Draining::default();
+    let mut idle = 0;
     loop {
         match connection.next_reply() {
             Ok(Reply::Storing(storing)) => {
+                idle = if storing == Storing::default() { idle + 1 } else { 0 };
+                if IDLE_REPLIES <= idle
+                    && let Some(pid) = kept()
+                {
+                    return Ok(End::Kept(pid));
+                }
                 match &storing {
                     Storing { bytes: 0, log_objects: 1.., .. } => bar.show(meter, &storing),
                     Storing { bytes, error: None, .. } => meter.spin(format!("storing {}", show_size(*bytes))),
@@ -279,7 +318,7 @@ fn await_stored(connection: &mut Connection, meter: &Meter) -> Outcome<Storing> 
                 }
                 last = storing;
             }
-            Ok(Reply::Done) => return Ok(last),
+            Ok(Reply::Done) => return Ok(End::Stored(last)),
             Ok(Reply::Failed { text, .. }) => {
                 return Err(Failure::new(format!("unmounted, but not all was stored: {text}")));
             }

@@ -42,6 +42,20 @@ pub(crate) fn kiseki() -> io::Result<Vec<(PathBuf, Mounted)>> {
     Ok(parse(&table).filter_map(|mounted| Some((mounted.meta()?, mounted))).collect())
 }
 
+/// A process that sees a mount of this st_dev: one of another mount namespace, where this one does not.
+pub(crate) fn seen_by(dev: (u32, u32)) -> io::Result<Option<u32>> {
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        // Processes end meanwhile, and those of others are not shown to everyone.
+        let table = std::fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+        if parse(&table).any(|mounted| mounted.dev == dev) {
+            return Ok(Some(pid));
+        }
+    }
+    Ok(None)
+}
+
 fn parse(table: &[u8]) -> impl Iterator<Item = Mounted> {
     table.split(|&byte| byte == b'\n').filter_map(parse_line)
 }

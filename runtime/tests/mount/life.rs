@@ -66,6 +66,34 @@ fn other_ways_to_unmount_store_everything() {
     }
 }
 
+/// A container that was started meanwhile keeps a copy of every mount, and with it the connection.
+#[test]
+fn unmounting_says_who_else_sees_the_mount() {
+    let volume = Volume::mounted();
+    fs::write(volume.path("file"), noise(1, 300_000)).expect("writes");
+    let process = rustix::process::pidfd_open(volume.pid(), rustix::process::PidfdFlags::empty()).expect("it runs");
+    let mut other =
+        Command::new("unshare").args(["-m", "--propagation", "private", "sleep", "600"]).spawn().expect("runs");
+    let copied = || {
+        let table = fs::read_to_string(format!("/proc/{}/mountinfo", other.id())).unwrap_or_default();
+        let name = fs::read_to_string(format!("/proc/{}/comm", other.id())).unwrap_or_default();
+        name.trim() == "sleep" && table.contains(volume.mnt.to_str().expect("UTF-8"))
+    };
+    eventually("the other process has a mount namespace of its own", copied);
+    let output = kiseki(&["umount", volume.mnt.to_str().expect("UTF-8")]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{output:?}");
+    assert!(said.contains(&format!("process {} sees the mount too", other.id())), "{said}");
+    assert!(!is_mounted(&volume));
+    other.kill().expect("it runs");
+    other.wait().expect("it ends");
+    let mut end = [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)];
+    let patience = rustix::event::Timespec { tv_sec: 60, tv_nsec: 0 };
+    assert_eq!(rustix::event::poll(&mut end, Some(&patience)), Ok(1), "the mount process goes on");
+    volume.mount(&[]);
+    assert_same(&fs::read(volume.path("file")).expect("reads"), &noise(1, 300_000), "file");
+}
+
 #[test]
 fn what_was_synced_survives_a_kill_and_the_dead_mount_is_replaced() {
     let volume = Volume::mounted();
