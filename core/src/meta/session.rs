@@ -13,10 +13,16 @@ use crate::format::values::{Lease, Session, Value};
 use crate::kv::{OpResult, Read, Txn};
 use crate::types::SessionId;
 
+/// Takes an id of at least `least` that no session has had or will have. To be synced before it is used.
+pub fn take_id(txn: &mut dyn Txn, least: u64) -> OpResult<u64> {
+    let id = volume::next(txn, keys::next_session(), 1)?.max(least);
+    put(txn, keys::next_session(), &(id + 1));
+    Ok(id)
+}
+
 /// Begins a session.
 pub fn begin(txn: &mut dyn Txn, ctx: &OpCtx) -> OpResult<SessionId> {
-    let id = volume::next(txn, keys::next_session(), 1)?;
-    put(txn, keys::next_session(), &(id + 1));
+    let id = take_id(txn, 1)?;
     put(txn, keys::session(SessionId(id)), &Session { started: ctx.now });
     Ok(SessionId(id))
 }

@@ -4,7 +4,8 @@
 //! Leaves to others: what the records say (`store::log`).
 //!
 //! The volume says which epoch used its log last, and the folder says the same or more, for it is told first. A folder
-//! that says less is not the one, or is an older copy of it: what was staged since would be missing.
+//! that says less is not the one, or is an older copy of it: what was staged since would be missing. No two openings
+//! have the same epoch, wherever their folders are.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -87,7 +88,7 @@ impl<E: Env, D: Disk> Logged<E, D> {
         check_owner(&volume, owner)?;
         let epoch = match options.mode {
             LogMode::ReadOnly => 0,
-            LogMode::Back | LogMode::Drain => begin(&env, &disk, &volume, owner, &options).await?,
+            LogMode::Back | LogMode::Drain => begin(&env, &disk, volume.id, owner, &options).await?,
         };
         let mut log = Log::new(volume.id, epoch, options.segment_size, options.size_max);
         log.set_delay(options.upload_delay);
@@ -129,13 +130,17 @@ fn check_owner(volume: &Volume, owner: Option<Owner>) -> Result<(), LogError> {
 async fn begin<E: Env, D: Disk>(
     env: &E,
     disk: &D,
-    volume: &Volume,
+    volume: VolumeId,
     owner: Option<Owner>,
     options: &LogOptions,
 ) -> Result<u64, LogError> {
-    let last = volume.log.as_ref().map_or(0, |home| home.epoch).max(owner.map_or(0, |owner| owner.epoch));
-    let epoch = last + 1;
-    disk.set_owner(Owner { volume: volume.id, epoch }.encode()).await?;
+    // Of the ids of sessions, which never come again: another folder's epoch is another one, also where the volume has
+    // forgotten that it had a log there.
+    let least = 1 + owner.map_or(0, |owner| owner.epoch);
+    let taken = env.meta().write(|txn| meta::session::take_id(txn, least)).await?;
+    env.meta().sync(taken.seq).await?;
+    let epoch = taken.value;
+    disk.set_owner(Owner { volume, epoch }.encode()).await?;
     let home = LogHome { epoch, place: options.place.clone() };
     let written = env.meta().write(|txn| meta::volume::open_log(txn, &home)).await?;
     if !planted::is(Bug::LogHomeUnsynced) {

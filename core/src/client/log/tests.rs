@@ -227,6 +227,28 @@ fn a_wrong_missing_or_older_folder_is_refused() {
     });
 }
 
+/// The volume forgets a log that was drained: another folder began with the epochs from the start, and the first one
+/// passed for it, being ahead.
+#[test]
+fn a_folder_of_the_past_does_not_pass_for_another_one() {
+    let world = World::mountable();
+    let (first, second) = (FakeDisk::new(&world, 1), FakeDisk::new(&world, 2));
+    world.block_on(async {
+        for _ in 0..3 {
+            assert!(open(&world, &first, small()).await.close().await.expect("no fault"));
+        }
+        let log = open(&world, &second, LogOptions { upload_delay: Duration::from_secs(3600), ..small() }).await;
+        log.objects().put("a", vec![Bytes::from_static(b"body")]).await.expect("a put");
+        log.objects().barrier().await.expect("a barrier");
+    });
+    cut(&world, &second);
+    assert!(matches!(refused(&world, &first), LogError::Older { .. }));
+    world.block_on(async {
+        let log = open(&world, &second, small()).await;
+        assert_eq!(log.objects().get("a", 0..4).await.expect("it is there"), "body");
+    });
+}
+
 #[test]
 fn damage_is_told_and_the_rest_is_there() {
     let world = World::mountable();
