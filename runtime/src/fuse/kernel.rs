@@ -32,7 +32,8 @@ const CONGESTION_THRESHOLD: u16 = 48;
 /// Not wanted: WRITEBACK_CACHE (a write is accepted when we answer it, and the promises about the order of writes and
 /// renames hold from there on), AUTO_INVAL_DATA (it drops cached pages when mtime moves, and only we move it),
 /// SPLICE (fuser copies), POSIX_LOCKS and FLOCK_LOCKS (the kernel's own locks suffice while it is alone),
-/// EXPORT_SUPPORT.
+/// EXPORT_SUPPORT. The first, ASYNC_READ: several reads of a file are under way at once, so that what the kernel reads ahead
+/// does not hold up what is asked for.
 const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     // Several pages in one WRITE.
     .union(InitFlags::FUSE_BIG_WRITES)
