@@ -96,17 +96,28 @@ impl<E: Env, D: Disk> Inner<E, D> {
             BytesAt::Memory(body) => return Some(body.clone()),
             BytesAt::Disk { segment, range, sum } => (*segment, range.clone(), *sum),
         };
+        let mut damaged = 0;
         for attempt in 0..READ_TRIES {
             match staging.disk.read(segment, range.clone()).await {
                 Ok(bytes) if body_sum(core::slice::from_ref(&bytes)) == sum || planted::is(Bug::LogReadUnverified) => {
                     return Some(vec![bytes]);
                 }
-                Ok(_) => reached(Mark::LogReadTorn),
-                Err(DiskError::Missing | DiskError::Failed | DiskError::Full) => {}
+                Ok(_) => {
+                    reached(Mark::LogReadTorn);
+                    damaged += 1;
+                }
+                Err(DiskError::Missing) => damaged += 1,
+                // The disk says nothing of the bytes.
+                Err(DiskError::Failed | DiskError::Full) => {}
             }
             self.env.sleep_until(self.env.now() + PAUSE * (attempt + 1)).await;
         }
-        tracing::error!(object = upload.key, segment, "the write-back log cannot give back what was written to it");
+        let object = &upload.key;
+        if damaged == READ_TRIES {
+            tracing::error!(object, segment, "the write-back log cannot give back what was written to it");
+        } else {
+            tracing::warn!(object, segment, "the disk of the write-back log cannot be read; it is tried again");
+        }
         None
     }
 
