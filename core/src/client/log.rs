@@ -552,30 +552,29 @@ impl<E: Env, D: Disk> Inner<E, D> {
         let staging = self.staging();
         self.env.pause().await;
         let recorded = lock(&staging.state).log.begin_delete(key);
-        if recorded {
-            if !planted::is(Bug::LogDeleteUnrecorded)
-                && let Err(Refused::Full | Refused::Deleting | Refused::Disk(_)) =
-                    self.stage(staging, Kind::Delete, key, &[]).await
-            {
-                lock(&staging.state).log.abort_delete(key);
-                self.pump();
-                return Err(StoreError::Retry);
-            }
-            loop {
-                let changed = staging.changed.listen();
-                {
-                    let mut state = lock(&staging.state);
-                    if !state.log.is_uploading(key) || planted::is(Bug::DeletedWhilePut) {
-                        state.log.end_delete(key);
-                        break;
-                    }
-                }
-                reached(Mark::LogDeleteWaited);
-                changed.await;
-            }
-            self.clone().tidy();
-            staging.changed.notify_all();
+        if recorded
+            && !planted::is(Bug::LogDeleteUnrecorded)
+            && let Err(Refused::Full | Refused::Deleting | Refused::Disk(_)) =
+                self.stage(staging, Kind::Delete, key, &[]).await
+        {
+            lock(&staging.state).log.abort_delete(key);
+            self.pump();
+            return Err(StoreError::Retry);
         }
+        loop {
+            let changed = staging.changed.listen();
+            {
+                let mut state = lock(&staging.state);
+                if !state.log.is_uploading(key) || planted::is(Bug::DeletedWhilePut) {
+                    state.log.end_delete(key);
+                    break;
+                }
+            }
+            reached(Mark::LogDeleteWaited);
+            changed.await;
+        }
+        self.clone().tidy();
+        staging.changed.notify_all();
         self.env.objects().delete(key).await?;
         self.env.pause().await;
         lock(&staging.state).direct += 1;

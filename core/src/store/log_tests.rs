@@ -134,6 +134,22 @@ fn a_failed_sync_gives_back_all_that_none_has_covered() {
     assert_eq!(uploads(&mut log, NOW, 9), ["kept", "a", "b", "late"]);
 }
 
+/// No segment holds a record of it, and still it is in the log: such a delete has left it there for good.
+#[test]
+fn what_a_failed_sync_has_lost_can_be_deleted() {
+    let mut log = log();
+    stage(&mut log, "a");
+    let plan = log.plan_sync().expect("there is something");
+    assert_eq!(log.handle_sync_failed(&plan).len(), 1);
+    let (number, _) = log.removable(false).expect("nothing is left in the segment");
+    log.handle_removed(number);
+    assert!(!log.begin_delete("a"), "a record to be taken back");
+    assert!(!log.is_drained());
+    log.end_delete("a");
+    assert!(log.is_drained());
+    log.check();
+}
+
 #[test]
 fn segments_go_in_order_and_only_without_objects() {
     let mut log = log();
