@@ -370,17 +370,23 @@ impl Log {
         if core::mem::replace(&mut self.making, true) {
             return None;
         }
-        let before = self.segments.values().next_back().map_or(0, Segment::complete_to);
+        let before = self.complete_to();
         let number = self.next_segment;
         self.next_segment += 1;
         Some(SegmentHead { volume: self.volume, epoch: self.epoch, number, before })
+    }
+
+    /// Up to where the last segment has no hole.
+    fn complete_to(&self) -> u64 {
+        self.segments.values().next_back().map_or(0, Segment::complete_to)
     }
 
     /// The segment is there with its header, or could not be made.
     pub fn handle_segment(&mut self, head: SegmentHead, made: bool) {
         self.making = false;
         let mut segment = Segment::new(head);
-        if !made {
+        // A write or sync that has failed meanwhile makes untrue what its header says of the segment before it.
+        if !made || self.complete_to() < head.before {
             // Its file may be there: it goes with the others.
             (segment.closed, segment.dirty, segment.hole) = (true, false, Some(0));
         }

@@ -134,6 +134,20 @@ fn a_failed_sync_gives_back_all_that_none_has_covered() {
     assert_eq!(uploads(&mut log, NOW, 9), ["kept", "a", "b", "late"]);
 }
 
+/// Its header said that all of the one before it was written, and that took for damage what a failed sync had lost.
+#[test]
+fn a_segment_made_during_a_failed_sync_is_not_used() {
+    let mut log = log();
+    stage(&mut log, "a");
+    let plan = log.plan_sync().expect("there is something");
+    let head = log.begin_segment().expect("no other is made");
+    assert!(RECORDS_AT < head.before);
+    log.handle_sync_failed(&plan);
+    log.handle_segment(head, true);
+    assert_eq!(log.reserve(Kind::Put, "b", &body(100)), Place::NeedSegment);
+    assert_eq!(log.begin_segment().expect("no other is made").before, 0);
+}
+
 /// No segment holds a record of it, and still it is in the log: such a delete has left it there for good.
 #[test]
 fn what_a_failed_sync_has_lost_can_be_deleted() {
