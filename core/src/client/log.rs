@@ -351,6 +351,9 @@ impl<E: Env, D: Disk> Inner<E, D> {
             let changed = staging.changed.listen();
             let place = {
                 let mut state = lock(&staging.state);
+                if state.stopping {
+                    return Err(Refused::Full);
+                }
                 if kind == Kind::Put && state.log.is_deleting(key) {
                     return Err(Refused::Deleting);
                 }

@@ -311,6 +311,11 @@ impl Log {
         self.running == 0
     }
 
+    /// A record or a segment is being written.
+    pub fn is_writing(&self) -> bool {
+        self.making || self.segments.values().any(|segment| !segment.writing.is_empty())
+    }
+
     /// A put of the object is under way.
     pub fn is_uploading(&self, key: &str) -> bool {
         self.entries.get(key).is_some_and(|entry| matches!(entry.state, State::Running { .. }))

@@ -206,7 +206,7 @@ impl<E: Env, D: Disk> Inner<E, D> {
             let changed = staging.changed.listen();
             {
                 let state = lock(&staging.state);
-                if state.log.is_idle() && !state.settling && !state.round.running {
+                if state.log.is_idle() && !state.log.is_writing() && !state.settling && !state.round.running {
                     break;
                 }
             }
