@@ -286,6 +286,8 @@ fn answer(shared: &Shared, stream: &UnixStream, stop: &Stop, request: &Request) 
 }
 
 fn await_unmount(shared: &Shared, stream: &UnixStream) -> io::Result<Reply> {
+    // Also where it has ended already: who asks wants to know what has stayed in the write-back log.
+    send(stream, &Reply::Storing(shared.service.storing()))?;
     let mut state = shared.lock();
     loop {
         match &state.outcome {
@@ -293,11 +295,11 @@ fn await_unmount(shared: &Shared, stream: &UnixStream) -> io::Result<Reply> {
             Some(Err(text)) => return Ok(failed(ServiceError { errno: 5, text: text.clone() })),
             None => {}
         }
-        drop(state);
-        send(stream, &Reply::Storing(shared.service.storing()))?;
-        state = shared.lock();
+        state = shared.ended.wait_timeout(state, WATCH_INTERVAL).unwrap_or_else(PoisonError::into_inner).0;
         if state.outcome.is_none() {
-            state = shared.ended.wait_timeout(state, WATCH_INTERVAL).unwrap_or_else(PoisonError::into_inner).0;
+            drop(state);
+            send(stream, &Reply::Storing(shared.service.storing()))?;
+            state = shared.lock();
         }
     }
 }
