@@ -320,6 +320,17 @@ impl Run {
         Ok(false)
     }
 
+    /// Has everything that is in the logs put into the store, where the judges look.
+    async fn drain(&self, mounts: &[Mount]) -> Check<()> {
+        for mount in mounts {
+            let env = mount.env.clone();
+            let task = mount.node.spawn(async move { env.drain().await });
+            let ended = time::timeout(PATIENCE * 5, task).await.map_err(|_| "the log does not drain")?;
+            ended.map_err(|error| format!("a drain ended: {error}"))?;
+        }
+        Ok(())
+    }
+
     /// Ends the log of a mount, empty if all goes well.
     async fn close(&self, mount: &Mount, close: Close) -> Check<()> {
         let drains = close == Close::Always || self.dice.chance(700);
@@ -372,9 +383,11 @@ impl Run {
         // What a put left that took effect after its object was deleted, the next mount collects; and an inode of which
         // metadata could not be read when it was to be removed.
         let orphans = self.world.faults.level(Fault::ReadFailed) > 0;
+        self.drain(&mounts).await?;
         drained(&self.world, &Excused { objects: self.world.objects.late(), orphans }).await?;
         self.unmount(&mounts, Close::Sometimes).await?;
         let mounts = self.begin().await?;
+        self.drain(&mounts).await?;
         drained(&self.world, &Excused::default()).await?;
         self.unmount(&mounts, Close::Always).await?;
         match leftovers(&self.world, &Excused::default()).first() {
