@@ -303,7 +303,9 @@ impl Log {
     /// Every object is in the store for good or deleted.
     pub fn is_drained(&self) -> bool {
         self.segments.values().all(|segment| segment.live == 0 && segment.writing.is_empty())
-            && self.entries.values().all(|entry| entry.state == State::Settled)
+            && self.waiting.is_empty()
+            && self.running == 0
+            && self.put.is_empty()
     }
 
     /// No put into the store is under way.
