@@ -20,7 +20,7 @@ use kiseki_core::client::{Caller, Client, Entry, Handle, OpenFlags, ReadData};
 use kiseki_core::errno::Errno;
 use kiseki_core::file::machine::Fallocate;
 use kiseki_core::meta::acl::AclKind;
-use kiseki_core::meta::{RenameMode, SetAttr, XattrMode};
+use kiseki_core::meta::{RenameMode, SetAttr};
 use kiseki_core::testkit::ops::{Op, RenameFlag, SLOTS, UMASK, acl_bytes, split, written_bytes};
 use kiseki_core::types::{FileType, Ino, InodeFlags, Timestamp};
 
@@ -200,13 +200,14 @@ impl Kernel {
                 self.still_there(held).await?;
             }
             Op::Rename { from, to, flag } => self.rename(from, to, *flag).await?,
-            Op::Open { path, slot, create, append, sync, truncate } => {
+            Op::Open { path, slot, create, exclusive, append, sync, truncate } => {
                 let flags = OpenFlags {
                     read: true,
                     write: true,
                     append: *append,
                     truncate: *truncate,
                     sync: *sync,
+                    exclusive: *exclusive,
                     ..OpenFlags::default()
                 };
                 let (handle, ino) = self.open(path, *create, flags).await?;
@@ -281,11 +282,9 @@ impl Kernel {
                 let mtime = Some(Timestamp { secs: *secs, nanos: 0 });
                 self.change(path, SetAttr { atime: mtime, mtime, ..SetAttr::default() }).await?;
             }
-            Op::SetXattr { path, name, value } => {
+            Op::SetXattr { path, name, value, mode } => {
                 let ino = self.walk(path).await?;
-                self.client
-                    .setxattr(ino, name.as_bytes(), Bytes::copy_from_slice(value.as_bytes()), XattrMode::Either)
-                    .await?;
+                self.client.setxattr(ino, name.as_bytes(), Bytes::copy_from_slice(value.as_bytes()), *mode).await?;
             }
             Op::RemoveXattr { path, name } => {
                 let ino = self.walk(path).await?;
@@ -456,7 +455,10 @@ impl Kernel {
     }
 
     async fn open(&mut self, path: &str, create: Option<u16>, flags: OpenFlags) -> Result<(Handle, Ino), Errno> {
-        match (self.walk(path).await, create) {
+        // A name that the kernel does not know, or has forgotten, is left to the client.
+        let found = if flags.exclusive && self.dice.chance(300) { Err(Errno::ENOENT) } else { self.walk(path).await };
+        match (found, create) {
+            (Ok(_), Some(_)) if flags.exclusive => Err(Errno::EEXIST),
             (Err(Errno::ENOENT), Some(mode)) => {
                 let (dir, name) = self.parent(path).await?;
                 let (entry, handle) = self.client.create(CALLER, dir, name.as_bytes(), mode, flags).await?;

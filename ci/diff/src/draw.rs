@@ -35,6 +35,15 @@ pub(crate) const PAGE: u64 = 4096;
 #[derive(Debug)]
 pub(crate) struct Dice(ChaCha8Rng);
 
+impl Dice {
+    /// For episode `episode` of `seed`.
+    pub(crate) fn of(seed: u64, episode: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(episode);
+        Self(rng)
+    }
+}
+
 impl Source for Dice {
     fn below(&mut self, bound: u64) -> u64 {
         self.0.next_u64() % bound
@@ -125,11 +134,9 @@ pub(crate) struct Draw<'a> {
 impl<'a> Draw<'a> {
     /// For episode `episode` of `seed`. `without`: kinds that are left out.
     pub(crate) fn new(seed: u64, episode: u64, counts: &'a mut Counts, without: &'a [String]) -> Self {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(episode);
         let home = Holding { cwd: Some(String::new()), ..Holding::default() };
         Self {
-            dice: Dice(rng),
+            dice: Dice::of(seed, episode),
             tree: vec![],
             holdings: vec![home; USERS.len()],
             worker: 0,
@@ -170,6 +177,12 @@ impl<'a> Draw<'a> {
             return kinds.iter().copied().min_by_key(drawn).unwrap_or("stat");
         }
         kinds[self.below(kinds.len())]
+    }
+
+    /// A call that was drawn elsewhere, by root.
+    pub(crate) fn drawn(&mut self, (kind, call): (&'static str, Call)) -> (&'static str, Step) {
+        self.counts.entry(kind).or_default().drawn += 1;
+        (kind, Step { worker: 0, call })
     }
 
     /// Learns from an answer of the reference side.

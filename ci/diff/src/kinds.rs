@@ -80,9 +80,9 @@ const KEEP_SIZE: i32 = libc::FALLOC_FL_KEEP_SIZE;
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | KEEP_SIZE;
 const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
 
-const IMMUTABLE: u32 = 0x10;
-const APPEND_ONLY: u32 = 0x20;
-const NODUMP: u32 = 0x40;
+pub(crate) const IMMUTABLE: u32 = 0x10;
+pub(crate) const APPEND_ONLY: u32 = 0x20;
+pub(crate) const NODUMP: u32 = 0x40;
 
 /// A path that is there, or none in the careful sense.
 fn is_regular(open: &OpenFile) -> bool {

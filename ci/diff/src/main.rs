@@ -4,7 +4,8 @@
 //!            [--without KIND,...] [--limit N] [--replay FILE] [--command TEXT]
 //!
 //! Calls are drawn from the seed and from what the reference side (a local file system) answered to earlier ones, and
-//! made by four processes of three users on each side, one call at a time. After each, results, errno and all
+//! made by four processes of three users on each side, one call at a time; in every fifth tree they are drawn by the
+//! simulator's generator, and made by root. After each, results, errno and all
 //! attributes in the tree are compared; every 150 calls and at the end of a tree, which is after 1,000, all contents. A
 //! difference is made as short as it can be, printed with both answers, and written to `--out`; `--replay` repeats it.
 //!
@@ -19,6 +20,7 @@ mod pair;
 mod program;
 mod run;
 mod side;
+mod simulator;
 mod sys;
 mod walk;
 mod worker;

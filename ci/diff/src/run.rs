@@ -8,12 +8,15 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::call::{Call, Step};
-use crate::draw::{Counts, Draw};
+use crate::draw::{Counts, Dice, Draw};
 use crate::judge::{Allowed, Verdict};
 use crate::pair::{Difference, Pair, Places, known_kind};
+use crate::simulator::Simulator;
 
 /// Calls in one tree: as many as a person wants to wait for when a difference is made shorter.
 const EPISODE: u64 = 1000;
+/// One in so many episodes is drawn by the simulator's generator.
+const SIMULATED: u64 = 5;
 /// Attempts to make one difference shorter, and how long they may take.
 const ATTEMPTS_MAX: u32 = 500;
 const SHRINK_MAX: Duration = Duration::from_secs(60);
@@ -86,9 +89,14 @@ fn explore(
     let mut pair = Pair::begin(&plan.places, &format!("episode-{episode}"))?;
     let mut draw = Draw::new(plan.seed, episode, counts, &plan.without);
     let mut steps = vec![];
+    let simulated = episode % SIMULATED == SIMULATED - 1;
+    let mut simulator = simulated.then(|| Simulator::new(Dice::of(plan.seed, episode), &plan.without));
     for _ in 0..most {
         draw.tree = pair.tree().to_vec();
-        let (kind, step) = draw.step();
+        let (kind, step) = match &mut simulator {
+            Some(simulator) => draw.drawn(simulator.call()),
+            None => draw.step(),
+        };
         let stepped = pair.step(kind, &step, allowed);
         steps.push((kind.to_owned(), step.clone()));
         let stepped = match stepped {

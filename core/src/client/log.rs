@@ -163,7 +163,7 @@ struct State {
     /// What a failed sync may have lost and is not stored again yet.
     lost: Vec<Lost>,
     round: Round,
-    /// Puts and deletes that the real store has answered, and how many of them a barrier covers.
+    /// Puts, deletes and listings that the real store has answered, and how many of them a barrier covers.
     direct: u64,
     settled: u64,
     /// A task settles what was put, or removes segments.
@@ -297,6 +297,8 @@ impl<E: Env, D: Disk> ObjectStore for LoggedObjects<E, D> {
             page.keys.sort_unstable();
             page.keys.dedup();
         }
+        // What is not there was perhaps deleted by a call whose answer was lost: a barrier has to make that durable.
+        lock(&staging.state).direct += 1;
         Ok(page)
     }
 

@@ -17,6 +17,7 @@ use alloc::vec::Vec;
 
 use crate::errno::Errno;
 use crate::file::machine::Fallocate;
+use crate::meta::XattrMode;
 use crate::testkit::ops::{AclEntries, Op, RenameFlag, SLOTS, UMASK, split, written_bytes};
 use crate::types::{FileType, NAME_MAX, Timestamp};
 
@@ -152,7 +153,10 @@ impl Model {
             Op::Unlink { path } => self.unlink(path, when)?,
             Op::Rmdir { path } => self.rmdir(path, when)?,
             Op::Rename { from, to, flag } => self.rename(from, to, *flag, when)?,
-            Op::Open { path, slot, create, append, sync: _, truncate } => {
+            Op::Open { path, slot, create, exclusive, append, sync: _, truncate } => {
+                if *exclusive && self.find(path).is_ok() {
+                    return Err(Errno::EEXIST);
+                }
                 let node = self.open_node(path, *create, *append, *truncate, when)?;
                 self.open[*slot] = Some(OpenFile { node, append: *append });
             }
@@ -205,9 +209,14 @@ impl Model {
                 let atime = self.shown_atime(mtime);
                 self.change(path, when, |node| (node.atime, node.mtime) = (atime, mtime))?;
             }
-            Op::SetXattr { path, name, value } => {
+            Op::SetXattr { path, name, value, mode } => {
                 let id = self.find(path)?;
                 self.allow(id, IMMUTABLE | APPEND)?;
+                match (mode, self.node(id).xattrs.contains_key(name)) {
+                    (XattrMode::Create | XattrMode::Neither, true) => return Err(Errno::EEXIST),
+                    (XattrMode::Replace | XattrMode::Neither, false) => return Err(Errno::ENODATA),
+                    (XattrMode::Either, _) | (XattrMode::Create, false) | (XattrMode::Replace, true) => {}
+                }
                 let node = self.node_mut(id);
                 if node.xattrs.insert(name.clone(), value.clone()).as_ref() != Some(value) {
                     node.ctime = when;

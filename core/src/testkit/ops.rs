@@ -13,6 +13,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use crate::file::machine::{Fallocate, Whence};
+use crate::meta::XattrMode;
 use crate::testkit::model::Model;
 use crate::types::FileType;
 
@@ -85,7 +86,7 @@ pub enum Op {
     Unlink { path: String },
     Rmdir { path: String },
     Rename { from: String, to: String, flag: RenameFlag },
-    Open { path: String, slot: usize, create: Option<u16>, append: bool, sync: bool, truncate: bool },
+    Open { path: String, slot: usize, create: Option<u16>, exclusive: bool, append: bool, sync: bool, truncate: bool },
     Close { slot: usize },
     Write { slot: usize, offset: u64, len: u32, number: u64, drop_privileges: bool },
     Read { slot: usize, offset: u64, len: u32 },
@@ -100,7 +101,7 @@ pub enum Op {
     Chmod { path: String, mode: u16 },
     Chown { path: String, uid: u32, gid: u32 },
     Utimes { path: String, secs: i64 },
-    SetXattr { path: String, name: String, value: String },
+    SetXattr { path: String, name: String, value: String, mode: XattrMode },
     RemoveXattr { path: String, name: String },
     SetAcl { path: String, default: bool, entries: AclEntries },
     SetFlags { path: String, flags: u8 },
@@ -295,6 +296,7 @@ impl<S: Source> Generator<S> {
             path,
             slot,
             create,
+            exclusive: create.is_some() && self.source.chance(20),
             append: self.source.chance(10),
             sync: self.source.chance(5),
             truncate: self.source.chance(15),
@@ -362,7 +364,13 @@ impl<S: Source> Generator<S> {
             4..=5 => Op::Utimes { path, secs: self.source.below(1_000_000) as i64 },
             6 => {
                 let name = format!("user.{}", self.source.below(3));
-                Op::SetXattr { path, name, value: self.source.below(1000).to_string() }
+                let mode = match self.source.below(10) {
+                    0..=5 => XattrMode::Either,
+                    6..=7 => XattrMode::Create,
+                    8 => XattrMode::Replace,
+                    _ => XattrMode::Neither,
+                };
+                Op::SetXattr { path, name, value: self.source.below(1000).to_string(), mode }
             }
             _ => Op::RemoveXattr { path, name: format!("user.{}", self.source.below(3)) },
         }

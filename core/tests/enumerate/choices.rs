@@ -6,6 +6,7 @@
 //! sequence determine every byte and time, so that equal states of different sequences are equal.
 
 use kiseki_core::file::machine::Fallocate;
+use kiseki_core::meta::XattrMode;
 use kiseki_core::testkit::ops::{AclEntries, Op, RenameFlag};
 use kiseki_core::types::FileType;
 
@@ -125,17 +126,25 @@ pub(crate) fn base() -> Vec<Op> {
     ops.extend(file("/A/y", 3, 1002));
     ops.extend(file("/B/x", 20, 1003));
     ops.push(Op::Sync);
-    ops.push(Op::SetXattr { path: "/B/x".into(), name: "user.b".into(), value: "0".into() });
+    ops.push(Op::SetXattr { path: "/B/x".into(), name: "user.b".into(), value: "0".into(), mode: XattrMode::Either });
     ops.push(Op::Chmod { path: "/B/x".into(), mode: 0o6755 });
     ops
 }
 
 fn open(path: &str, slot: usize) -> Op {
-    Op::Open { path: path.into(), slot, create: None, append: false, sync: false, truncate: false }
+    Op::Open { path: path.into(), slot, create: None, exclusive: false, append: false, sync: false, truncate: false }
 }
 
 fn create(path: &str, slot: usize) -> Op {
-    Op::Open { path: path.into(), slot, create: Some(0o644), append: false, sync: false, truncate: false }
+    Op::Open {
+        path: path.into(),
+        slot,
+        create: Some(0o644),
+        exclusive: false,
+        append: false,
+        sync: false,
+        truncate: false,
+    }
 }
 
 fn close(slot: usize) -> Op {
@@ -251,12 +260,26 @@ impl Instances {
             self.on_file(within, kind, path, vec![write(SLOT, offset, len)]);
         }
         for (within, path, len) in [(Triples, "/A/x", 10), (Pairs, "/A/y", 3)] {
-            let appending =
-                Op::Open { path: path.into(), slot: SLOT, create: None, append: true, sync: false, truncate: false };
+            let appending = Op::Open {
+                path: path.into(),
+                slot: SLOT,
+                create: None,
+                exclusive: false,
+                append: true,
+                sync: false,
+                truncate: false,
+            };
             self.at(within, "append", path, vec![appending, write(SLOT, 0, len), close(SLOT)]);
         }
-        let syncing =
-            Op::Open { path: "/A/x".into(), slot: SLOT, create: None, append: false, sync: true, truncate: false };
+        let syncing = Op::Open {
+            path: "/A/x".into(),
+            slot: SLOT,
+            create: None,
+            exclusive: false,
+            append: false,
+            sync: true,
+            truncate: false,
+        };
         self.at(Pairs, "write-osync", "/A/x", vec![syncing, write(SLOT, 5, 20), close(SLOT)]);
         self.on_file(Pairs, "write-twice", "/A/x", vec![write(SLOT, 0, 24), write(SLOT, 8, 24)]);
         let dropping = Op::Write { slot: SLOT, offset: 2, len: 5, number: 0, drop_privileges: true };
@@ -283,6 +306,7 @@ impl Instances {
             path: path.into(),
             slot: SLOT,
             create: Some(0o644),
+            exclusive: false,
             append: false,
             sync: false,
             truncate: true,
@@ -317,7 +341,8 @@ impl Instances {
         self.at(Pairs, "chown", "/A/x", vec![Op::Chown { path: "/A/x".into(), uid: 1, gid: 2 }]);
         for path in ["/A/x", "/A"] {
             self.at(Pairs, "utimes", path, vec![Op::Utimes { path: path.into(), secs: 77 }]);
-            let set = Op::SetXattr { path: path.into(), name: "user.a".into(), value: "1".into() };
+            let set =
+                Op::SetXattr { path: path.into(), name: "user.a".into(), value: "1".into(), mode: XattrMode::Create };
             self.at(Pairs, "setxattr", path, vec![set]);
         }
         self.acls();

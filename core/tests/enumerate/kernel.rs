@@ -8,7 +8,7 @@ use kiseki_core::errno::Errno;
 use kiseki_core::file::Segment;
 use kiseki_core::format::block::verify_object;
 use kiseki_core::meta::acl::{Acl, AclKind};
-use kiseki_core::meta::{self, New, RenameMode, SetAttr, XattrMode};
+use kiseki_core::meta::{self, New, RenameMode, SetAttr};
 use kiseki_core::testkit::judge::{Seen, Tree};
 use kiseki_core::testkit::ops::{Op, RenameFlag, UMASK, acl_bytes, acl_entries, split, written_bytes};
 use kiseki_core::types::{FileType, Ino, InodeFlags, Timestamp};
@@ -47,7 +47,10 @@ impl World {
                 Ok(())
             }
             Op::Rename { from, to, flag } => self.rename_at(from, to, *flag),
-            Op::Open { path, slot, create, append, sync, truncate } => {
+            Op::Open { path, slot, create, exclusive, append, sync, truncate } => {
+                if *exclusive && self.walk(path).is_ok() {
+                    return Err(Errno::EEXIST);
+                }
                 let ino = self.open_at(path, *create, *append, *truncate)?;
                 self.open[*slot] = Some(OpenFile { ino, append: *append, sync: *sync });
                 Ok(())
@@ -116,11 +119,11 @@ impl World {
                 let mtime = Some(Timestamp { secs: *secs, nanos: 0 });
                 self.change(path, &SetAttr { atime: mtime, mtime, ..SetAttr::default() })
             }
-            Op::SetXattr { path, name, value } => {
+            Op::SetXattr { path, name, value, mode } => {
                 let (ino, _) = self.walk(path)?;
                 let value = Bytes::copy_from_slice(value.as_bytes());
                 self.txn(Event::Txn("setxattr"), |txn, ctx| {
-                    meta::xattr::set(txn, ctx, ino, name.as_bytes(), &value, XattrMode::Either)
+                    meta::xattr::set(txn, ctx, ino, name.as_bytes(), &value, *mode)
                 })
             }
             Op::RemoveXattr { path, name } => {

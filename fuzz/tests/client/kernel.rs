@@ -13,7 +13,7 @@ use bytes::Bytes;
 use kiseki_core::client::{Caller, Client, Entry, Handle, OpenFlags, ReadData};
 use kiseki_core::errno::Errno;
 use kiseki_core::meta::acl::AclKind;
-use kiseki_core::meta::{RenameMode, SetAttr, XattrMode};
+use kiseki_core::meta::{RenameMode, SetAttr};
 use kiseki_core::testkit::judge::{Seen, Tree};
 use kiseki_core::testkit::ops::{Op, RenameFlag, SLOTS, UMASK, acl_bytes, acl_entries, split, written_bytes};
 use kiseki_core::types::{Attr, FileType, Ino, InodeFlags, Timestamp};
@@ -85,9 +85,11 @@ impl Kernel {
                 self.client.rmdir(dir, name.as_bytes()).await?;
             }
             Op::Rename { from, to, flag } => self.rename(from, to, *flag).await?,
-            Op::Open { path, slot, create, append, sync, truncate } => {
+            Op::Open { path, slot, create, exclusive, append, sync, truncate } => {
                 let (append, sync, truncate) = (*append, *sync, *truncate);
-                let flags = OpenFlags { read: true, write: true, append, truncate, sync, ..OpenFlags::default() };
+                let exclusive = *exclusive;
+                let flags =
+                    OpenFlags { read: true, write: true, append, truncate, sync, exclusive, ..OpenFlags::default() };
                 let (handle, ino) = self.open(path, *create, flags).await?;
                 self.open[*slot] = Some(OpenFile { handle, ino, append, sync });
             }
@@ -147,10 +149,10 @@ impl Kernel {
                 let mtime = Some(Timestamp { secs: *secs, nanos: 0 });
                 self.change(path, SetAttr { atime: mtime, mtime, ..SetAttr::default() }).await?;
             }
-            Op::SetXattr { path, name, value } => {
+            Op::SetXattr { path, name, value, mode } => {
                 let (ino, _) = self.walk(path).await?;
                 let value = Bytes::copy_from_slice(value.as_bytes());
-                self.client.setxattr(ino, name.as_bytes(), value, XattrMode::Either).await?;
+                self.client.setxattr(ino, name.as_bytes(), value, *mode).await?;
             }
             Op::RemoveXattr { path, name } => {
                 let (ino, _) = self.walk(path).await?;
@@ -246,7 +248,10 @@ impl Kernel {
     }
 
     async fn open(&mut self, path: &str, create: Option<u16>, flags: OpenFlags) -> Result<(Handle, Ino), Errno> {
-        match (self.walk(path).await, create) {
+        // A name that the kernel has forgotten is left to the client.
+        let found = if flags.exclusive && !self.checks() { Err(Errno::ENOENT) } else { self.walk(path).await };
+        match (found, create) {
+            (Ok(_), Some(_)) if flags.exclusive => Err(Errno::EEXIST),
             (Err(Errno::ENOENT), Some(mode)) => {
                 let (dir, name) = self.parent(path).await?;
                 let (entry, handle) = self.client.create(CALLER, dir, name.as_bytes(), mode, flags).await?;

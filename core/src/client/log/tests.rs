@@ -155,6 +155,23 @@ fn a_barrier_is_one_sync_for_all_who_wait() {
     });
 }
 
+/// That something is not there may be the work of a delete whose answer was lost.
+#[test]
+fn a_barrier_after_a_listing_reaches_the_store() {
+    let world = World::mountable();
+    let disk = FakeDisk::new(&world, 1);
+    world.block_on(async {
+        let log = open(&world, &disk, small()).await;
+        let before = world.state().barriers;
+        log.objects().barrier().await.expect("nothing to do");
+        assert_eq!(world.state().barriers, before);
+        let page = log.objects().list("blocks/", None).await.expect("a listing");
+        assert!(page.keys.is_empty());
+        log.objects().barrier().await.expect("a barrier");
+        assert_eq!(world.state().barriers, before + 1, "a power cut may bring back what the listing did not show");
+    });
+}
+
 #[test]
 fn a_mount_goes_on_with_what_another_one_left() {
     let world = World::mountable();

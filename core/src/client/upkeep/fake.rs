@@ -82,6 +82,8 @@ pub(crate) struct State {
     now: Duration,
     sleepers: BTreeMap<(Duration, u64), Waker>,
     next_sleeper: u64,
+    /// Barriers of the object store that were run.
+    pub(crate) barriers: u32,
     tasks: Vec<Pin<Box<dyn Future<Output = ()> + Send>>>,
     suspensions: u32,
 }
@@ -194,6 +196,7 @@ impl ObjectStore for World {
 
     async fn barrier(&self) -> Result<(), StoreError> {
         self.suspend().await;
+        self.state().barriers += 1;
         Ok(())
     }
 
