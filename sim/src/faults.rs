@@ -114,7 +114,7 @@ pub const TEETH: &[(Fault, Teeth)] = &[
     (Fault::Conflict, Teeth::Shared("every transaction is run twice, and some do conflict")),
     (Fault::Miss, Teeth::Needed(Bug::MissSwallowed)),
     (Fault::SlowSync, Teeth::Needed(Bug::SyncDeadlineAccepted)),
-    (Fault::SyncFailed, Teeth::Needed(Bug::FailedSyncAccepted)),
+    (Fault::SyncFailed, Teeth::Enough(Bug::FailedSyncAccepted)),
     (Fault::WriteFailed, Teeth::Enough(Bug::UnknownIsApplied)),
     (Fault::ReadFailed, Teeth::Needed(Bug::FailedReadIsAbsence)),
     (Fault::ListOmits, Teeth::Enough(Bug::ListedOnce)),

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kiseki_core::client::{Client, OpenFlags};
+use kiseki_core::client::{Client, Handle, OpenFlags};
 use kiseki_core::errno::Errno;
 use kiseki_core::format::block::{self, VOLUME_OBJECT};
 use kiseki_core::format::keys;
@@ -189,7 +189,7 @@ pub async fn filled(world: &World, client: &Client<LoggedEnv>) -> Result<(), Str
                 Ok(()) => end += piece.len() as u64,
                 Err(errno) => break (errno, before),
             }
-            client.fsync(handle).await.map_err(failed("fsync"))?;
+            fsynced(client, handle).await.map_err(failed("fsync"))?;
             within_limits(world)?;
         };
         if refused != Errno::ENOSPC || most + piece.len() as u64 <= volume.capacity {
@@ -200,13 +200,26 @@ pub async fn filled(world: &World, client: &Client<LoggedEnv>) -> Result<(), Str
         }
         end = entry.attr.length;
         client.setattr(entry.ino, SetAttr::default(), Some(end)).await.map_err(failed("truncate"))?;
-        client.fsync(handle).await.map_err(failed("fsync"))?;
+        fsynced(client, handle).await.map_err(failed("fsync"))?;
         let room = || bytes() + piece.len() as u64 <= volume.capacity;
         settled(room, "bytes that were cut off still count").await?;
     }
     client.release(handle).await.map_err(failed("release"))?;
     client.forget(entry.ino, 1);
     client.sync().await.map_err(failed("sync"))
+}
+
+/// What hung when the faults stopped may use up the time of a flush.
+async fn fsynced(client: &Client<LoggedEnv>, handle: Handle) -> Result<(), Errno> {
+    let mut synced = Ok(());
+    for _ in 0..SYNCS {
+        synced = client.fsync(handle).await;
+        if synced != Err(Errno::EIO) {
+            break;
+        }
+        time::sleep(Duration::from_secs(20)).await;
+    }
+    synced
 }
 
 /// Waits until it `holds`.
