@@ -302,11 +302,23 @@ impl<E: Env, D: Disk> ObjectStore for LoggedObjects<E, D> {
         Ok(page)
     }
 
+    /// What is in the store is put again by the next mount while there are records of it.
+    async fn finish(&self) {
+        let Some(staging) = &self.0.staging else { return };
+        let drained = {
+            let state = lock(&staging.state);
+            state.log.is_drained() && !state.stopping
+        };
+        if drained {
+            self.0.remove_segments(staging, true).await;
+        }
+    }
+
     /// Also where the next mount will put what is left: by then nobody remembers the leases of this one.
     fn is_unsure(&self) -> bool {
         let log = self.0.staging.as_ref().is_some_and(|staging| {
             let state = lock(&staging.state);
-            state.unsure || !state.log.is_drained()
+            state.unsure || !state.log.is_empty()
         });
         log || self.0.env.objects().is_unsure()
     }

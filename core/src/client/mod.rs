@@ -221,6 +221,7 @@ impl<E: Env> Client<E> {
         shared.stop.notify_all();
         shared.collector.stop().await;
         let session = shared.session.expect("a writable mount has a session");
+        shared.env.objects().finish().await;
         let unsure = shared.unsure.load(Ordering::Acquire) || shared.env.objects().is_unsure();
         let unsure = (!reaped || unsure) && !planted::is(Bug::UnsureForgotten);
         let ended = shared

@@ -118,7 +118,12 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// Keys that start with `prefix` (which ends with `/`), recursively, after `after` (exclusive). A `barrier` that began
     /// after this returned makes it durable that the others directly below `prefix` are not there.
     fn list(&self, prefix: &str, after: Option<&str>) -> impl Future<Output = Result<ObjectPage, StoreError>> + Send;
-    /// Whether a put that this store begins by itself may take effect after its object was deleted.
+    /// Nobody puts anything any more: ends, as far as that can be now, what would make the next mount put again.
+    fn finish(&self) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+    /// Whether a put that this store begins by itself, now or at the next mount, may take effect after its object was
+    /// deleted.
     fn is_unsure(&self) -> bool {
         false
     }

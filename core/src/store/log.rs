@@ -308,6 +308,11 @@ impl Log {
             && self.put.is_empty()
     }
 
+    /// There is no segment that a later mount could find.
+    pub fn is_empty(&self) -> bool {
+        self.segments.is_empty() && !self.making
+    }
+
     /// No put into the store is under way.
     pub fn is_idle(&self) -> bool {
         self.running == 0

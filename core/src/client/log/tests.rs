@@ -207,6 +207,23 @@ fn a_mount_goes_on_with_what_another_one_left() {
     assert!(disk.numbers().is_empty());
 }
 
+/// What a later mount would find in the log it would put again, when nobody knows any more whose it was.
+#[test]
+fn an_unmount_leaves_no_record_of_what_the_store_has() {
+    let world = World::mountable();
+    let disk = FakeDisk::new(&world, 1);
+    world.block_on(async {
+        let log = open(&world, &disk, small()).await;
+        let client = Client::mount(log.clone(), Options::default()).await.expect("a mount");
+        log.objects().put("key", vec![Bytes::from_static(b"body")]).await.expect("a put");
+        log.drain().await;
+        assert!(!disk.numbers().is_empty() && log.objects().is_unsure());
+        client.unmount().await.expect("an unmount");
+        assert!(disk.numbers().is_empty() && !log.objects().is_unsure());
+        assert!(world.read(meta::session::leases).is_empty(), "a clean unmount leaves leases");
+    });
+}
+
 fn refused(world: &World, disk: &FakeDisk) -> LogError {
     let opened = world.block_on(async { Logged::open(world.clone(), disk.clone(), small()).await });
     match opened {

@@ -169,7 +169,7 @@ impl<E: Env, D: Disk> Inner<E, D> {
     }
 
     /// Removes segments, oldest first, as far as they can go. False: one could not be removed.
-    async fn remove_segments(&self, staging: &Staging<D>, all: bool) -> bool {
+    pub(super) async fn remove_segments(&self, staging: &Staging<D>, all: bool) -> bool {
         loop {
             let next = lock(&staging.state).log.removable(all);
             let Some((number, damaged)) = next else { return true };
