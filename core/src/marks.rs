@@ -66,6 +66,13 @@ marks! {
     LogDeleteWaited: "a delete waited for an upload of its object";
     LogRecovered: "a mount found objects in the write-back log";
     LogTailTorn: "a mount found a torn tail of the write-back log";
+    PackPut: "several objects of the write-back log were put as one pack";
+    PackPutRetried: "a put of a pack failed and was tried again";
+    PackRead: "a block was read from a pack";
+    PackReadAhead: "a block was read that had been fetched with the one before it in its pack";
+    PackRemoved: "a pack that nothing needed was removed";
+    PackDeletedAgain: "a pack that may come late was deleted, and is to be deleted again";
+    PackRewritten: "what was in use of a pack that was mostly dead was written into another one";
     // Committing.
     CommitOfSlices: "a commit carried several slices";
     CommitOfBatches: "a commit carried several batches";

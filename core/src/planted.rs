@@ -102,6 +102,7 @@ bugs! {
     BarrierNotRetried, 5, "a barrier that failed is not tried again for an hour";
     ErrorSwallowed, 5, "an error of the file is told to nobody";
     DeleteBeforeSync, 6, "objects are deleted before the end of their last reference is durable";
+    PackUnsynced, 6, "a record leaves the log before it is durable in which pack its object is";
     SharedSliceDeleted, 6, "a slice that two files share goes with the first of them";
     DeleteWithoutGrace, 6, "objects are deleted under those who read them";
     OwnLeaseCollected, 6, "the mount's own session is taken for a dead one";
@@ -115,6 +116,10 @@ bugs! {
     UnsureForgotten, 7, "an unmount ends its session as clean though a put may yet take effect";
     PermitKept, 7, "a put that fails keeps its permit";
     ListedOnce, 7, "the leases of an ended session are dropped after the first listing";
+    PackUnannounced, 7, "a pack is put before it is durable that there is one";
+    PackDeletedOnce, 7, "a pack that may come late is deleted once";
+    PackUnlisted, 7, "what is in packs is not listed";
+    PackMoveUnchecked, 7, "a block that was deleted while its pack was rewritten is said to be in the new one";
     CapacityLate, 7, "bytes that were committed count against the capacity when usage is read next";
     InodeLimitIgnored, 7, "a volume that is full of inodes takes more";
     GetWithoutDeadline, 7, "a read waits for the store however long it takes";

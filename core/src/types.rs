@@ -17,6 +17,23 @@ impl Ino {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SliceId(pub u64);
 
+/// A pack's identity, unique on its volume for ever: the mount that puts it, and a number of that mount's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PackId(pub u64);
+
+impl PackId {
+    /// Pack `number` of a mount.
+    pub fn new(mount: u64, number: u32) -> Self {
+        debug_assert!(mount < 1 << 32);
+        Self(mount << 32 | u64::from(number))
+    }
+
+    /// The mount.
+    pub fn mount(self) -> u64 {
+        self.0 >> 32
+    }
+}
+
 /// A mount's identity, unique on its volume for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);

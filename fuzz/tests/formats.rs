@@ -1,5 +1,6 @@
 //! Every decoder against hostile bytes: none panics, and what one accepts encodes to the same bytes again.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use bolero::check;
@@ -11,13 +12,14 @@ use kiseki_core::format::block::{
 };
 use kiseki_core::format::keys::{self, Counter, Key};
 use kiseki_core::format::log;
+use kiseki_core::format::pack;
 use kiseki_core::format::values::{
-    Cut, DelSlice, Dentry, DirStat, Home, Lease, Location, Session, VOLUME_VERSION, Value, Volume,
+    Cut, DelSlice, Dentry, DirStat, Home, Lease, Pack, Packed, Session, VOLUME_VERSION, Value, Volume,
 };
 use kiseki_core::store::log::{Found, Log, claims};
 use kiseki_core::types::{
-    Attr, BlockId, FileType, Geometry, Ino, InodeFlags, Place, STRIPES, SessionId, SliceId, SliceRecord, Timestamp,
-    VolumeId,
+    Attr, BlockId, FileType, Geometry, Ino, InodeFlags, PackId, Place, STRIPES, SessionId, SliceId, SliceRecord,
+    Timestamp, VolumeId,
 };
 
 mod kept;
@@ -89,7 +91,8 @@ fn keys_with_damage() {
         Key::Slice(ino, 1, 2),
         Key::Cut(ino, 3),
         Key::Home(slice),
-        Key::Member(slice, SliceId(9)),
+        Key::Packed(slice, 3),
+        Key::Pack(PackId::new(1, 2)),
         Key::Session(SessionId(1)),
         Key::Lease(4096),
         Key::Orphan(ino),
@@ -146,7 +149,6 @@ fn values_with_damage() {
     let record = |slice, stored_len, place| {
         SliceRecord { slice: SliceId(slice), stored_len, off: 0, pos: 9, len: stored_len, place }.encode()
     };
-    let home = |location| Home { location, references: 1 }.encode();
     let volume = Volume {
         version: VOLUME_VERSION,
         id: VolumeId([1; 16]),
@@ -159,6 +161,7 @@ fn values_with_damage() {
         created: time,
         acl: false,
         log: None,
+        packs: false,
     };
     let attr = Attr {
         kind: FileType::Regular,
@@ -192,9 +195,9 @@ fn values_with_damage() {
         Lease { end: 8192, session: SessionId(1) }.encode(),
         Cut { offset: 4096, end: u64::MAX }.encode(),
         Cut { offset: 4096, end: 8192 }.encode(),
-        home(Location::Blocks),
-        home(Location::Pack { pack: SliceId(1), offset: 2 }),
-        home(Location::Log { segment: 1, offset: 2 }),
+        Home { references: 2 }.encode(),
+        Packed { pack: PackId::new(1, 2), at: 3, len: 4 }.encode(),
+        Pack { len: 9, live: 4, condemned: false }.encode(),
         DelSlice { stored_len: 1 }.encode(),
     ];
     check!().with_iterations(ITERATIONS).with_type::<Damage>().for_each(|damage| {
@@ -294,6 +297,28 @@ fn log_segment() -> (log::Segment, Vec<u8>, Vec<Written>) {
 
 /// Whatever happens to the bytes of a segment: a record that is found whole is one that was written, whatever is
 /// unreadable lies in a gap or is cut off, and a log that takes the segment in has nothing else.
+/// What a pack is taken for after damage: an error, or blocks that are whole.
+#[test]
+fn packs_with_damage() {
+    let volume = VolumeId([3; 16]);
+    let object = |slice: u64, len: u32| {
+        let id = BlockId { slice: SliceId(slice), index: 1, len };
+        let payload = vec![slice as u8; len as usize];
+        [&encode_head(volume, id, 16, &payload)[..], &payload].concat()
+    };
+    let whole: Vec<u8> = [object(5, 40), object(6, 1), object(7, 16)].concat();
+    let known = pack::blocks(volume, 16, &whole.clone().into()).expect("it is whole");
+    check!().with_iterations(ITERATIONS).with_type::<Damage>().for_each(|damage| {
+        let damaged = damage.apply(whole.clone());
+        if let Ok(found) = pack::blocks(volume, 16, &damaged.clone().into()) {
+            let same = |(id, range): &(BlockId, Range<usize>)| {
+                known.iter().any(|(other, at)| id == other && whole[at.clone()] == damaged[range.clone()])
+            };
+            assert!(found.iter().all(same), "a damaged pack shows {found:?}");
+        }
+    });
+}
+
 #[test]
 fn segments_of_the_log_with_damage() {
     let kept = Kept::of("segments_of_the_log_with_damage");

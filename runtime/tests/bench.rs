@@ -192,10 +192,10 @@ fn a_mount_is_asked_when_all_is_stored_and_what_that_took() {
     assert_eq!((&document["kiseki"], &document["file_system"]), (&json!(true), &json!("fuse.kiseki")));
     for row in document["rows"].as_array().unwrap() {
         let count = |key: &str| row["requests"][key].as_u64().unwrap_or_else(|| panic!("{key}: {row}"));
-        // Two files of 1000 KiB are 32 blocks; they are stored in the drained and in the durable account.
+        // Two files of 1000 KiB are 32 blocks, in packs; they are stored in the drained and in the durable account.
         match (row["item"].as_str().unwrap(), row["account"].as_str()) {
             ("write_big", Some("drained" | "durable")) => {
-                assert!(count("puts") >= 32 && count("put_bytes") >= 2000 << 10, "{row}");
+                assert!((1..32).contains(&count("puts")) && count("put_bytes") >= 2000 << 10, "{row}");
             }
             ("read_big" | "read_small" | "stat", None) => {
                 assert_eq!((count("puts"), count("failures")), (0, 0), "{row}")

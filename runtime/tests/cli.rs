@@ -13,7 +13,7 @@ use kiseki_core::format::values::{Value, Volume};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::{Value as Json, json};
-use volume::{NAME, Ran, World, files_below, kiseki, noise};
+use volume::{NAME, Ran, World, eventually, files_below, kiseki, noise};
 
 /// The volume of a world, mounted in the background; unmounted at the end of the test also if that fails.
 struct Mounted<'a> {
@@ -263,7 +263,7 @@ fn a_volume_from_the_future_is_refused() {
 #[test]
 fn a_mounted_volume_answers_for_itself() {
     let world = formatted();
-    let mounted = Mounted::new(&world, &[]);
+    let mounted = Mounted::new(&world, &["--pack-below", "0"]);
     fs::create_dir(mounted.file("docs")).unwrap();
     let contents = noise(3, 200 << 10);
     fs::write(mounted.file("docs/large"), &contents).unwrap();
@@ -298,16 +298,17 @@ fn a_mounted_volume_answers_for_itself() {
     }
 
     let large = mounted.file("docs/large");
-    let info = kiseki(&["info", large.to_str().unwrap(), "--json"]).ends(0).json();
-    assert_eq!(info["ino"], fs::metadata(&large).unwrap().ino());
-    assert_eq!(info["kind"], "file");
-    assert_eq!(info["length"], contents.len());
-    let keys = info["slices"].as_array().unwrap().iter().flat_map(|slice| slice["blocks"].as_array().unwrap());
-    let keys: Vec<_> = keys.map(|key| key.as_str().unwrap()).collect();
-    assert_eq!(keys.len(), 4, "{info}");
-    for key in keys {
-        assert!(world.prefix().join(key).exists(), "{key}");
-    }
+    let info = || kiseki(&["info", large.to_str().unwrap(), "--json"]).ends(0).json();
+    assert_eq!(info()["ino"], fs::metadata(&large).unwrap().ino());
+    assert_eq!(info()["kind"], "file");
+    assert_eq!(info()["length"], contents.len());
+    eventually("its blocks are where it says", || {
+        let info = info();
+        let keys = info["slices"].as_array().unwrap().iter().flat_map(|slice| slice["blocks"].as_array().unwrap());
+        let keys: Vec<_> = keys.map(|key| key.as_str().unwrap()).collect();
+        assert_eq!(keys.len(), 4, "{info}");
+        keys.iter().all(|key| world.prefix().join(key).exists())
+    });
     let info = kiseki(&["info", mounted.file("docs/small").to_str().unwrap(), "--json"]).ends(0).json();
     assert_eq!(info["slices"][0]["place"], "inline");
     let text = kiseki(&["info", mounted.file("docs").to_str().unwrap()]).ends(0).stdout;

@@ -147,6 +147,9 @@ impl Knobs {
             direct_from: one_of(&[u64::MAX, u64::MAX, u64::from(block_size) / 2, u64::from(block_size)]),
             uploads: one_of(&[1, 1, 2, 4]) as usize,
             upload_delay: Duration::from_millis(one_of(&[0, 0, 100, 5000])),
+            pack_below: one_of(&[0, 300, u64::from(block_size) / 2, u64::MAX]),
+            pack_size: one_of(&[600, 3 * u64::from(block_size), 20_000]),
+            pack_delay: Duration::from_millis(one_of(&[0, 20, 300, 3000])),
             place: "sim".into(),
         };
         Self { geometry, options, log: dice.chance(750).then_some(log), looks }

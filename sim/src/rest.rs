@@ -3,17 +3,18 @@
 //! Owns: promise 7 (bounded) and the store's contents, as tests.
 //! Leaves to others: when that is (`run`), what applications see (`judge`, `recovery`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
 use kiseki_core::client::{Client, Handle, OpenFlags};
 use kiseki_core::errno::Errno;
 use kiseki_core::format::block::{self, VOLUME_OBJECT};
-use kiseki_core::format::keys;
-use kiseki_core::format::values::{Value, Volume};
+use kiseki_core::format::keys::{self, Key};
+use kiseki_core::format::pack::pack_key;
+use kiseki_core::format::values::{Pack, Packed, Value, Volume};
 use kiseki_core::meta::{self, SetAttr, Usage};
-use kiseki_core::types::{FileType, Ino, Place, SliceRecord};
+use kiseki_core::types::{FileType, Ino, PackId, Place, SliceRecord};
 use madsim::runtime::NodeHandle;
 use madsim::time::{self, TimeHandle};
 
@@ -95,6 +96,8 @@ pub struct Excused {
     pub objects: BTreeSet<String>,
     /// Inodes that were unlinked and could not be removed.
     pub orphans: bool,
+    /// Packs that nothing needs.
+    pub packs: bool,
 }
 
 /// What is in the store or in a queue though nothing refers to it, and what is referred to and not there.
@@ -104,18 +107,47 @@ pub fn leftovers(world: &World, excused: &Excused) -> Vec<String> {
         pairs.expect("memory can be read")
     };
     let volume = world.meta.peek(meta::volume::load).expect("there is a volume");
+    let mut packed = BTreeMap::new();
+    for (key, value) in read(keys::packed_range()) {
+        packed.insert(key.to_vec(), Packed::decode(&value).expect("the metadata is sound").pack);
+    }
+    // What was put more than once may be in a pack and by itself; it is deleted from both.
+    let mut twice = BTreeSet::new();
     let mut wanted = BTreeSet::from([VOLUME_OBJECT.to_string()]);
     for (_, value) in read(keys::all_slices()) {
         let record = SliceRecord::decode(&value).expect("the metadata is sound");
         if matches!(record.place, Place::Blocks | Place::Home) {
-            wanted.extend(blocks_of(&volume, &record).into_iter().map(block::object_key));
+            for id in blocks_of(&volume, &record) {
+                match packed.get(&keys::packed(id.slice, id.index)) {
+                    Some(pack) => {
+                        wanted.insert(pack_key(*pack));
+                        twice.insert(block::object_key(id));
+                    }
+                    None => {
+                        wanted.insert(block::object_key(id));
+                    }
+                }
+            }
         }
     }
     let found: BTreeSet<String> = world.objects.keys().into_iter().collect();
     let mut left: Vec<String> = wanted.difference(&found).map(|key| format!("object {key} is missing")).collect();
     // What was accepted for an inode and never committed is given up when the inode is removed.
-    let surplus = found.difference(&wanted).filter(|key| !excused.orphans && !excused.objects.contains(*key));
+    let packs = read(keys::pack_range());
+    let packs = packs.iter().filter(|(_, value)| Pack::decode(value).is_ok_and(|pack| pack.live == 0));
+    let dead: Vec<String> = packs.filter_map(|(key, _)| pack_of(key)).map(pack_key).collect();
+    let surplus = found.difference(&wanted).filter(|key| !dead.contains(key) && !twice.contains(*key));
+    let surplus = surplus.filter(|key| !excused.orphans && !excused.objects.contains(*key));
     left.extend(surplus.map(|key| format!("nothing refers to object {key}")));
+    let known: BTreeSet<Vec<u8>> =
+        twice.iter().filter_map(|key| block::parse_key(key)).map(|(slice, index)| keys::packed(slice, index)).collect();
+    left.extend(
+        packed
+            .keys()
+            .filter(|key| !known.contains(*key))
+            .map(|key| format!("nothing refers to {:?}", keys::decode(key))),
+    );
+    left.extend(dead.into_iter().filter(|_| !excused.packs).map(|key| format!("nothing needs {key}")));
     let queues = [keys::orphan_range(), keys::delfile_range(), keys::cutfile_range(), keys::delslice_range()];
     for queue in queues {
         if excused.orphans && queue == keys::orphan_range() {
@@ -124,6 +156,13 @@ pub fn leftovers(world: &World, excused: &Excused) -> Vec<String> {
         left.extend(read(queue).iter().map(|(key, _)| format!("{:?} is still queued", keys::decode(key))));
     }
     left
+}
+
+fn pack_of(key: &[u8]) -> Option<PackId> {
+    match keys::decode(key) {
+        Ok(Key::Pack(pack)) => Some(pack),
+        _ => None,
+    }
 }
 
 /// The volume holds no more than it may.

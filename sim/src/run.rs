@@ -384,13 +384,14 @@ impl Run {
         // metadata could not be read when it was to be removed.
         let orphans = self.world.faults.level(Fault::ReadFailed) > 0;
         self.drain(&mounts).await?;
-        drained(&self.world, &Excused { objects: self.world.objects.late(), orphans }).await?;
+        drained(&self.world, &Excused { objects: self.world.objects.late(), orphans, packs: false }).await?;
         self.unmount(&mounts, Close::Sometimes).await?;
         let mounts = self.begin().await?;
         self.drain(&mounts).await?;
         drained(&self.world, &Excused::default()).await?;
         self.unmount(&mounts, Close::Always).await?;
-        match leftovers(&self.world, &Excused::default()).first() {
+        // What was being rewritten is left for the next mount to remove.
+        match leftovers(&self.world, &Excused { packs: true, ..Excused::default() }).first() {
             Some(left) => Err(format!("after the last unmount: {left}")),
             None => Ok(()),
         }
@@ -423,6 +424,7 @@ pub async fn format(world: &World, geometry: Geometry, limits: Limits) {
         created: world.clock.now(),
         acl: true,
         log: None,
+        packs: false,
     };
     let ctx = OpCtx { now: world.clock.now(), stripe: 0, geometry };
     let formatted = world.meta.write(|txn| meta::volume::format(txn, &ctx, &volume, 0, 0)).await;
@@ -443,7 +445,7 @@ impl Refused {
     /// Another attempt may succeed.
     fn passes(&self) -> bool {
         match self {
-            Self::Log(LogError::Disk(_) | LogError::Meta(_)) => true,
+            Self::Log(LogError::Disk(_) | LogError::Meta(_) | LogError::Store(_)) => true,
             Self::Volume(error) | Self::Log(LogError::Volume(error)) => {
                 matches!(error, MountError::Meta(_) | MountError::Store(_) | MountError::WrongBucket { .. })
             }
@@ -472,7 +474,11 @@ async fn mount(
 ) -> Result<(Client<LoggedEnv>, LoggedEnv), Refused> {
     let env = world.env(index, node.clone());
     let env = match log {
-        None => Logged::through(env),
+        None => {
+            let env = Logged::through(env);
+            env.tend().await.map_err(Refused::Log)?;
+            env
+        }
         Some(log) => {
             world.trace.add(format!("the log is opened: {:?}", log.mode));
             let Opened { env, damage } = Logged::open(env, world.disk.clone(), log).await.map_err(Refused::Log)?;

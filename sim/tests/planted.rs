@@ -65,6 +65,9 @@ mod score {
         Bug::LogDeleteUnrecorded,
         Bug::DeletedWhilePut,
         Bug::LogUnlisted,
+        Bug::PackUnannounced,
+        Bug::PackDeletedOnce,
+        Bug::PackMoveUnchecked,
     ];
     const SLOW_SEEDS: u64 = 4;
 

@@ -41,7 +41,7 @@ fn is_noticed(switches: Switches) {
     let summary = sweep(0..40, switches);
     let (seed, violation) = summary.failures.first().unwrap_or_else(|| panic!("{switches:?} went unnoticed"));
     println!("{switches:?}: {} of 40 seeds failed, such as {seed}: {violation}", summary.failures.len());
-    let shorter = summary.failures.iter().take(5).find_map(|(seed, violation)| {
+    let shorter = summary.failures.iter().take(20).find_map(|(seed, violation)| {
         let plan = Plan::of(*seed);
         let shrunk = shrink(&plan, switches, 40).expect("it fails again");
         println!("shrunk to {} by {:?}", shrunk.plan, shrunk);

@@ -1,5 +1,6 @@
 //! What an operator asks of a mount: status, the slices of a file, a check of everything.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::env::{Env, MetaStore};
 use crate::errno::Errno;
 use crate::format::values::Volume;
 use crate::meta::{self, Finding};
-use crate::types::{Attr, FileType, Ino, SessionId, SliceRecord};
+use crate::types::{Attr, FileType, Ino, PackId, Place, SessionId, SliceId, SliceRecord};
 
 /// A mount at one moment.
 #[derive(Clone, Debug)]
@@ -58,6 +59,8 @@ pub struct FileInfo {
     pub dirty_bytes: u64,
     /// The committed slices of each chunk that has any, in commit order.
     pub chunks: Vec<(u32, Vec<(u64, SliceRecord)>)>,
+    /// The blocks of these that are in packs: slice and index.
+    pub packed: BTreeMap<(SliceId, u32), PackId>,
 }
 
 impl<E: Env> Client<E> {
@@ -99,7 +102,18 @@ impl<E: Env> Client<E> {
                 }
             }
         }
-        Ok(FileInfo { attr, path, dirty_bytes, chunks })
+        let mut packed = BTreeMap::new();
+        for (_, record) in chunks.iter().flat_map(|(_, slices)| slices) {
+            if !matches!(record.place, Place::Blocks | Place::Home) {
+                continue;
+            }
+            for index in 0..shared.geometry().block_count(record.stored_len) {
+                if let Some(found) = shared.read(|read| meta::packs::find(read, record.slice, index)).await? {
+                    packed.insert((record.slice, index), found.pack);
+                }
+            }
+        }
+        Ok(FileInfo { attr, path, dirty_bytes, chunks, packed })
     }
 
     /// Checks metadata, that every block exists and, with `data`, every byte; findings are handed to `found`.

@@ -30,9 +30,12 @@ use crate::planted::{self, Bug};
 use crate::store::log::{Backlog, BytesAt, Log, Lost, Place, Slot};
 use crate::types::Timestamp;
 
+use self::packs::Packs;
+
 #[cfg(test)]
 mod fake;
 mod open;
+mod packs;
 #[cfg(test)]
 mod tests;
 mod uploads;
@@ -54,6 +57,12 @@ pub struct LogOptions {
     pub uploads: usize,
     /// How long an object stays in the log before it is put.
     pub upload_delay: Duration,
+    /// Blocks whose objects are shorter go into the store together, as packs; 0: none does.
+    pub pack_below: u64,
+    /// A pack has about this length. (< 4 GiB)
+    pub pack_size: u64,
+    /// How long a pack may take to fill.
+    pub pack_delay: Duration,
     /// Where the log is, for a person: machine and path.
     pub place: String,
 }
@@ -67,6 +76,9 @@ impl Default for LogOptions {
             direct_from: u64::MAX,
             uploads: 16,
             upload_delay: Duration::ZERO,
+            pack_below: 0,
+            pack_size: 4 << 20,
+            pack_delay: Duration::from_secs(2),
             place: String::new(),
         }
     }
@@ -147,6 +159,7 @@ pub struct LoggedObjects<E: Env, D: Disk>(Arc<Inner<E, D>>);
 struct Inner<E: Env, D: Disk> {
     env: E,
     staging: Option<Staging<D>>,
+    packs: Packs,
 }
 
 struct Staging<D> {
@@ -172,6 +185,8 @@ struct State {
     timer: Option<Duration>,
     stopping: bool,
     unsure: bool,
+    /// The metadata store has failed when it was to be told of a pack: the next mount goes on.
+    untold: bool,
     broken: bool,
 }
 
@@ -200,7 +215,7 @@ type Answer = Result<(), StoreError>;
 impl<E: Env, D: Disk> Logged<E, D> {
     /// A world without a log.
     pub fn through(env: E) -> Self {
-        let inner = Inner { env: env.clone(), staging: None };
+        let inner = Inner { env: env.clone(), staging: None, packs: Packs::default() };
         Self { env, objects: LoggedObjects(Arc::new(inner)) }
     }
 
@@ -212,14 +227,22 @@ impl<E: Env, D: Disk> Logged<E, D> {
         Some(LogStatus { backlog: state.log.backlog(), size_max, broken: state.broken })
     }
 
-    /// Completes when every object is in the real store for good. What is staged meanwhile counts, too.
+    /// Somebody waits for what is in the log to be put (or nobody does any more): nothing waits for more to come.
+    pub fn hurry(&self, hurry: bool) {
+        self.objects.0.hurry(hurry);
+    }
+
+    /// Completes when every object is in the real store for good, or the metadata store has failed. What is staged
+    /// meanwhile counts, too.
     pub async fn drain(&self) {
         self.objects.0.drain().await;
     }
 
     /// Ends the log's work; whether the real store has everything, and the folder is empty. Nothing is put after that.
     pub async fn close(&self) -> Result<bool, LogError> {
-        self.objects.0.close().await
+        let closed = self.objects.0.close().await;
+        self.objects.0.close_packs().await;
+        closed
     }
 }
 
@@ -245,12 +268,12 @@ impl<E: Env, D: Disk> ObjectStore for LoggedObjects<E, D> {
     }
 
     async fn get(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
-        let Some(staging) = &self.0.staging else { return self.0.env.objects().get(key, range).await };
+        let Some(staging) = &self.0.staging else { return self.0.stored(key, range).await };
         let mut last = None;
         loop {
             self.0.env.pause().await;
             let found = lock(&staging.state).log.find(key);
-            let Some((place, len)) = found else { return self.0.env.objects().get(key, range).await };
+            let Some((place, len)) = found else { return self.0.stored(key, range).await };
             if len < range.end {
                 return Err(StoreError::Short);
             }
@@ -271,26 +294,25 @@ impl<E: Env, D: Disk> ObjectStore for LoggedObjects<E, D> {
     }
 
     async fn delete(&self, key: &str) -> Answer {
-        if self.0.staging.is_none() {
-            return self.0.env.objects().delete(key).await;
-        }
         let (inner, owned) = (self.0.clone(), key.to_owned());
         self.0.detached(async move { inner.delete_now(&owned).await }).await
     }
 
     async fn barrier(&self) -> Answer {
+        let unpacked = self.0.unpacked();
         match &self.0.staging {
-            None => self.0.env.objects().barrier().await,
-            Some(staging) => self.0.covered(staging).await,
+            None => self.0.env.objects().barrier().await?,
+            Some(staging) => self.0.covered(staging).await?,
         }
+        self.0.sync_unpacked(unpacked).await
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>) -> Result<ObjectPage, StoreError> {
-        let Some(staging) = &self.0.staging else { return self.0.env.objects().list(prefix, after).await };
+        let Some(staging) = &self.0.staging else { return self.0.list_stored(prefix, after).await };
         self.0.env.pause().await;
         // Before the store is asked: what leaves the log meanwhile is in the store's answer, or in this one.
         let staged = lock(&staging.state).log.list(prefix, after);
-        let mut page = self.0.env.objects().list(prefix, after).await?;
+        let mut page = self.0.list_stored(prefix, after).await?;
         let staged = staged.into_iter().filter(|key| page.next.as_ref().is_none_or(|next| key <= next));
         if !planted::is(Bug::LogUnlisted) {
             page.keys.extend(staged);
@@ -566,7 +588,20 @@ impl<E: Env, D: Disk> Inner<E, D> {
     // ---- deletion
 
     async fn delete_now(self: Arc<Self>, key: &str) -> Answer {
-        let staging = self.staging();
+        if let Some(staging) = &self.staging {
+            self.delete_staged(staging, key).await?;
+        }
+        self.unpack(key).await?;
+        // Also what was in a pack may have been put by itself, by an earlier attempt.
+        self.env.objects().delete(key).await?;
+        if let Some(staging) = &self.staging {
+            self.env.pause().await;
+            lock(&staging.state).direct += 1;
+        }
+        Ok(())
+    }
+
+    async fn delete_staged(self: &Arc<Self>, staging: &Staging<D>, key: &str) -> Answer {
         self.env.pause().await;
         let recorded = lock(&staging.state).log.begin_delete(key);
         if recorded
@@ -590,11 +625,8 @@ impl<E: Env, D: Disk> Inner<E, D> {
             reached(Mark::LogDeleteWaited);
             changed.await;
         }
-        self.clone().tidy();
+        self.tidy();
         staging.changed.notify_all();
-        self.env.objects().delete(key).await?;
-        self.env.pause().await;
-        lock(&staging.state).direct += 1;
         Ok(())
     }
 }

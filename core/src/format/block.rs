@@ -242,6 +242,19 @@ pub fn decode_head(volume: VolumeId, id: BlockId, frame_size: u32, bytes: &[u8])
     Ok(Head { identity, frame_size, sums: sums.iter().map(|sum| u64::from_be_bytes(*sum)).collect() })
 }
 
+/// The block that an object says it is; nothing of it is verified.
+pub(super) fn read_id(bytes: &[u8]) -> Result<BlockId, BlockError> {
+    let mut d = Decoder::new(bytes);
+    if d.raw(MAGIC.len()).map_err(|_| BlockError::Length)? != MAGIC {
+        return Err(BlockError::NotABlock);
+    }
+    match d.u8().map_err(|_| BlockError::Length)? {
+        VERSION => {}
+        other => return Err(BlockError::Version(other)),
+    }
+    Ok(Header::read(d).map_err(|_| BlockError::Length)?.identity.id)
+}
+
 /// The fields after magic and version.
 struct Header {
     codec: u8,

@@ -17,7 +17,8 @@
 //! | `S` | ino, chunk, seq            | `SliceRecord`                           |
 //! | `T` | ino, seq                   | `Cut`                                   |
 //! | `H` | slice                      | `Home`                                  |
-//! | `M` | pack, slice                | `()`: the pack holds the slice          |
+//! | `J` | slice, index               | `Packed`: where the block is in a pack  |
+//! | `K` | pack                       | `Pack`                                  |
 //! | `P` | session                    | `Session`                               |
 //! | `Q` | start                      | `Lease`                                 |
 //! | `a` | ino                        | `()`: queue of unlinked inodes in use   |
@@ -35,7 +36,7 @@ use alloc::vec::Vec;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::codec::{DecodeError, Decoder, Encoder, require};
-use crate::types::{Ino, NAME_MAX, STRIPES, SessionId, SliceId};
+use crate::types::{Ino, NAME_MAX, PackId, STRIPES, SessionId, SliceId};
 
 const VOLUME: u8 = b'V';
 const COUNTER: u8 = b'C';
@@ -49,7 +50,8 @@ const XATTR: u8 = b'X';
 const SLICE: u8 = b'S';
 const CUT: u8 = b'T';
 const HOME: u8 = b'H';
-const MEMBER: u8 = b'M';
+const PACKED: u8 = b'J';
+const PACK: u8 = b'K';
 const SESSION: u8 = b'P';
 const LEASE: u8 = b'Q';
 const ORPHAN: u8 = b'a';
@@ -108,10 +110,12 @@ pub enum Key<'a> {
     Slice(Ino, u32, u64),
     /// A truncation whose records are not swept yet: file, seq.
     Cut(Ino, u64),
-    /// Location of a staged, packed or shared slice.
+    /// The references to a shared slice.
     Home(SliceId),
-    /// A slice in a pack: pack, slice.
-    Member(SliceId, SliceId),
+    /// Where a block is in a pack: slice, index.
+    Packed(SliceId, u32),
+    /// A pack.
+    Pack(PackId),
     /// A mount.
     Session(SessionId),
     /// A lease of slice ids, by its first id.
@@ -144,7 +148,8 @@ impl Key<'_> {
             Self::Slice(ino, chunk, seq) => slice(ino, chunk, seq),
             Self::Cut(ino, seq) => cut(ino, seq),
             Self::Home(id) => home(id),
-            Self::Member(pack, id) => member(pack, id),
+            Self::Packed(id, index) => packed(id, index),
+            Self::Pack(pack) => self::pack(pack),
             Self::Session(id) => session(id),
             Self::Lease(start) => lease(start),
             Self::Orphan(ino) => orphan(ino),
@@ -189,7 +194,8 @@ pub fn decode(key: &[u8]) -> Result<Key<'_>, DecodeError> {
         SLICE => Key::Slice(ino_of(&mut d)?, d.u32()?, d.u64()?),
         CUT => Key::Cut(ino_of(&mut d)?, d.u64()?),
         HOME => Key::Home(slice_of(&mut d)?),
-        MEMBER => Key::Member(slice_of(&mut d)?, slice_of(&mut d)?),
+        PACKED => Key::Packed(slice_of(&mut d)?, d.u32()?),
+        PACK => Key::Pack(PackId(d.u64()?)),
         SESSION => Key::Session(SessionId(d.u64()?)),
         LEASE => Key::Lease(d.u64()?),
         ORPHAN => Key::Orphan(ino_of(&mut d)?),
@@ -392,19 +398,29 @@ pub fn cut_range(ino: Ino) -> (Vec<u8>, Vec<u8>) {
     range(tag(CUT).u64(ino.0).finish())
 }
 
-/// Location of a staged, packed or shared slice.
+/// The references to a shared slice.
 pub fn home(id: SliceId) -> Vec<u8> {
     tag(HOME).u64(id.0).finish()
 }
 
-/// A slice in a pack.
-pub fn member(pack: SliceId, id: SliceId) -> Vec<u8> {
-    tag(MEMBER).u64(pack.0).u64(id.0).finish()
+/// Where a block is in a pack.
+pub fn packed(id: SliceId, index: u32) -> Vec<u8> {
+    tag(PACKED).u64(id.0).u32(index).finish()
 }
 
-/// All slices in a pack.
-pub fn member_range(pack: SliceId) -> (Vec<u8>, Vec<u8>) {
-    range(tag(MEMBER).u64(pack.0).finish())
+/// All blocks in packs.
+pub fn packed_range() -> (Vec<u8>, Vec<u8>) {
+    range(tag(PACKED).finish())
+}
+
+/// A pack.
+pub fn pack(pack: PackId) -> Vec<u8> {
+    tag(PACK).u64(pack.0).finish()
+}
+
+/// All packs.
+pub fn pack_range() -> (Vec<u8>, Vec<u8>) {
+    range(tag(PACK).finish())
 }
 
 /// A mount.

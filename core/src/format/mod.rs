@@ -12,6 +12,7 @@ pub mod block;
 pub mod codec;
 pub mod keys;
 pub mod log;
+pub mod pack;
 pub mod values;
 
 pub use codec::DecodeError;

@@ -15,8 +15,8 @@ use bytes::Bytes;
 
 use super::codec::{DecodeError, Decoder, Encoder, require};
 use crate::types::{
-    Attr, FILE_SIZE_MAX, FileType, Geometry, Ino, InodeFlags, Place, SessionId, SliceId, SliceRecord, Timestamp,
-    VolumeId,
+    Attr, FILE_SIZE_MAX, FileType, Geometry, Ino, InodeFlags, PackId, Place, SessionId, SliceId, SliceRecord,
+    Timestamp, VolumeId,
 };
 
 /// Newest version of the volume format that this code understands: 2 says which features the volume has.
@@ -28,6 +28,12 @@ pub const VOLUME_VERSION_PLAIN: u32 = 1;
 const FEATURE_ACL: u32 = 1;
 /// Feature of a volume: some of its blocks may be in a write-back log only.
 const FEATURE_LOG: u32 = 2;
+
+/// Feature of a volume: some of its blocks may be in packs.
+const FEATURE_PACKS: u32 = 4;
+
+/// The only place that a shared slice has.
+const HOME_BLOCKS: u8 = 1;
 
 /// Most frames in a block: keeps the table of checksums of a block below 512 KiB.
 const FRAMES_MAX: u32 = 1 << 16;
@@ -65,6 +71,8 @@ pub struct Volume {
     pub acl: bool,
     /// Where blocks may be that are not in the object store.
     pub log: Option<LogHome>,
+    /// Blocks may be in packs.
+    pub packs: bool,
 }
 
 /// The write-back log of a volume: the one folder that may hold blocks which the object store lacks.
@@ -124,34 +132,33 @@ pub struct Cut {
     pub end: u64,
 }
 
-/// Where the bytes of a slice with a home are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Location {
-    /// In blocks of its own.
-    Blocks,
-    /// In a pack.
-    Pack {
-        /// The pack, stored as a slice.
-        pack: SliceId,
-        /// First byte in the pack.
-        offset: u64,
-    },
-    /// In the write-back log.
-    Log {
-        /// Number of the segment.
-        segment: u64,
-        /// First byte in the segment.
-        offset: u64,
-    },
-}
-
-/// Location and number of references of a staged, packed or shared slice.
+/// How many slice records refer to a shared slice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Home {
-    /// Where its bytes are.
-    pub location: Location,
     /// Slice records that refer to it. (>= 1)
     pub references: u64,
+}
+
+/// Where the object of a block is that travels in a pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packed {
+    /// The pack.
+    pub pack: PackId,
+    /// First byte in the pack.
+    pub at: u32,
+    /// Length of the object. (>= 1)
+    pub len: u32,
+}
+
+/// An object of the store that holds the objects of several blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pack {
+    /// Its length; 0 until it is in the store.
+    pub len: u32,
+    /// Bytes of the objects in it that are in use.
+    pub live: u32,
+    /// It is being deleted: nothing is put into it any more. (live = 0)
+    pub condemned: bool,
 }
 
 /// A slice whose blocks wait for deletion.
@@ -185,8 +192,8 @@ pub fn check_geometry(geometry: &Geometry) -> Result<(), &'static str> {
 
 impl Value for Volume {
     fn encode(&self) -> Vec<u8> {
-        let Self { version, id, name, storage, bucket, geometry, capacity, inodes, created, acl, log } = self;
-        debug_assert!(VOLUME_VERSION_PLAIN < *version || !(*acl || log.is_some()));
+        let Self { version, id, name, storage, bucket, geometry, capacity, inodes, created, acl, log, packs } = self;
+        debug_assert!(VOLUME_VERSION_PLAIN < *version || !(*acl || *packs || log.is_some()));
         let head = Encoder::value(128)
             .u32(*version)
             .raw(&id.0)
@@ -203,7 +210,8 @@ impl Value for Volume {
         if *version == VOLUME_VERSION_PLAIN {
             return head.finish();
         }
-        let head = head.u32(if *acl { FEATURE_ACL } else { 0 } | if log.is_some() { FEATURE_LOG } else { 0 });
+        let features = [(*acl, FEATURE_ACL), (log.is_some(), FEATURE_LOG), (*packs, FEATURE_PACKS)];
+        let head = head.u32(features.iter().filter(|(has, _)| *has).map(|(_, feature)| feature).sum());
         match log {
             None => head.finish(),
             Some(LogHome { epoch, place }) => head.u64(*epoch).text(place).finish(),
@@ -234,10 +242,12 @@ impl Value for Volume {
             created: d.time()?,
             acl: false,
             log: None,
+            packs: false,
         };
         let features = if version == VOLUME_VERSION_PLAIN { 0 } else { d.u32()? };
-        require(features & !(FEATURE_ACL | FEATURE_LOG) == 0, "feature of a volume")?;
+        require(features & !(FEATURE_ACL | FEATURE_LOG | FEATURE_PACKS) == 0, "feature of a volume")?;
         volume.acl = features & FEATURE_ACL != 0;
+        volume.packs = features & FEATURE_PACKS != 0;
         if features & FEATURE_LOG != 0 {
             let home = LogHome { epoch: d.u64()?, place: d.text()? };
             require(home.epoch >= 1, "epoch of a write-back log")?;
@@ -494,27 +504,47 @@ impl Value for Cut {
 impl Value for Home {
     fn encode(&self) -> Vec<u8> {
         debug_assert!(self.references >= 1);
-        let head = Encoder::value(26).u64(self.references);
-        match self.location {
-            Location::Blocks => head.u8(1),
-            Location::Pack { pack, offset } => head.u8(2).u64(pack.0).u64(offset),
-            Location::Log { segment, offset } => head.u8(3).u64(segment).u64(offset),
-        }
-        .finish()
+        Encoder::value(10).u64(self.references).u8(HOME_BLOCKS).finish()
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut d = Decoder::value(bytes)?;
         let references = d.u64()?;
-        let location = match d.u8()? {
-            1 => Location::Blocks,
-            2 => Location::Pack { pack: SliceId(d.u64()?), offset: d.u64()? },
-            3 => Location::Log { segment: d.u64()?, offset: d.u64()? },
-            _ => return Err(DecodeError::Invalid("location of a slice")),
-        };
+        require(d.u8()? == HOME_BLOCKS, "location of a slice")?;
         d.finish()?;
         require(references >= 1, "references of a slice")?;
-        Ok(Self { location, references })
+        Ok(Self { references })
+    }
+}
+
+impl Value for Packed {
+    fn encode(&self) -> Vec<u8> {
+        debug_assert!(self.len >= 1);
+        Encoder::value(17).u64(self.pack.0).u32(self.at).u32(self.len).finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut d = Decoder::value(bytes)?;
+        let (pack, at, len) = (PackId(d.u64()?), d.u32()?, d.u32()?);
+        d.finish()?;
+        require(len >= 1 && at.checked_add(len).is_some(), "range of an object in a pack")?;
+        Ok(Self { pack, at, len })
+    }
+}
+
+impl Value for Pack {
+    fn encode(&self) -> Vec<u8> {
+        debug_assert!(self.live <= self.len);
+        Encoder::value(10).u32(self.len).u32(self.live).u8(self.condemned.into()).finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut d = Decoder::value(bytes)?;
+        let (len, live, condemned) = (d.u32()?, d.u32()?, d.u8()?);
+        d.finish()?;
+        require(live <= len, "bytes of a pack that are in use")?;
+        require(condemned == 0 || condemned == 1 && live == 0, "end of a pack")?;
+        Ok(Self { len, live, condemned: condemned == 1 })
     }
 }
 

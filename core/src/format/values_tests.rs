@@ -39,6 +39,7 @@ fn volume() -> Volume {
         created: TIME,
         acl: false,
         log: None,
+        packs: false,
     }
 }
 
@@ -91,7 +92,8 @@ fn values_come_back() {
     check(&Volume { acl: true, ..volume() });
     let home = LogHome { epoch: 9, place: "host:/var/cache/kiseki".into() };
     check(&Volume { log: Some(home.clone()), ..volume() });
-    check(&Volume { acl: true, log: Some(home), ..volume() });
+    check(&Volume { acl: true, log: Some(home), packs: true, ..volume() });
+    check(&Volume { packs: true, ..volume() });
     check(&Volume { version: VOLUME_VERSION_PLAIN, ..volume() });
     check(&attr());
     for kind in [
@@ -113,13 +115,11 @@ fn values_come_back() {
     check(&Lease { end: 8192, session: SessionId(1) });
     check(&record_without_blocks(Place::Hole));
     check(&record_without_blocks(Place::Reserved));
-    for location in [
-        Location::Blocks,
-        Location::Pack { pack: SliceId(1), offset: 2 },
-        Location::Log { segment: 3, offset: u64::MAX },
-    ] {
-        check(&Home { location, references: 2 });
-    }
+    check(&Home { references: 2 });
+    check(&Packed { pack: PackId::new(1, 2), at: 0, len: u32::MAX });
+    check(&Packed { pack: PackId(u64::MAX), at: 3, len: 4 });
+    check(&Pack { len: 9, live: 9, condemned: false });
+    check(&Pack { len: 9, live: 0, condemned: true });
     check(&DelSlice { stored_len: 1 });
     check(&-1i64);
     check(&u64::MAX);
@@ -232,9 +232,15 @@ fn values_out_of_range_are_refused() {
     assert_eq!(Dentry::decode(&patched(&dentry, 8, &[0])).err(), invalid("inode 0"));
     assert_eq!(Cut::decode(&patched(&Cut { offset: 0, end: u64::MAX }, 1, &[0xff])).err(), invalid("range of a cut"));
     assert_eq!(DelSlice::decode(&patched(&DelSlice { stored_len: 1 }, 4, &[0])).err(), invalid("length of a slice"));
-    let home = Home { location: Location::Blocks, references: 1 };
+    let home = Home { references: 1 };
     assert_eq!(Home::decode(&patched(&home, 8, &[0])).err(), invalid("references of a slice"));
     assert_eq!(Home::decode(&patched(&home, 9, &[7])).err(), invalid("location of a slice"));
+    let packed = Packed { pack: PackId(1), at: 2, len: 3 };
+    assert_eq!(Packed::decode(&patched(&packed, 9, &[0xff; 4])).err(), invalid("range of an object in a pack"));
+    assert_eq!(Packed::decode(&patched(&packed, 13, &[0; 4])).err(), invalid("range of an object in a pack"));
+    let pack = Pack { len: 1, live: 1, condemned: false };
+    assert_eq!(Pack::decode(&patched(&pack, 4, &[0])).err(), invalid("bytes of a pack that are in use"));
+    assert_eq!(Pack::decode(&patched(&pack, 9, &[1])).err(), invalid("end of a pack"));
     assert_eq!(Volume::decode(&patched(&volume(), 23, &[0xff])).err(), invalid("text"));
 }
 

@@ -21,7 +21,7 @@ use super::chunk::{self, Chunk, Stored};
 use super::{CopyRange, DIRECT_MAX, PAGE, data, get, put};
 use crate::errno::Errno;
 use crate::format::keys;
-use crate::format::values::{Cut, Home, Location};
+use crate::format::values::{Cut, Home};
 use crate::kv::{OpError, OpResult, Txn};
 use crate::marks::{Mark, reached};
 use crate::planted::{self, Bug};
@@ -378,11 +378,11 @@ fn share(txn: &mut dyn Txn, stored: &mut Stored, count: u64) -> OpResult<()> {
         Place::Blocks => {
             stored.record.place = Place::Home;
             put(txn, &stored.key, &stored.record);
-            put(txn, keys::home(slice), &Home { location: Location::Blocks, references: count + 1 });
+            put(txn, keys::home(slice), &Home { references: count + 1 });
         }
         Place::Home => {
             let home: Home = get(txn, keys::home(slice))?.ok_or(OpError::Damaged("a slice without its home"))?;
-            put(txn, keys::home(slice), &Home { references: home.references + count, ..home });
+            put(txn, keys::home(slice), &Home { references: home.references + count });
         }
         Place::Hole | Place::Reserved => unreachable!("only data is shared"),
     }

@@ -32,6 +32,7 @@ mod edit;
 pub mod invariant;
 pub mod lookup;
 mod names;
+pub mod packs;
 pub mod remove;
 pub mod rename;
 pub mod session;

@@ -12,7 +12,7 @@ use super::names::{count, forget_name, live_dir, may_take, note_entries, sum_str
 use super::{DIRECT_MAX, OpCtx, Removed, check_name, get, put};
 use crate::errno::Errno;
 use crate::format::keys::{self, Counter, Key};
-use crate::format::values::{DelSlice, Dentry, Home, Location, Value};
+use crate::format::values::{DelSlice, Dentry, Home, Value};
 use crate::kv::{OpError, OpResult, Txn};
 use crate::planted::{self, Bug};
 use crate::types::{Attr, FileType, Ino, Place, STRIPES, SliceId, SliceRecord};
@@ -152,15 +152,11 @@ pub(super) fn release(txn: &mut dyn Txn, record: &SliceRecord) -> OpResult<()> {
             let key = keys::home(record.slice);
             let home: Home = get(txn, &key)?.ok_or(OpError::Damaged("a slice without its home"))?;
             if home.references > 1 && !planted::is(Bug::SharedSliceDeleted) {
-                put(txn, &key, &Home { references: home.references - 1, ..home });
+                put(txn, &key, &Home { references: home.references - 1 });
                 return Ok(());
             }
             txn.delete(&key);
-            match home.location {
-                Location::Blocks => put(txn, keys::delslice(record.slice), &queued),
-                Location::Pack { pack, .. } => txn.delete(&keys::member(pack, record.slice)),
-                Location::Log { .. } => {}
-            }
+            put(txn, keys::delslice(record.slice), &queued);
         }
     }
     Ok(())

@@ -77,7 +77,7 @@ pub fn open_log(txn: &mut dyn Txn, home: &LogHome) -> OpResult<()> {
 /// Says that the object store has all blocks. It must have.
 pub fn close_log(txn: &mut dyn Txn) -> OpResult<()> {
     let volume = load(txn.as_read())?;
-    let version = if volume.acl { VOLUME_VERSION } else { VOLUME_VERSION_PLAIN };
+    let version = if volume.acl || volume.packs { VOLUME_VERSION } else { VOLUME_VERSION_PLAIN };
     put(txn, keys::volume(), &Volume { version, log: None, ..volume });
     Ok(())
 }

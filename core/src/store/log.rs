@@ -1,7 +1,8 @@
 //! The machine of the write-back log: which objects are in it, which of its bytes are durable, what is to be put into
 //! the object store, and which segments nobody needs.
 //!
-//! Owns: the index of objects, places for records, what syncs cover; `leave` has uploads, deletion and segments that go.
+//! Owns: the index of objects, places for records, what syncs cover; `leave` has uploads, deletion and segments that go,
+//! `pack` what goes in packs.
 //! Leaves to others: files and requests (`client::log` executes and reports back), layouts (`format::log`), what was
 //! there at the start (`recover`).
 //!
@@ -10,7 +11,7 @@
 //! - An object leaves the index only once it is in the store, past a barrier that began after its put, or deleted.
 //! - Segments go in the order of their numbers, so a `Delete` outlives every record that it speaks of.
 //! - A segment goes only when each of its objects has left; one with damage is set aside, not removed.
-//! - Objects are put in the order in which they were staged.
+//! - Objects are put in the order in which they were staged, but for those that wait for a pack to fill.
 
 use alloc::borrow::ToOwned;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -24,11 +25,15 @@ use bytes::Bytes;
 use crate::format::log::{
     Content, Frontier, Kind, RECORDS_AT, Segment as SegmentHead, body_sum, encode_record, next_at, record_len,
 };
-use crate::types::VolumeId;
+use crate::types::{PackId, VolumeId};
+
+use self::pack::Packs;
 
 mod leave;
+mod pack;
 mod recover;
 
+pub use pack::{Packing, Stored};
 pub use recover::{Damage, Found, claims};
 
 /// Puts that fail are passed by at most so many others.
@@ -129,6 +134,8 @@ enum State {
     Running { attempts: u32 },
     /// In the store, but no barrier covers it.
     Put,
+    /// In a pack past a barrier; the metadata is being told.
+    Recording,
     /// In the store for good.
     Settled,
 }
@@ -145,6 +152,10 @@ struct Entry {
     state: State,
     since: Duration,
     deleting: bool,
+    /// It goes by itself.
+    alone: bool,
+    /// The pack that it is in, or is being put in.
+    pack: Option<PackId>,
 }
 
 impl Entry {
@@ -152,7 +163,7 @@ impl Entry {
     fn due(&self, delay: Duration) -> Option<Duration> {
         match self.state {
             State::Waiting { retry_at, .. } => Some(retry_at.max(self.since + delay)),
-            State::Running { .. } | State::Put | State::Settled => None,
+            State::Running { .. } | State::Put | State::Recording | State::Settled => None,
         }
     }
 }
@@ -212,9 +223,10 @@ pub struct Log {
     /// How long an object stays here before it is put: what is deleted by then never is.
     delay: Duration,
     entries: BTreeMap<String, Entry>,
-    /// Objects to be put, by order.
+    /// Objects to be put by themselves, by order.
     waiting: BTreeMap<u64, String>,
     running: usize,
+    packing: Packs,
     /// Objects in the store that no barrier covers.
     put: BTreeSet<String>,
     segments: BTreeMap<u64, Segment>,
@@ -242,6 +254,7 @@ impl Log {
             entries: BTreeMap::new(),
             waiting: BTreeMap::new(),
             running: 0,
+            packing: Packs::default(),
             put: BTreeSet::new(),
             segments: BTreeMap::new(),
             recorded: BTreeMap::new(),
@@ -290,9 +303,8 @@ impl Log {
 
     /// What is in the log.
     pub fn backlog(&self) -> Backlog {
-        let away = |entry: &&Entry| matches!(entry.state, State::Waiting { .. } | State::Running { .. } | State::Put);
         let mut backlog = Backlog { log_bytes: self.log_bytes(), ..Backlog::default() };
-        for entry in self.entries.values().filter(away) {
+        for entry in self.entries.values().filter(|entry| entry.state != State::Settled) {
             backlog.objects += 1;
             backlog.bytes += entry.len;
             backlog.since = Some(backlog.since.map_or(entry.since, |since| since.min(entry.since)));
@@ -306,6 +318,7 @@ impl Log {
             && self.waiting.is_empty()
             && self.running == 0
             && self.put.is_empty()
+            && self.packing.is_empty()
     }
 
     /// There is no segment that a later mount could find.
@@ -315,7 +328,7 @@ impl Log {
 
     /// No put into the store is under way.
     pub fn is_idle(&self) -> bool {
-        self.running == 0
+        self.running == 0 && self.packing.running() == 0
     }
 
     /// A record or a segment is being written.
@@ -323,9 +336,9 @@ impl Log {
         self.making || self.segments.values().any(|segment| !segment.writing.is_empty())
     }
 
-    /// A put of the object is under way.
+    /// A put of the object is under way, or its place in a pack is being told.
     pub fn is_uploading(&self, key: &str) -> bool {
-        self.entries.get(key).is_some_and(|entry| matches!(entry.state, State::Running { .. }))
+        self.entries.get(key).is_some_and(|entry| matches!(entry.state, State::Running { .. } | State::Recording))
     }
 
     fn log_bytes(&self) -> u64 {
@@ -431,31 +444,40 @@ impl Log {
         // Written again after a failed sync; its put goes on meanwhile.
         let lost = self.entries.remove(key);
         let waiting = State::Waiting { retry_at: Duration::ZERO, attempts: 0 };
-        let (since, state, deleting) =
-            lost.as_ref().map_or((now, waiting, false), |entry| (entry.since, entry.state, entry.deleting));
-        if let Some(lost) = lost {
-            self.waiting.remove(&lost.order);
-        }
-        if matches!(state, State::Waiting { .. }) {
-            self.waiting.insert(slot.order, key.to_owned());
-        }
-        let len = body.iter().map(|piece| piece.len() as u64).sum();
-        let entry = Entry {
-            order: slot.order,
-            place: Some((slot.segment, slot.at)),
-            len,
-            sum: slot.sum,
-            body: Some(body.to_vec()),
-            state,
-            since,
-            deleting,
+        let len: u64 = body.iter().map(|piece| piece.len() as u64).sum();
+        let (place, body) = (Some((slot.segment, slot.at)), Some(body.to_vec()));
+        let entry = match lost {
+            Some(lost) => {
+                self.unqueue(key, &lost);
+                Entry { order: slot.order, place, sum: slot.sum, body, ..lost }
+            }
+            None => {
+                let alone = !self.packing.takes(key, len);
+                let (order, sum) = (slot.order, slot.sum);
+                Entry { order, place, len, sum, body, state: waiting, since: now, deleting: false, alone, pack: None }
+            }
         };
+        self.queue(key, &entry);
         self.entries.insert(key.to_owned(), entry);
     }
 
-    /// Its segment no longer waits for this entry.
-    fn leave(&mut self, entry: &Entry) {
+    /// It waits to be put, if it does.
+    fn queue(&mut self, key: &str, entry: &Entry) {
+        match entry.state {
+            State::Waiting { .. } if entry.alone => drop(self.waiting.insert(entry.order, key.to_owned())),
+            State::Waiting { .. } => self.packing.queue(key, entry.order, entry.len),
+            State::Running { .. } | State::Put | State::Recording | State::Settled => {}
+        }
+    }
+
+    fn unqueue(&mut self, key: &str, entry: &Entry) {
         self.waiting.remove(&entry.order);
+        self.packing.unqueue(key, entry.order, entry.len);
+    }
+
+    /// Its segment no longer waits for this entry.
+    fn leave(&mut self, key: &str, entry: &Entry) {
+        self.unqueue(key, entry);
         if let Some((number, _)) = entry.place
             && entry.state != State::Settled
             && let Some(segment) = self.segments.get_mut(&number)
@@ -540,10 +562,8 @@ impl Log {
                     let body = entry.body.clone().expect("an unsynced record's body");
                     let before = entry.clone();
                     entry.place = None;
-                    self.leave(&before);
-                    if matches!(before.state, State::Waiting { .. }) {
-                        self.waiting.insert(order, key.clone());
-                    }
+                    self.leave(&key, &before);
+                    self.queue(&key, &before);
                     lost.push(Lost::Put(key, body));
                 }
                 (Kind::Put, _) => {}
@@ -557,10 +577,10 @@ impl Log {
     pub fn handle_stored(&mut self, key: &str) {
         if let Some(entry) = self.entries.get(key)
             && entry.place.is_none()
-            && !matches!(entry.state, State::Running { .. })
+            && !matches!(entry.state, State::Running { .. } | State::Recording)
         {
             let entry = self.entries.remove(key).expect("just seen");
-            self.waiting.remove(&entry.order);
+            self.unqueue(key, &entry);
             self.put.remove(key);
         }
     }
@@ -575,8 +595,9 @@ impl Log {
             {
                 *live.entry(number).or_default() += 1;
             }
-            let waits = self.waiting.get(&entry.order) == Some(key);
-            assert_eq!(waits, matches!(entry.state, State::Waiting { .. }), "{key} waits");
+            let waits = (self.waiting.get(&entry.order) == Some(key), self.packing.waits(entry.order, key));
+            let waiting = matches!(entry.state, State::Waiting { .. });
+            assert_eq!(waits, (waiting && entry.alone, waiting && !entry.alone), "{key} waits");
         }
         for (number, segment) in &self.segments {
             assert_eq!(segment.live, live.remove(number).unwrap_or(0), "objects of segment {number}");
@@ -588,7 +609,8 @@ impl Log {
         assert!(self.recorded.iter().all(recorded), "records of objects");
         assert!(live.is_empty(), "objects in segments that are gone: {live:?}");
         assert!(self.waiting.values().all(|key| self.entries.contains_key(key)), "an object waits that is not there");
-        let running = self.entries.values().filter(|entry| matches!(entry.state, State::Running { .. })).count();
+        let runs = |entry: &&Entry| matches!(entry.state, State::Running { .. }) && entry.pack.is_none();
+        let running = self.entries.values().filter(runs).count();
         assert_eq!(running, self.running, "puts under way");
         assert!(self.synced <= self.written);
     }

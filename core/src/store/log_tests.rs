@@ -68,7 +68,7 @@ fn what_fails_is_passed_by_a_few_others_at_most() {
 #[test]
 fn what_is_deleted_before_its_time_is_never_put() {
     let mut log = log();
-    log.set_delay(Duration::from_secs(2));
+    log.set_delays(Duration::from_secs(2), Duration::ZERO);
     stage(&mut log, "a");
     assert_eq!(uploads(&mut log, NOW, 4), [""; 0]);
     assert_eq!(log.retry_at(NOW), Some(NOW + Duration::from_secs(2)));

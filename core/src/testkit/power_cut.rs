@@ -22,6 +22,8 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bytes::Bytes;
 
 use crate::env::{MetaStore, ObjectStore, StoreError};
+use crate::format::block::{LEASE_SLICES, object_key};
+use crate::types::{BlockId, SliceId};
 
 /// Bytes of the longest object: several pages, so that a part of it could be left.
 const BODY_MAX: u64 = 40_000;
@@ -200,9 +202,10 @@ pub async fn write_objects<S: ObjectStore>(store: &S, seed: u64, calls: u64, pow
     past
 }
 
-/// In folders of three, so that new folders must be made durable too.
+/// Those of blocks, in folders of three, so that new folders must be made durable too.
 fn key(number: u64) -> String {
-    format!("cut/{}/{number}", number / 3)
+    let slice = SliceId(LEASE_SLICES * (1 + number / 3) + number % 3);
+    object_key(BlockId { slice, index: 0, len: 1 })
 }
 
 fn body(seed: u64, number: u64) -> Vec<Bytes> {
@@ -232,7 +235,7 @@ impl ObjectsPast {
     pub async fn left<S: ObjectStore>(&self, store: &S) -> Vec<u64> {
         let (mut listed, mut after) = (BTreeSet::new(), None);
         loop {
-            let page = store.list("cut/", after.as_deref()).await.expect("it can be listed");
+            let page = store.list("blocks/", after.as_deref()).await.expect("it can be listed");
             listed.extend(page.keys);
             after = page.next;
             if after.is_none() {

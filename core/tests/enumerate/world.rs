@@ -144,6 +144,7 @@ impl World {
             created: world.wall(),
             acl: true,
             log: None,
+            packs: false,
         };
         world.txn(Event::Txn("format"), |txn, ctx| meta::volume::format(txn, ctx, &volume, 0, 0)).expect("it is new");
         world.mount();

@@ -100,6 +100,7 @@ impl World {
             created: Timestamp::default(),
             acl: true,
             log: None,
+            packs: false,
         };
         let ctx = OpCtx { now: Timestamp::default(), stripe: 0, geometry };
         testkit::run(&mut kv, |txn| meta::volume::format(txn, &ctx, &volume, 0, 0)).expect("it is new");

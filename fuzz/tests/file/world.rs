@@ -108,6 +108,7 @@ fn new_volume() -> MemKv {
         created: ctx().now,
         acl: false,
         log: None,
+        packs: false,
     };
     let new = New {
         ino: INO,

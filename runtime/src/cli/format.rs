@@ -149,6 +149,7 @@ fn wanted(args: &FormatArgs, bucket: String) -> Volume {
         created: timestamp(SystemTime::now()),
         acl: args.enable_acl,
         log: None,
+        packs: false,
     }
 }
 

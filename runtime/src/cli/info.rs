@@ -21,7 +21,8 @@ object each, or (when tiny) inline in the metadata. What was written a moment ag
 Keys of --json:
   path, ino, kind, length, stored, nlink, mode, uid, gid, dirty_bytes (written, not stored yet)
   slices                chunk, seq, offset (in the file), len (shown), slice (identity), off (first byte shown),
-                        stored_len, place (blocks, home or inline), blocks (keys below the volume's folder)";
+                        stored_len, place (blocks, home or inline), blocks (the object that
+                        each is in: its own, or a pack; keys below the volume's folder)";
 
 /// Show how a file on a mounted volume is stored: inode, slices, blocks
 #[derive(Debug, Args)]

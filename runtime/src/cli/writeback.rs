@@ -41,6 +41,9 @@ const SEGMENT_MAX: u64 = 64 << 20;
 /// takes time.
 const DIRECT_FROM: u64 = 1 << 20;
 
+/// A pack has 4 MiB: what is as large as that gains nothing from one.
+const PACK_BELOW_MAX: u64 = 4 << 20;
+
 /// What a mount does with its write-back log.
 #[derive(Debug, Args)]
 pub(super) struct LogArgs {
@@ -54,6 +57,10 @@ pub(super) struct LogArgs {
     /// but no more than half of what the disk has left]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     writeback_size: Option<u64>,
+    /// Small blocks travel to the object store together, in packs: those of less than this; 0 turns that off. Only what is
+    /// in the write-back log is packed
+    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = size)]
+    pack_below: u64,
     /// Mount although the write-back log that the volume has is lost: what was only there is lost for good then
     #[arg(long)]
     abandon_writeback: bool,
@@ -92,6 +99,9 @@ impl LogArgs {
         if self.writeback_size.is_some_and(|size| size < SIZE_MIN) {
             return Err(Failure::Usage(format!("--writeback-size is at least {}", show_size(SIZE_MIN))));
         }
+        if PACK_BELOW_MAX < self.pack_below {
+            return Err(Failure::Usage(format!("--pack-below is at most {}", show_size(PACK_BELOW_MAX))));
+        }
         Ok(())
     }
 
@@ -118,7 +128,15 @@ impl LogArgs {
             (_, Some(_)) if read_only => LogMode::ReadOnly,
             (Mode::Through, Some(_)) => LogMode::Drain,
             (Mode::Back, _) if !read_only => LogMode::Back,
-            (Mode::Back | Mode::Through, _) => return Ok((Logged::through(env), None)),
+            (Mode::Back | Mode::Through, _) => {
+                let world = Logged::through(env);
+                if !read_only && volume.packs {
+                    let tended = world.tend().await;
+                    tended
+                        .map_err(|e| Failure::new(format!("cannot look after the packs of '{}': {e}", volume.name)))?;
+                }
+                return Ok((world, None));
+            }
         };
         let path = self.dir.of(meta, volume, home.as_ref())?;
         let access = match (mode, &home) {
@@ -170,7 +188,9 @@ impl LogArgs {
             },
             uploads: mounting.max_uploads,
             upload_delay: Duration::ZERO,
+            pack_below: self.pack_below,
             place: place_of(path),
+            ..LogOptions::default()
         })
     }
 
@@ -317,7 +337,7 @@ fn explain(name: &str, error: &LogError, folder: &LogFolder) -> Failure {
                 "Nothing that is in it is dropped: mount again once the disk works.",
             )
         }
-        LogError::Volume(_) | LogError::Meta(_) => {
+        LogError::Volume(_) | LogError::Meta(_) | LogError::Store(_) => {
             Failure::new(format!("cannot open the write-back log of volume '{name}' in {path}: {error}"))
         }
     }

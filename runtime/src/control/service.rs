@@ -155,6 +155,7 @@ impl Service for MountService {
     fn drain(&self, stop: &Stop, progress: &(dyn Fn(Storing) + Sync)) -> Result<(), ServiceError> {
         let Some(log) = self.stores.log.as_ref().filter(|log| log.mode != LogMode::ReadOnly) else { return Ok(()) };
         let began = Instant::now();
+        let _hurrying = Hurrying::begin(&self.stores.env);
         // What is staged from here on is not waited for: objects are put in the order in which they were staged.
         let from = self.stores.env.now();
         let (mut told, mut moved, mut least) = (began, began, None);
@@ -200,4 +201,20 @@ impl Service for MountService {
 fn failed(errno: Errno) -> ServiceError {
     let text = std::io::Error::from_raw_os_error(errno.0).to_string();
     ServiceError { errno: errno.0, text }
+}
+
+/// While it lives, nothing waits in the write-back log for more to come.
+struct Hurrying<'a>(&'a World);
+
+impl<'a> Hurrying<'a> {
+    fn begin(world: &'a World) -> Self {
+        world.hurry(true);
+        Self(world)
+    }
+}
+
+impl Drop for Hurrying<'_> {
+    fn drop(&mut self) {
+        self.0.hurry(false);
+    }
 }

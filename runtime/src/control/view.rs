@@ -5,6 +5,7 @@ use std::time::Duration;
 use kiseki_core::client::check::{CheckProgress, CheckSummary};
 use kiseki_core::client::{FileInfo, LogMode, LogStatus};
 use kiseki_core::format::block::{object_key, uuid};
+use kiseki_core::format::pack::pack_key;
 use kiseki_core::format::values::Volume;
 use kiseki_core::meta;
 use kiseki_core::types::{BlockId, FileType, Geometry, Ino, Place, SliceRecord};
@@ -97,7 +98,7 @@ pub(crate) fn info(ino: Ino, info: &FileInfo, geometry: &Geometry) -> Info {
     let slices = info
         .chunks
         .iter()
-        .flat_map(|(chunk, records)| records.iter().map(|(seq, record)| slice(geometry, *chunk, *seq, record)));
+        .flat_map(|(chunk, records)| records.iter().map(|(seq, record)| slice(info, geometry, *chunk, *seq, record)));
     Info {
         ino: ino.0,
         kind: kind(attr.kind).into(),
@@ -112,12 +113,12 @@ pub(crate) fn info(ino: Ino, info: &FileInfo, geometry: &Geometry) -> Info {
     }
 }
 
-fn slice(geometry: &Geometry, chunk: u32, seq: u64, record: &SliceRecord) -> SliceView {
+fn slice(info: &FileInfo, geometry: &Geometry, chunk: u32, seq: u64, record: &SliceRecord) -> SliceView {
     let &SliceRecord { slice, stored_len, off, pos, len, ref place } = record;
     let (place, blocks) = match place {
-        Place::Blocks => ("blocks", block_keys(geometry, record)),
+        Place::Blocks => ("blocks", block_keys(info, geometry, record)),
         // Where a home is takes another lookup; its blocks are not this slice's own.
-        Place::Home => ("shared", block_keys(geometry, record)),
+        Place::Home => ("shared", block_keys(info, geometry, record)),
         Place::Hole => ("hole", Vec::new()),
         Place::Reserved => ("reserved", Vec::new()),
         Place::Inline(_) => ("inline", Vec::new()),
@@ -135,8 +136,12 @@ fn slice(geometry: &Geometry, chunk: u32, seq: u64, record: &SliceRecord) -> Sli
     }
 }
 
-fn block_keys(geometry: &Geometry, record: &SliceRecord) -> Vec<String> {
+/// The objects of the store that the blocks are in.
+fn block_keys(info: &FileInfo, geometry: &Geometry, record: &SliceRecord) -> Vec<String> {
     let key = |index: u32| {
+        if let Some(pack) = info.packed.get(&(record.slice, index)) {
+            return pack_key(*pack);
+        }
         let len = (record.stored_len - index * geometry.block_size).min(geometry.block_size);
         object_key(BlockId { slice: record.slice, index, len })
     };

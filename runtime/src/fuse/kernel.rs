@@ -13,38 +13,42 @@ use tracing::debug;
 /// How long the kernel may keep names, names that do not exist, and attributes without asking again.
 ///
 /// The kernel itself invalidates what its own operations change, and there are no others. It is bounded only so that a
-/// mistake in that reasoning would heal.
+/// mistake in that reasoning would heal. With it, of what is done without: stat 3.7 times, rename 4.0, ls -l 11, create 2.3.
 pub(super) const TTL: Duration = Duration::from_secs(3600);
 
-/// Largest WRITE, and with MAX_PAGES largest READ: measured on a null file system, larger requests gain nothing.
+/// Largest WRITE, and with MAX_PAGES largest READ: writes 1.13 and reads 1.21 times as fast as with 128 KiB; on a null file
+/// system, larger requests gain nothing.
 const MAX_WRITE: u32 = 1 << 20;
 
 /// Requests that the kernel keeps in flight by itself (readahead, asynchronous direct I/O, writing out mapped pages).
-/// Its default of 12 is too few to hide an object store's latency.
+/// Its default of 12 is too few to hide an object store's latency (on a local folder: writes 1.05, reads 1.03).
 const MAX_BACKGROUND: u16 = 64;
 
 /// Above it the kernel holds back readahead; the same fraction of the maximum as its default.
 const CONGESTION_THRESHOLD: u16 = 48;
 
-/// Wanted capabilities; an older kernel may lack some, and each works without. Figures are requests of Linux 6.18 with
-/// and without one, counted by its tracepoint fuse:fuse_request_send.
+/// Wanted capabilities; an older kernel may lack some, and each works without. Figures are of Linux 6.18: requests with
+/// and without one, counted by its tracepoint fuse:fuse_request_send; or speeds, those with one as multiples of those
+/// without, medians of three or five alternating pairs on a local folder with two processors. Those without a figure made
+/// no difference there.
 ///
 /// Not wanted: WRITEBACK_CACHE (a write is accepted when we answer it, and the promises about the order of writes and
 /// renames hold from there on), AUTO_INVAL_DATA (it drops cached pages when mtime moves, and only we move it),
 /// SPLICE (fuser copies), POSIX_LOCKS and FLOCK_LOCKS (the kernel's own locks suffice while it is alone),
 /// EXPORT_SUPPORT. The first, ASYNC_READ: several reads of a file are under way at once, so that what the kernel reads ahead
-/// does not hold up what is asked for.
+/// does not hold up what is asked for: reads 1.12.
 const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
-    // Several pages in one WRITE.
+    // Several pages in one WRITE; recent kernels do that anyhow.
     .union(InitFlags::FUSE_BIG_WRITES)
     // Requests of more than 32 pages.
     .union(InitFlags::FUSE_MAX_PAGES)
-    // Lookups and listings of one directory run at once.
+    // Lookups and listings of one directory run at once: stat with four threads 3.0.
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
     // O_TRUNC comes with OPEN: one request instead of two, for programs that do not look at the file after opening it
     // (a GETATTR then, instead of the SETATTR). `running` pays for what the kernel checks too late then.
     .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
-    // Cached pages stay until the kernel itself changes the file: also when attributes are asked again.
+    // Cached pages stay until the kernel itself changes the file, also when attributes are asked again: what AUTO_INVAL_DATA
+    // would do must not happen.
     .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA)
     // Dropping suid and sgid on write, chown and truncate is ours, so the kernel need not ask for the capability of the
     // file ahead of each write: of 2000 appends one GETXATTR, not 2000.
@@ -53,7 +57,7 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     // know is 5 requests, not 1004.
     .union(InitFlags::FUSE_DO_READDIRPLUS)
     .union(InitFlags::FUSE_READDIRPLUS_AUTO)
-    // Large direct I/O is split into requests that run at once.
+    // Large direct I/O is split into requests that run at once: reads of 4 MiB 2.1.
     .union(InitFlags::FUSE_ASYNC_DIO)
     // Targets of symbolic links never change: 100 looks are one READLINK, not 100.
     .union(InitFlags::FUSE_CACHE_SYMLINKS);
@@ -120,7 +124,8 @@ pub(super) fn file_flags(atime: AtimeMode) -> FopenFlags {
         // nobody waits): nothing waits for it on an exclusive volume. An error that happened since the last write is
         // reported by the next write or fsync of a handle, which POSIX allows.
         | FopenFlags::FOPEN_NOFLUSH
-        // Direct writes inside the file need no lock of the whole inode.
+        // Direct writes inside the file need no lock of the whole inode: with a store that is slow they do not wait for one
+        // another. (On a local folder, four writers: 0.97 to 1.0.)
         | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES
 }
 

@@ -69,7 +69,7 @@ pub(super) fn abandon(runtime: &Runtime, client: &Client<World>, stores: &Stores
     runtime.block_on(leave_log(stores));
 }
 
-/// Ends the work of the write-back log. What the object store has not got stays in the log.
+/// Ends the work of the write-back log, and that on packs. What the object store has not got stays in the log.
 pub(super) async fn leave_log(stores: &Stores) {
     close_log(stores, LEAVE_WAIT).await;
 }
@@ -119,6 +119,7 @@ impl Waiting<'_> {
     pub(super) async fn drain(&mut self) -> Result<(), String> {
         let volume = &self.client.volume().name;
         let Some(log) = self.stores.log.as_ref().filter(|log| log.mode != LogMode::ReadOnly) else {
+            close_log(self.stores, LEAVE_WAIT).await;
             info!(%volume, "everything is stored");
             return Ok(());
         };

@@ -108,8 +108,11 @@ impl Options {
         config.mount_options.append(&mut kernel);
         config.acl = self.access.unwrap_or(if is_root { SessionACL::All } else { SessionACL::Owner });
         let cores = std::thread::available_parallelism().map_or(THREADS_MIN, usize::from);
+        // Small writes by four threads on two processors, as multiples of those with one thread for requests: 1.6; with
+        // two as many, with eight 0.9. Two are not enough where requests wait for a store.
         config.n_threads = Some((2 * cores).clamp(THREADS_MIN, THREADS_MAX));
-        // Each thread with a descriptor, and thus a queue of requests in processing, of its own.
+        // Each thread with a descriptor, and thus a queue of requests in processing, of its own: stat with four threads 1.2,
+        // write and create 1.1.
         config.clone_fd = true;
         config
     }

@@ -42,7 +42,8 @@ fn fsync_returns_while_the_store_hangs_and_its_bytes_survive_a_kill() {
         assert_eq!(&fs::read(mounted.file(name)).unwrap(), contents);
     }
     mounted.unmount();
-    assert_eq!(bucket.server.keys().len(), 7);
+    let keys = bucket.server.keys().len();
+    assert!((2..=7).contains(&keys), "the marker, and six blocks in packs or by themselves: {keys}");
     let checked = bucket.user.runs(&["fsck", &bucket.world.meta(), "--data", "--json"]).ends(0).json();
     assert_eq!(checked["checked"]["blocks"], 6);
 }

@@ -13,7 +13,7 @@ use crate::volume::{NAME, World, noise};
 fn damage_is_told(world: &World, user: &User, objects: &Path) {
     const LEN: usize = 160 << 10;
     let names = ["flipped", "swapped-1", "swapped-2", "truncated", "deleted", "whole"];
-    let mounted = Mounted::new(world, user, &[]);
+    let mounted = Mounted::new(world, user, &["--pack-below", "0"]);
     fs::create_dir(mounted.file("dir")).unwrap();
     let mut keys = Vec::new();
     for (seed, name) in names.iter().enumerate() {

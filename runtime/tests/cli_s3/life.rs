@@ -30,7 +30,7 @@ fn a_day_in_the_life(world: &World, storage: &str, bucket: &str, user: &User) {
     fs::write(mounted.file("dir/large"), &contents).unwrap();
     fs::File::open(mounted.file("dir/large")).and_then(|file| file.sync_all()).unwrap();
     fs::write(mounted.file("small"), "some words").unwrap();
-    eventually("it is in the bucket", || mounted.status()["mount"]["store"]["puts"].as_u64().unwrap() >= 16);
+    eventually("it is in the bucket", || mounted.status()["mount"]["store"]["put_bytes"].as_u64().unwrap() >= 1 << 20);
     let store = &mounted.status()["mount"]["store"];
     assert_eq!(store["place"], made["volume"]["objects"]);
     assert_eq!((&store["ok"], &store["error"], &store["failing_secs"]), (&true.into(), &Json::Null, &Json::Null));

@@ -68,6 +68,7 @@ pub fn stores(root: &Path, mode: OpenMode, runtime: &Runtime) -> TokioEnv {
             created: now,
             acl: false,
             log: None,
+            packs: false,
         };
         let ctx = OpCtx { now, stripe: 0, geometry: volume.geometry };
         let formatted = wait(env.meta().write(|txn| meta::volume::format(txn, &ctx, &volume, 0, 0)));

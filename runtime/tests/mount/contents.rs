@@ -228,7 +228,7 @@ fn only_a_write_that_appends_now_goes_to_the_end() {
 
 #[test]
 fn an_unlinked_file_lives_until_its_last_close() {
-    let volume = Volume::mounted();
+    let volume = Volume::mounted_unpacked();
     let path = volume.path("f");
     let contents = noise(5, 1 << 20);
     fs::write(&path, &contents).expect("writes");

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::harness::{Volume, eventually, noise};
+use crate::harness::{UNPACKED, Volume, eventually, noise};
 
 /// Mounted so that nothing is committed unless someone asks.
 fn lazy() -> Volume {
     let volume = Volume::formatted();
-    volume.mount(&["--commit-interval", "1h"]);
+    volume.mount(&["--commit-interval", "1h", UNPACKED[0], UNPACKED[1]]);
     volume
 }
 

@@ -31,11 +31,21 @@ pub(crate) struct Volume {
     pub(crate) mnt: PathBuf,
 }
 
+/// Each block is an object of its own, however small.
+pub(crate) const UNPACKED: [&str; 2] = ["--pack-below", "0"];
+
 impl Volume {
     /// Formats and mounts.
     pub(crate) fn mounted() -> Self {
         let volume = Self::formatted();
         volume.mount(&[]);
+        volume
+    }
+
+    /// The same, for who counts blocks.
+    pub(crate) fn mounted_unpacked() -> Self {
+        let volume = Self::formatted();
+        volume.mount(&UNPACKED);
         volume
     }
 

@@ -184,7 +184,7 @@ fn what_is_reserved_is_never_refused_and_what_is_given_back_can_be_used() {
 
 #[test]
 fn a_copy_shares_what_it_copies_and_outlives_its_source() {
-    let volume = Volume::mounted();
+    let volume = Volume::mounted_unpacked();
     let (source, copy) = (volume.path("source"), volume.path("copy"));
     let contents = noise(4, 9 * MIB as usize + 5);
     fs::write(&source, &contents).expect("writes");

@@ -389,7 +389,7 @@ fn a_private_map_keeps_its_changes_to_itself() {
 
 #[test]
 fn a_mapped_file_lives_until_it_is_unmapped() {
-    let volume = Volume::mounted();
+    let volume = Volume::mounted_unpacked();
     let path = volume.path("f");
     let mut contents = noise(2, 300_000);
     fs::write(&path, &contents).expect("writes");

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use kiseki_core::env::{Committed, MetaError, MetaStore, TxnSeq};
 use kiseki_core::format::block;
 use kiseki_core::format::keys::{self, Key};
-use kiseki_core::format::values::{Value, Volume};
+use kiseki_core::format::values::{Packed, Value, Volume};
 use kiseki_core::kv::mem::{MemKv, TxnWrites};
 use kiseki_core::kv::{KvError, OpError, OpResult, Read, Txn};
 use kiseki_core::marks::{Mark, reached};
@@ -131,7 +131,12 @@ impl SimMeta {
         let records = records.expect("memory can be read");
         let home = testkit::peek_once(&state.kv, Reads::Direct, |read| Ok(read.get(&keys::volume())?));
         let home = home.expect("memory can be read").map_or(0, |volume| log_of(&volume));
-        self.references.reset(records.iter().filter_map(|(_, value)| slice_of(value)), state.durable, home);
+        let (start, end) = keys::packed_range();
+        let packed = testkit::peek_once(&state.kv, Reads::Direct, |read| Ok(read.scan(&start, &end, usize::MAX)?));
+        let packed = packed.expect("memory can be read");
+        let packed = packed.iter().filter_map(|(key, value)| Some((packed_block(key)?, Packed::decode(value).ok()?)));
+        let slices = records.iter().filter_map(|(_, value)| slice_of(value));
+        self.references.reset(slices, packed.collect(), state.durable, home);
     }
 
     /// Whether `writes` moves the commit number of an inode.
@@ -166,6 +171,11 @@ impl SimMeta {
         slices.filter_map(|(_, value)| slice_of(value.as_ref()?)).for_each(|slice| self.references.enter(slice));
         let slices = old.iter().filter_map(|(_, value)| slice_of(value.as_ref()?));
         slices.for_each(|slice| self.references.leave(slice, seq));
+        for (key, value) in &new {
+            let Some(block) = packed_block(key) else { continue };
+            let packed = value.as_ref().and_then(|value| Packed::decode(value).ok());
+            self.references.enter_packed(block, packed, seq);
+        }
         let volume = new.iter().find(|(key, _)| *key == keys::volume());
         volume.and_then(|(_, value)| value.as_ref()).into_iter().for_each(|volume| {
             self.references.enter_home(log_of(volume), seq);
@@ -210,6 +220,14 @@ pub fn blocks_of(volume: &Volume, record: &SliceRecord) -> Vec<BlockId> {
 
 fn slice_of(record: &Bytes) -> Option<SliceId> {
     SliceRecord::decode(record).ok().map(|record| record.slice)
+}
+
+/// The block that a key speaks of which says where in a pack that is.
+fn packed_block(key: &[u8]) -> Option<(SliceId, u32)> {
+    match keys::decode(key) {
+        Ok(Key::Packed(slice, index)) => Some((slice, index)),
+        _ => None,
+    }
 }
 
 /// Epoch of the log of a volume, 0 if it has none.

@@ -17,6 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use kiseki_core::env::{ObjectPage, ObjectStore, StoreError};
 use kiseki_core::format::block;
+use kiseki_core::format::pack::{pack_key, parse_pack_key};
 use madsim::time::{self, TimeHandle};
 
 use super::Parts;
@@ -121,10 +122,14 @@ impl SimObjects {
         }
     }
 
-    /// Length of an object, and whether it would survive a power cut.
+    /// Length of an object, and whether it would survive a power cut, by itself or in a pack.
     pub(super) fn stored(&self, key: &str) -> Option<(u64, bool)> {
+        let packed = block::parse_key(key).and_then(|block| self.references.packed(block));
         let state = self.state.lock().unwrap();
-        state.objects.get(key).map(|object| (object.body.len() as u64, object.durable))
+        let stored = |key: &str| state.objects.get(key).map(|object| (object.body.len() as u64, object.durable));
+        let Some(packed) = packed else { return stored(key) };
+        let (len, durable) = stored(&pack_key(packed.pack))?;
+        (packed.at + packed.len <= len as u32).then_some((packed.len.into(), durable))
     }
 
     /// The write-back log was given an object: whatever puts it, it has these bytes.
@@ -299,6 +304,12 @@ impl SimObjects {
                 && let Some(why) = self.references.still_needed(slice)
             {
                 self.parts.alarm.raise(format!("object {key} was deleted though {why}"));
+            }
+            if self.parts.switches.oracles
+                && let Some(pack) = parse_pack_key(&key)
+                && let Some(why) = self.references.pack_needed(pack)
+            {
+                self.parts.alarm.raise(format!("{key} was deleted though {why}"));
             }
             if let Some(object) = state.objects.remove(&key) {
                 state.undoable.insert(key.clone(), (object.body, false));

@@ -1,5 +1,5 @@
-//! Which slices the metadata refers to, in the last state and in every state that a crash could leave; and whether it
-//! says that there is a write-back log.
+//! Which slices the metadata refers to, in the last state and in every state that a crash could leave; which blocks it
+//! says are in packs, and whether it says that there is a write-back log.
 //!
 //! Owns: the counts, and since when a slice is free. Leaves to others: reading records (`meta`), objecting (`objects`).
 
@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use kiseki_core::env::TxnSeq;
-use kiseki_core::types::SliceId;
+use kiseki_core::format::values::Packed;
+use kiseki_core::types::{PackId, SliceId};
 
 #[derive(Debug, Default)]
 struct State {
@@ -17,7 +18,12 @@ struct State {
     /// Epoch of the volume's log in the durable state (0: it has none), and since when it is another.
     home: u64,
     homes: Vec<(TxnSeq, u64)>,
+    /// Where blocks are in packs: in the durable state, and what has changed since.
+    packed: BTreeMap<Block, Vec<(TxnSeq, Option<Packed>)>>,
 }
+
+/// A slice, and which of its blocks.
+type Block = (SliceId, u32);
 
 /// The references; clones are the same.
 #[derive(Clone, Debug, Default)]
@@ -25,9 +31,44 @@ pub(super) struct References(Arc<Mutex<State>>);
 
 impl References {
     /// Starts again, after a crash.
-    pub(super) fn reset(&self, slices: impl IntoIterator<Item = SliceId>, synced: TxnSeq, home: u64) {
+    pub(super) fn reset(
+        &self,
+        slices: impl IntoIterator<Item = SliceId>,
+        packed: Vec<(Block, Packed)>,
+        synced: TxnSeq,
+        home: u64,
+    ) {
         *self.0.lock().unwrap() = State { synced, home, ..State::default() };
         slices.into_iter().for_each(|slice| self.enter(slice));
+        packed.into_iter().for_each(|(block, packed)| self.enter_packed(block, Some(packed), synced));
+    }
+
+    /// A block is in a pack, or is not any more, by the transaction at `seq`.
+    pub(super) fn enter_packed(&self, block: Block, packed: Option<Packed>, seq: TxnSeq) {
+        self.0.lock().unwrap().packed.entry(block).or_default().push((seq, packed));
+    }
+
+    /// Where every crash would leave a block, if that is in a pack.
+    pub(super) fn packed(&self, block: Block) -> Option<Packed> {
+        let state = self.0.lock().unwrap();
+        let (_, durable) = state.packed.get(&block)?.iter().rfind(|(seq, _)| *seq <= state.synced)?;
+        *durable
+    }
+
+    /// Why a pack must not be destroyed yet, if so.
+    pub(super) fn pack_needed(&self, pack: PackId) -> Option<String> {
+        let blocks: Vec<Block> = {
+            let state = self.0.lock().unwrap();
+            let is_in = |past: &[(TxnSeq, Option<Packed>)]| {
+                let durable = past.iter().rposition(|(seq, _)| *seq <= state.synced).unwrap_or(0);
+                past[durable..].iter().any(|(_, packed)| packed.is_some_and(|packed| packed.pack == pack))
+            };
+            state.packed.iter().filter(|(_, past)| is_in(past)).map(|(block, _)| *block).collect()
+        };
+        blocks.iter().find_map(|(slice, index)| {
+            let why = self.still_needed(*slice)?;
+            Some(format!("a crash may leave block {index} of slice {} in it, and {why}", slice.0))
+        })
     }
 
     /// A record of `slice` came.

@@ -14,10 +14,12 @@ use core::time::Duration;
 use bytes::Bytes;
 
 use super::super::std::sync::Mutex;
+use super::packs::Packs;
 use super::{Inner, LogOptions, Logged, LoggedObjects, Round, Staging, State};
 use crate::client::wait::Notify;
 use crate::client::{MountError, load_volume};
-use crate::env::{Disk, DiskError, Env, MetaError, MetaStore};
+use crate::env::{Disk, DiskError, Env, MetaError, MetaStore, StoreError};
+use crate::format::block::parse_key;
 use crate::format::log::{Owner, Scan, Segment, scan};
 use crate::format::values::{LogHome, Volume};
 use crate::marks::{Mark, reached, reached_if};
@@ -69,6 +71,9 @@ pub enum LogError {
     /// The metadata store.
     #[error("metadata: {0}")]
     Meta(#[from] MetaError),
+    /// The object store.
+    #[error("the object store: {0}")]
+    Store(#[from] StoreError),
 }
 
 /// A log that was opened.
@@ -91,8 +96,10 @@ impl<E: Env, D: Disk> Logged<E, D> {
             LogMode::Back | LogMode::Drain => begin(&env, &disk, volume.id, owner, &options).await?,
         };
         let mut log = Log::new(volume.id, epoch, options.segment_size, options.size_max);
-        log.set_delay(options.upload_delay);
+        log.set_delays(options.upload_delay, options.pack_delay);
+        log.set_packs(options.pack_below, options.pack_size);
         let damage = recover(&env, &disk, volume.id, &mut log).await?;
+        know_packed(&env, &mut log).await?;
         for Damage { segment, range, key } in &damage {
             tracing::error!(segment, ?range, object = key, "the write-back log is damaged: what was there is lost");
         }
@@ -106,12 +113,17 @@ impl<E: Env, D: Disk> Logged<E, D> {
             timer: None,
             stopping: options.mode == LogMode::ReadOnly,
             unsure: false,
+            untold: false,
             broken: false,
         };
         let staging = Staging { disk, options, epoch, state: Mutex::new(state), changed: Notify::default() };
-        let inner = Arc::new(Inner { env: env.clone(), staging: Some(staging) });
-        inner.pump();
-        Ok(Opened { env: Self { env, objects: LoggedObjects(inner) }, damage })
+        let inner = Arc::new(Inner { env: env.clone(), staging: Some(staging), packs: Packs::default() });
+        let opened = Self { env, objects: LoggedObjects(inner) };
+        if epoch > 0 {
+            opened.tend().await?;
+        }
+        opened.objects.0.pump();
+        Ok(Opened { env: opened, damage })
     }
 }
 
@@ -185,6 +197,19 @@ async fn recover<E: Env, D: Disk>(env: &E, disk: &D, volume: VolumeId, log: &mut
         reached_if(Mark::LogTailTorn, || !segment.scan.gaps.is_empty());
     }
     Ok(damage)
+}
+
+/// What earlier mounts have left and is in packs already does not go into the store again. (`begin` has synced all that
+/// the metadata says.)
+async fn know_packed<E: Env>(env: &E, log: &mut Log) -> Result<(), LogError> {
+    for key in log.waiting() {
+        if let Some((slice, index)) = parse_key(&key)
+            && env.meta().read(|read| meta::packs::find(read, slice, index)).await?.is_some()
+        {
+            log.handle_known(&key);
+        }
+    }
+    Ok(())
 }
 
 /// All of a segment. What looks damaged may be so in the answer alone: it counts where two answers agree.

@@ -13,11 +13,17 @@ use crate::meta;
 use crate::testkit::power_cut::{ObjectsPast, Power, write_objects};
 use crate::testkit::rng::Rng;
 use crate::testkit::store_conformance;
+use crate::types::{Ino, PackId};
 
 type Log = Logged<World, FakeDisk>;
 
 fn small() -> LogOptions {
     LogOptions { segment_size: 64 << 10, place: "here".to_string(), ..LogOptions::default() }
+}
+
+/// Small objects travel together.
+fn packing() -> LogOptions {
+    LogOptions { pack_below: 3000, pack_size: 20_000, pack_delay: Duration::from_millis(20), ..small() }
 }
 
 async fn open(world: &World, disk: &FakeDisk, options: LogOptions) -> Log {
@@ -42,6 +48,7 @@ fn a_store_with_a_log_is_like_any_other() {
         LogOptions { size_max: 200_000, uploads: 1, ..small() },
         LogOptions { upload_delay: Duration::from_secs(3600), ..small() },
         LogOptions { mode: LogMode::Drain, ..small() },
+        packing(),
     ];
     for (options, seed) in shapes.into_iter().zip(1..) {
         let world = World::mountable();
@@ -70,7 +77,8 @@ fn life(seed: u64, rates: Rates) -> (ObjectsPast, u64) {
         direct_from: [u64::MAX, 20_000][dice.below(2) as usize],
         uploads: 1 + dice.below(4) as usize,
         upload_delay: Duration::from_millis([0, 1, 50][dice.below(3) as usize]),
-        ..small()
+        pack_below: [0, 3000, u64::MAX][dice.below(3) as usize],
+        ..packing()
     };
     let power = Power::default();
     let at = dice.below(3000);
@@ -85,7 +93,8 @@ fn life(seed: u64, rates: Rates) -> (ObjectsPast, u64) {
                 Poll::Ready(past) => break past,
                 Poll::Pending if steps == at => {
                     power.off();
-                    frozen = Some((disk.files(), world.state().objects.clone()));
+                    let state = world.state();
+                    frozen = Some((disk.files(), state.objects.clone(), state.synced));
                 }
                 Poll::Pending => {}
             }
@@ -93,9 +102,10 @@ fn life(seed: u64, rates: Rates) -> (ObjectsPast, u64) {
             steps += 1;
             world.step_aside().await;
         };
-        let (files, objects) = frozen.unwrap_or_else(|| (disk.files(), world.state().objects.clone()));
-        disk.restore(files);
-        world.state().objects = objects;
+        if let Some((files, objects, synced)) = frozen {
+            disk.restore(files);
+            (world.state().objects, world.state().synced) = (objects, synced);
+        }
         past
     });
     cut(&world, &disk);
@@ -109,7 +119,8 @@ fn life(seed: u64, rates: Rates) -> (ObjectsPast, u64) {
         assert_eq!(past.left(log.objects()).await, left, "seed {seed}: an upload has changed what is there");
         assert!(log.close().await.expect("no fault"));
         // What the log had is in the store.
-        assert_eq!(past.left(&world).await, left, "seed {seed}: the store has other objects than the log had");
+        let store = Log::through(world.clone());
+        assert_eq!(past.left(store.objects()).await, left, "seed {seed}: the store has other objects than the log had");
         replayed
     });
     (past, replayed)
@@ -182,7 +193,7 @@ fn a_mount_goes_on_with_what_another_one_left() {
         let client = Client::mount(log.clone(), Options::default()).await.expect("a mount");
         let caller = crate::client::Caller { uid: 0, gid: 0, umask: None };
         let flags = crate::client::OpenFlags { read: true, write: true, ..crate::client::OpenFlags::default() };
-        let root = crate::types::Ino::ROOT;
+        let root = Ino::ROOT;
         let (_, handle) = client.create(caller, root, b"file", 0o644, flags).await.expect("a file");
         client.write(handle, 0, Bytes::from(vec![7; 9000]), false).await.expect("a write");
         client.fsync(handle).await.expect("an fsync");
@@ -193,7 +204,7 @@ fn a_mount_goes_on_with_what_another_one_left() {
         let log = open(&world, &disk, options()).await;
         assert_eq!(log.log_status().expect("a log").backlog.objects, 3);
         let client = Client::mount(log.clone(), Options::default()).await.expect("a mount");
-        let entry = client.lookup(crate::types::Ino::ROOT, b"file").await.expect("the file");
+        let entry = client.lookup(Ino::ROOT, b"file").await.expect("the file");
         let flags = crate::client::OpenFlags { read: true, ..crate::client::OpenFlags::default() };
         let handle = client.open(entry.ino, flags).await.expect("it opens");
         let read = client.read(handle, 0, 10_000).await.expect("it can be read");
@@ -330,4 +341,147 @@ fn a_read_only_mount_sees_the_log_and_changes_nothing() {
     assert_eq!(world.read(|read| meta::volume::load(read)), before);
     assert_eq!(disk.state().owner, owner);
     assert_eq!(world.state().objects.len(), 1);
+}
+
+/// A mounted client that makes files of one small block each.
+struct Writer {
+    log: Log,
+    client: Client<Log>,
+}
+
+impl Writer {
+    const LEN: usize = 1000;
+
+    async fn mount(world: &World, disk: &FakeDisk, options: LogOptions) -> Self {
+        let log = open(world, disk, options).await;
+        let client = Client::mount(log.clone(), Options::default()).await.expect("a mount");
+        Self { log, client }
+    }
+
+    fn bytes(number: u64) -> Vec<u8> {
+        (0..Self::LEN as u64).map(|at| (number * 31 + at * 7) as u8).collect()
+    }
+
+    async fn write(&self, numbers: Range<u64>) {
+        for number in numbers {
+            let caller = crate::client::Caller { uid: 0, gid: 0, umask: None };
+            let flags = crate::client::OpenFlags { write: true, ..crate::client::OpenFlags::default() };
+            let name = format!("{number}");
+            let made = self.client.create(caller, Ino::ROOT, name.as_bytes(), 0o644, flags).await;
+            let (entry, handle) = made.expect("a file");
+            self.client.write(handle, 0, Self::bytes(number).into(), false).await.expect("a write");
+            self.client.fsync(handle).await.expect("an fsync");
+            self.client.release(handle).await.expect("a release");
+            self.client.forget(entry.ino, 1);
+        }
+        self.log.drain().await;
+    }
+
+    async fn remove(&self, number: u64) {
+        self.client.unlink(Ino::ROOT, format!("{number}").as_bytes()).await.expect("it is there");
+    }
+
+    async fn read(&self, number: u64) {
+        let entry = self.client.lookup(Ino::ROOT, format!("{number}").as_bytes()).await.expect("it is there");
+        let flags = crate::client::OpenFlags { read: true, ..crate::client::OpenFlags::default() };
+        let handle = self.client.open(entry.ino, flags).await.expect("it opens");
+        let found = self.client.read(handle, 0, 2 * Self::LEN as u32).await.expect("it can be read");
+        assert_eq!(found.into_contiguous(), Self::bytes(number), "file {number}");
+        self.client.release(handle).await.expect("a release");
+        self.client.forget(entry.ino, 1);
+    }
+
+    async fn unmount(self) {
+        self.client.unmount().await.expect("an unmount");
+        self.log.drain().await;
+        assert!(self.log.close().await.expect("no fault"));
+    }
+}
+
+/// Objects in the store: packs, and blocks by themselves.
+fn stored(world: &World) -> (usize, usize) {
+    let state = world.state();
+    let of = |prefix: &str| state.objects.keys().filter(|key| key.starts_with(prefix)).count();
+    (of("packs/"), of("blocks/"))
+}
+
+fn sound(world: &World) {
+    let findings = core::cell::RefCell::new(Vec::new());
+    world.read(|read| {
+        findings.borrow_mut().clear();
+        meta::invariant::check(read, &mut |_| {}, &mut |finding| findings.borrow_mut().push(finding))
+    });
+    assert!(findings.borrow().is_empty(), "{findings:?}");
+}
+
+async fn until(world: &World, holds: impl Fn() -> bool) {
+    for _ in 0..10_000 {
+        if holds() {
+            return;
+        }
+        world.sleep_until(world.now() + Duration::from_millis(100)).await;
+    }
+    panic!("it never holds");
+}
+
+#[test]
+fn small_files_travel_together_and_leave_no_trace() {
+    let world = World::mountable();
+    let disk = FakeDisk::new(&world, 1);
+    world.block_on(async {
+        let options = || LogOptions { pack_delay: Duration::from_secs(3600), ..packing() };
+        let writer = Writer::mount(&world, &disk, options()).await;
+        writer.write(0..60).await;
+        let (packs, alone) = stored(&world);
+        assert!(
+            (3..=6).contains(&packs) && alone <= 1,
+            "60 files of {} are {packs} packs and {alone} objects",
+            Writer::LEN
+        );
+        for number in 0..60 {
+            writer.read(number).await;
+        }
+        sound(&world);
+        // Half of each is no reason to write the rest again; most of it is.
+        for number in (0..60).filter(|number| number % 6 != 0) {
+            writer.remove(number).await;
+        }
+        until(&world, || stored(&world).0 == 1).await;
+        for number in (0..60).step_by(6) {
+            writer.read(number).await;
+        }
+        sound(&world);
+        writer.unmount().await;
+        let writer = Writer::mount(&world, &disk, options()).await;
+        for number in (0..60).step_by(6) {
+            writer.read(number).await;
+            writer.remove(number).await;
+        }
+        until(&world, || stored(&world) == (0, 0)).await;
+        until(&world, || world.read(|read| meta::packs::all(read)).is_empty()).await;
+        writer.unmount().await;
+        sound(&world);
+    });
+}
+
+#[test]
+fn a_pack_that_a_mount_left_half_way_goes() {
+    let world = World::mountable();
+    let disk = FakeDisk::new(&world, 1);
+    let pack = PackId::new(7, 3);
+    world.txn(|txn, _| meta::session::take_id(txn, 8));
+    world.txn(|txn, _| meta::packs::begin(txn, pack));
+    world.sync_all();
+    let key = crate::format::pack::pack_key(pack);
+    world.state().objects.insert(key.clone(), Bytes::from_static(b"half"));
+    world.block_on(async {
+        let log = open(&world, &disk, packing()).await;
+        until(&world, || !world.state().objects.contains_key(&key)).await;
+        // It comes late.
+        world.state().objects.insert(key.clone(), Bytes::from_static(b"half"));
+        until(&world, || world.read(|read| meta::packs::all(read)).is_empty()).await;
+        assert!(!world.state().objects.contains_key(&key), "what came late is left");
+        log.drain().await;
+        assert!(log.close().await.expect("no fault"));
+    });
 }

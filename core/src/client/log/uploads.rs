@@ -15,14 +15,15 @@ use core::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Inner, LogError, Staging};
+use super::{Inner, LogError, LogOptions, Staging};
 use crate::client::wait::lock;
 use crate::env::{Disk, DiskError, Env, MetaStore, ObjectStore, StoreError};
 use crate::format::log::body_sum;
 use crate::marks::{Mark, reached, reached_if};
 use crate::meta;
 use crate::planted::{self, Bug};
-use crate::store::log::{BytesAt, Upload};
+use crate::store::log::{BytesAt, Log, Upload};
+use crate::types::PackId;
 
 /// Bytes of the log that are not what was staged are read again so many times before that counts as damage.
 const READ_TRIES: u32 = 4;
@@ -30,6 +31,11 @@ const READ_TRIES: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(100);
 /// Longest such pause.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// There is something to settle or to remove.
+fn has_work(log: &Log) -> bool {
+    !log.plan_settle().is_empty() || !log.plan_packs().is_empty() || log.removable(false).is_some()
+}
 
 impl<E: Env, D: Disk> Inner<E, D> {
     /// Starts the uploads that are due, and sees to it that this happens again when the next one is.
@@ -40,6 +46,12 @@ impl<E: Env, D: Disk> Inner<E, D> {
             let mut state = lock(&staging.state);
             if state.stopping {
                 return;
+            }
+            if let Some(packing) = state.log.next_pack(now, staging.options.uploads) {
+                drop(state);
+                let inner = self.clone();
+                self.env.spawn(async move { inner.upload_pack(packing).await });
+                continue;
             }
             let Some(upload) = state.log.next_upload(now, staging.options.uploads) else {
                 let due = state.log.retry_at(now).filter(|due| state.timer.is_none_or(|timer| *due < timer));
@@ -91,7 +103,7 @@ impl<E: Env, D: Disk> Inner<E, D> {
     }
 
     /// The bytes of an object, as they were staged.
-    async fn staged(&self, staging: &Staging<D>, upload: &Upload) -> Option<Vec<Bytes>> {
+    pub(super) async fn staged(&self, staging: &Staging<D>, upload: &Upload) -> Option<Vec<Bytes>> {
         let (segment, range, sum) = match &upload.body {
             BytesAt::Memory(body) => return Some(body.clone()),
             BytesAt::Disk { segment, range, sum } => (*segment, range.clone(), *sum),
@@ -124,8 +136,7 @@ impl<E: Env, D: Disk> Inner<E, D> {
     /// Settles what was put and removes what nobody needs, in a task of its own, if there is anything of that.
     pub(super) fn tidy(self: &Arc<Self>) {
         let mut state = lock(&self.staging().state);
-        let work = !state.log.plan_settle().is_empty() || state.log.removable(false).is_some();
-        if work && !core::mem::replace(&mut state.settling, true) {
+        if has_work(&state.log) && !core::mem::replace(&mut state.settling, true) {
             let inner = self.clone();
             self.env.spawn(async move { inner.settle().await });
         }
@@ -136,8 +147,12 @@ impl<E: Env, D: Disk> Inner<E, D> {
         let mut pause = PAUSE;
         loop {
             self.env.pause().await;
-            let put = lock(&staging.state).log.plan_settle();
-            let settled = put.is_empty() || self.settle_these(staging, &put).await;
+            let (put, packs) = {
+                let state = lock(&staging.state);
+                (state.log.plan_settle(), state.log.plan_packs())
+            };
+            let nothing = put.is_empty() && packs.is_empty();
+            let settled = nothing || self.settle_these(staging, &put, &packs).await;
             if settled && self.remove_segments(staging, false).await {
                 pause = PAUSE;
             } else {
@@ -145,8 +160,7 @@ impl<E: Env, D: Disk> Inner<E, D> {
                 pause = (2 * pause).min(PAUSE_MAX);
             }
             let mut state = lock(&staging.state);
-            let work = !state.log.plan_settle().is_empty() || state.log.removable(false).is_some();
-            if !work || state.stopping {
+            if !has_work(&state.log) || state.stopping {
                 state.settling = false;
                 drop(state);
                 staging.changed.notify_all();
@@ -155,7 +169,7 @@ impl<E: Env, D: Disk> Inner<E, D> {
         }
     }
 
-    async fn settle_these(&self, staging: &Staging<D>, put: &[String]) -> bool {
+    async fn settle_these(self: &Arc<Self>, staging: &Staging<D>, put: &[String], packs: &[PackId]) -> bool {
         if !planted::is(Bug::SegmentBeforeBarrier)
             && let Err(error) = self.env.objects().barrier().await
         {
@@ -164,8 +178,12 @@ impl<E: Env, D: Disk> Inner<E, D> {
         }
         self.env.pause().await;
         lock(&staging.state).log.handle_settled(put);
+        let mut all = true;
+        for pack in packs {
+            all &= self.record(staging, *pack).await;
+        }
         staging.changed.notify_all();
-        true
+        all
     }
 
     /// Removes segments, oldest first, as far as they can go. False: one could not be removed.
@@ -185,15 +203,26 @@ impl<E: Env, D: Disk> Inner<E, D> {
         }
     }
 
+    pub(super) fn hurry(self: &Arc<Self>, hurry: bool) {
+        let Some(staging) = &self.staging else { return };
+        let LogOptions { upload_delay, pack_delay, .. } = staging.options;
+        let (delay, pack) = if hurry { (Duration::ZERO, Duration::ZERO) } else { (upload_delay, pack_delay) };
+        lock(&staging.state).log.set_delays(delay, pack);
+        self.pump();
+    }
+
     pub(super) async fn drain(self: &Arc<Self>) {
         let Some(staging) = &self.staging else { return };
-        lock(&staging.state).log.set_delay(Duration::ZERO);
-        self.pump();
+        self.hurry(true);
         self.tidy();
         loop {
             let changed = staging.changed.listen();
-            if lock(&staging.state).log.is_drained() {
-                return;
+            let ended = {
+                let state = lock(&staging.state);
+                state.log.is_drained() || state.untold
+            };
+            if ended {
+                return self.hurry(false);
             }
             changed.await;
         }

@@ -75,7 +75,7 @@ pub(crate) struct Faults {
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) kv: MemKv,
-    synced: TxnSeq,
+    pub(crate) synced: TxnSeq,
     pub(crate) objects: BTreeMap<String, Bytes>,
     pub(crate) log: Vec<Event>,
     pub(crate) faults: Faults,
@@ -352,6 +352,7 @@ impl World {
             created: Timestamp::default(),
             acl: false,
             log: None,
+            packs: false,
         }
     }
 

@@ -23,7 +23,7 @@ use crate::format::codec::DecodeError;
 use crate::format::keys::{self, Key};
 use crate::format::values::{Value, Volume};
 use crate::kv::{OpError, OpResult, Read};
-use crate::types::Ino;
+use crate::types::{Ino, PackId};
 
 mod ids;
 mod table;
@@ -47,6 +47,7 @@ pub fn check(read: &mut dyn Read, progress: &mut dyn FnMut(u64), found: &mut dyn
         named: BTreeMap::new(),
         referenced: IdSet::default(),
         homes: BTreeMap::new(),
+        packs: BTreeMap::new(),
         sums: table::Sums::default(),
     };
     match volume::load(check.read) {
@@ -80,6 +81,8 @@ struct Check<'a> {
     referenced: IdSet,
     /// Slices with a home: records that refer to them.
     homes: BTreeMap<u64, u64>,
+    /// Bytes of blocks in each pack, as far as found.
+    packs: BTreeMap<PackId, u64>,
     sums: table::Sums,
 }
 

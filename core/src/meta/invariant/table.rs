@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::{Check, PROGRESS_STEP, why};
 use crate::format::codec::DecodeError;
 use crate::format::keys::{self, Counter, Key};
-use crate::format::values::{Cut, DelSlice, Dentry, DirStat, Home, Lease, Location, Session, Value, Volume};
+use crate::format::values::{Cut, DelSlice, Dentry, DirStat, Home, Lease, Pack, Packed, Session, Value, Volume};
 use crate::kv::OpResult;
 use crate::meta::FindingKind;
 use crate::meta::acl::{self, AclKind};
@@ -128,14 +128,24 @@ impl Check<'_> {
             Key::NextIno | Key::NextSlice | Key::NextSession => self.decodes::<u64>(value, None, "an allocator"),
             Key::Volume => self.decodes::<Volume>(value, None, "the volume's settings"),
             Key::Home(slice) => self.home(slice, value),
-            Key::Member(pack, slice) => {
-                let home = self.peek::<Home>(keys::home(slice))?;
-                let there = home.is_some_and(|home| match home.location {
-                    Location::Pack { pack: at, .. } => at == pack,
-                    Location::Blocks | Location::Log { .. } => false,
-                });
-                self.belongs(there, None, "a member of a pack that its home does not name")
-            }
+            Key::Packed(..) => match Packed::decode(value) {
+                Ok(packed) => {
+                    let pack = self.peek::<Pack>(keys::pack(packed.pack))?;
+                    let there = pack.is_some_and(|pack| packed.at + packed.len <= pack.len);
+                    *self.packs.entry(packed.pack).or_default() += u64::from(packed.len);
+                    self.belongs(there, None, "a block in a pack that does not exist or is shorter")
+                }
+                Err(error) => self.undecodable(None, "a block in a pack", error),
+            },
+            Key::Pack(number) => match Pack::decode(value) {
+                Ok(pack) => {
+                    self.given_out(number.mount(), self.limits.session, "mount of a pack");
+                    // The blocks in packs come before the packs.
+                    let live = self.packs.remove(&number).unwrap_or(0);
+                    self.belongs(live == u64::from(pack.live), None, "a pack that counts other bytes than are in use")
+                }
+                Err(error) => self.undecodable(None, "a pack", error),
+            },
             Key::Session(id) => {
                 self.given_out(id.0, self.limits.session, "session");
                 self.decodes::<Session>(value, None, "a session")

@@ -446,12 +446,12 @@ fn the_last_byte_of_the_longest_file_can_be_written() {
 
 #[test]
 fn shared_slices_count_their_references() {
-    use crate::format::values::{Home, Location};
+    use crate::format::values::Home;
 
     let mut world = World::new();
     let (a, b) = (world.file(Ino::ROOT, b"a"), world.file(Ino::ROOT, b"b"));
     let slice = world.slice();
-    let home = Home { location: Location::Blocks, references: 2 };
+    let home = Home { references: 2 };
     world.put(crate::format::keys::home(slice), &home);
     let record = SliceRecord { slice, stored_len: 20, off: 4, pos: 0, len: 10, place: Place::Home };
     for ino in [a, b] {

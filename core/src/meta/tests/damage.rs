@@ -4,8 +4,8 @@
 
 use super::*;
 use crate::format::keys::{self, Counter};
-use crate::format::values::{DelSlice, Dentry, DirStat, Value};
-use crate::types::Place;
+use crate::format::values::{DelSlice, Dentry, DirStat, Pack, Packed, Value};
+use crate::types::{PackId, Place};
 
 /// `/dir/sub/file` with two slices and an inline one, `/dir/sub/other`, `/dir/link` (symlink), `/hard` and
 /// `/dir/hard` (one file).
@@ -100,6 +100,30 @@ fn damaged_names_are_found() {
     check(
         |t, txn| put(txn, keys::dentry(t.sub, b"loop"), &Dentry { ino: t.dir, kind: FileType::Directory }),
         &[(WrongLinkCount, "/dir/sub/loop"), (WrongDirStat, "/dir/sub")],
+    );
+}
+
+#[test]
+fn damaged_packs_are_found() {
+    let (pack, block) = (PackId::new(1, 1), (SliceId(4096), 0));
+    let packed = Packed { pack, at: 0, len: 10 };
+    let of = |live| Pack { len: 10, live, condemned: false };
+    let whole = |txn: &mut dyn Txn| {
+        put(txn, keys::packed(block.0, block.1), &packed);
+        put(txn, keys::pack(pack), &of(10));
+    };
+    let damaged = [(FindingKind::DanglingKey, "")];
+    check(|_, txn| whole(txn), &[]);
+    check(|_, txn| put(txn, keys::packed(block.0, block.1), &packed), &damaged);
+    check(|_, txn| put(txn, keys::pack(pack), &of(10)), &damaged);
+    check(
+        |_, txn| {
+            whole(txn);
+            put(txn, keys::packed(block.0, 1), &Packed { at: 5, ..packed });
+            put(txn, keys::pack(pack), &of(10));
+        },
+        // A block past the end of its pack, and a pack that counts too little.
+        &[damaged[0], damaged[0]],
     );
 }
 

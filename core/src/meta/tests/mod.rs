@@ -17,6 +17,7 @@ mod attributes;
 mod contents;
 mod damage;
 mod names;
+mod packs;
 mod random;
 mod volumes;
 
@@ -156,6 +157,7 @@ fn volume() -> Volume {
         created: Timestamp::default(),
         acl: false,
         log: None,
+        packs: false,
     }
 }
 

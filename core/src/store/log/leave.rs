@@ -12,15 +12,16 @@ use super::{AHEAD, Entry, Log, State, Upload};
 impl Log {
     // ---- uploads
 
-    /// Objects staged so lately are not put yet.
-    pub fn set_delay(&mut self, delay: Duration) {
+    /// Objects staged so lately are not put yet; packs take so long to fill.
+    pub fn set_delays(&mut self, delay: Duration, pack: Duration) {
         self.delay = delay;
+        self.packing.set_delay(pack.max(delay));
     }
 
     /// The next object to put at `now`; to be ended with `handle_upload`.
     pub fn next_upload(&mut self, now: Duration, running_max: usize) -> Option<Upload> {
         let delay = self.delay;
-        if running_max <= self.running {
+        if running_max <= self.running + self.packing.running() {
             return None;
         }
         let due = |key: &&String| {
@@ -41,7 +42,8 @@ impl Log {
     /// When the next put may be tried, if one has to wait.
     pub fn retry_at(&self, now: Duration) -> Option<Duration> {
         let due = |key: &String| self.entries[key].due(self.delay).filter(|due| now < *due);
-        self.waiting.values().take(AHEAD).filter_map(due).min()
+        let alone = self.waiting.values().take(AHEAD).filter_map(due).min();
+        alone.into_iter().chain(self.pack_at(now)).min()
     }
 
     /// A put has ended.
@@ -74,11 +76,27 @@ impl Log {
             let before = entry.clone();
             entry.state = State::Settled;
             entry.body = None;
-            self.leave(&before);
+            self.leave(key, &before);
             if before.place.is_none() {
                 self.entries.remove(key);
             }
         }
+    }
+
+    /// It is in the store for good, where the metadata says.
+    pub fn handle_known(&mut self, key: &str) {
+        let Some(entry) = self.entries.get_mut(key) else { return };
+        let before = entry.clone();
+        (entry.state, entry.body) = (State::Settled, None);
+        self.leave(key, &before);
+        if before.place.is_none() {
+            self.entries.remove(key);
+        }
+    }
+
+    /// Objects that wait to be put.
+    pub fn waiting(&self) -> Vec<String> {
+        self.waiting.values().chain(self.packing.waiting()).cloned().collect()
     }
 
     // ---- deletion
@@ -100,14 +118,13 @@ impl Log {
 
     /// The log says that it is deleted, and no put of it is under way.
     pub fn end_delete(&mut self, key: &str) {
-        if let Some(entry) = self.entries.remove(key) {
-            if let State::Running { .. } = entry.state {
-                // Only a planted mistake gets here: the put that is under way finds nothing.
-                self.running -= 1;
-            }
-            self.put.remove(key);
-            self.leave(&entry);
+        let Some(entry) = self.entries.remove(key) else { return };
+        if let (State::Running { .. }, None) = (entry.state, entry.pack) {
+            // Only a planted mistake gets here: the put that is under way finds nothing.
+            self.running -= 1;
         }
+        self.put.remove(key);
+        self.leave(key, &entry);
     }
 
     // ---- segments that go

@@ -106,18 +106,21 @@ impl Log {
         segment.keys.push((record.key.clone(), self.next_order));
         segment.live += 1;
         *self.recorded.entry(record.key.clone()).or_default() += 1;
-        self.waiting.insert(self.next_order, record.key.clone());
+        let len = record.body.end - record.body.start;
         let entry = Entry {
             order: self.next_order,
             place: Some((number, record.at)),
-            len: record.body.end - record.body.start,
+            len,
             sum: record.sum,
             body: None,
             // A put of an earlier mount may be on its way.
             state: State::Waiting { retry_at: Duration::ZERO, attempts: 0 },
             since: now,
             deleting: false,
+            alone: !self.packing.takes(&record.key, len),
+            pack: None,
         };
+        self.queue(&record.key, &entry);
         self.entries.insert(record.key.clone(), entry);
     }
 }
