@@ -155,8 +155,7 @@ impl<'a> Draw<'a> {
     pub(crate) fn step(&mut self) -> (&'static str, Step) {
         loop {
             let kind = self.kind();
-            let count = self.counts.get(kind).copied().unwrap_or_default();
-            self.careful = count.succeeded * 100 <= count.drawn * CAREFUL_PERCENT;
+            self.careful = self.is_careful(kind);
             self.worker = if self.careful && self.dice.chance(60) { 0 } else { self.below(USERS.len()) };
             if let Some(call) = self.call(kind) {
                 self.counts.entry(kind).or_default().drawn += 1;
@@ -177,6 +176,12 @@ impl<'a> Draw<'a> {
             return kinds.iter().copied().min_by_key(drawn).unwrap_or("stat");
         }
         kinds[self.below(kinds.len())]
+    }
+
+    /// A kind that has failed too often.
+    pub(crate) fn is_careful(&self, kind: &str) -> bool {
+        let count = self.counts.get(kind).copied().unwrap_or_default();
+        count.succeeded * 100 <= count.drawn * CAREFUL_PERCENT
     }
 
     /// A call that was drawn elsewhere, by root.

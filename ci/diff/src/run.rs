@@ -94,7 +94,10 @@ fn explore(
     for _ in 0..most {
         draw.tree = pair.tree().to_vec();
         let (kind, step) = match &mut simulator {
-            Some(simulator) => draw.drawn(simulator.call()),
+            Some(simulator) => {
+                let call = simulator.call(|kind| draw.is_careful(kind));
+                draw.drawn(call)
+            }
             None => draw.step(),
         };
         let stepped = pair.step(kind, &step, allowed);
