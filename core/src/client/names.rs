@@ -85,6 +85,21 @@ impl<E: Env> Client<E> {
         }
     }
 
+    /// What an inode number leads to that the kernel has forgotten and somebody remembers, such as an NFS client. Counts as
+    /// a lookup. ENOENT if it is gone.
+    pub async fn lookup_ino(&self, ino: Ino) -> Result<Entry, Errno> {
+        self.0.env.pause().await;
+        let attr = self.0.getattr(ino).await?;
+        self.0.files.remember(ino);
+        Ok(Entry { ino, attr })
+    }
+
+    /// The directory that holds a directory; as `lookup_ino`.
+    pub async fn lookup_parent(&self, dir: Ino) -> Result<Entry, Errno> {
+        let attr = self.0.getattr(dir).await?;
+        self.lookup_ino(attr.parent).await
+    }
+
     /// The kernel forgot `count` lookups of `ino`.
     pub fn forget(&self, ino: Ino, count: u64) {
         if self.0.files.forget(ino, count) {

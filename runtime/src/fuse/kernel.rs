@@ -34,8 +34,8 @@ const CONGESTION_THRESHOLD: u16 = 48;
 ///
 /// Not wanted: WRITEBACK_CACHE (a write is accepted when we answer it, and the promises about the order of writes and
 /// renames hold from there on), AUTO_INVAL_DATA (it drops cached pages when mtime moves, and only we move it),
-/// SPLICE (fuser copies), POSIX_LOCKS and FLOCK_LOCKS (the kernel's own locks suffice while it is alone),
-/// EXPORT_SUPPORT. The first, ASYNC_READ: several reads of a file are under way at once, so that what the kernel reads ahead
+/// SPLICE (fuser copies), POSIX_LOCKS and FLOCK_LOCKS (the kernel's own locks suffice while it is alone).
+/// The first, ASYNC_READ: several reads of a file are under way at once, so that what the kernel reads ahead
 /// does not hold up what is asked for: reads 1.12.
 const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     // Several pages in one WRITE; recent kernels do that anyhow.
@@ -66,8 +66,8 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
 /// stands in its place.
 const FOR_ACLS: InitFlags = InitFlags::FUSE_POSIX_ACL.union(InitFlags::FUSE_DONT_MASK);
 
-/// Sets up the connection.
-pub(super) fn configure(config: &mut KernelConfig, acl: bool, atime: AtimeMode) -> io::Result<()> {
+/// Sets up the connection. `whole`: all of the volume is mounted, not a directory of it.
+pub(super) fn configure(config: &mut KernelConfig, acl: bool, atime: AtimeMode, whole: bool) -> io::Result<()> {
     let offered = config.capabilities();
     let mut wanted = WANTED;
     if acl {
@@ -75,6 +75,11 @@ pub(super) fn configure(config: &mut KernelConfig, acl: bool, atime: AtimeMode) 
             return Err(io::Error::other("the volume has POSIX ACLs, which the FUSE of this kernel does not know"));
         }
         wanted |= FOR_ACLS;
+    }
+    if whole {
+        // Handles of files outlive the kernel's memory of them, for open_by_handle_at(2), NFS and overlayfs: numbers of
+        // inodes are never used again. They know nothing of a directory that they must not leave.
+        wanted |= InitFlags::FUSE_EXPORT_SUPPORT;
     }
     if every_read_comes(atime) {
         wanted -= InitFlags::FUSE_CACHE_SYMLINKS;

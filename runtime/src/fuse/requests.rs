@@ -94,7 +94,7 @@ impl<E: Env> Adapter<E> {
 
 impl<E: Env> Filesystem for Adapter<E> {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        kernel::configure(config, self.client.volume().acl, self.atime)?;
+        kernel::configure(config, self.client.volume().acl, self.atime, self.root == Ino::ROOT)?;
         self.skip_opendir = kernel::can_skip_opendir(config, self.atime);
         Ok(())
     }
@@ -104,7 +104,13 @@ impl<E: Env> Filesystem for Adapter<E> {
         let name = owned(name);
         let client = self.client.clone();
         self.run(async move {
-            match client.lookup(parent, &name).await {
+            let found = match &name[..] {
+                // Of a file handle: the kernel has forgotten the inode.
+                b"." => client.lookup_ino(parent).await,
+                b".." => client.lookup_parent(parent).await,
+                name => client.lookup(parent, name).await,
+            };
+            match found {
                 Ok(entry) => reply_entry(reply, entry),
                 Err(CoreErrno::ENOENT) => reply.entry(&TTL, &convert::negative_entry(), Generation(0)),
                 Err(errno) => reply.error(convert::errno(errno)),

@@ -2,8 +2,10 @@
 //! a program meets it.
 
 use std::collections::BTreeSet;
+use std::ffi::{CString, c_char};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, symlink};
 use std::os::unix::net::UnixDatagram;
@@ -610,4 +612,53 @@ fn each_open_handle_is_told_of_an_error_once() {
     drop((writer, first, other, third));
     volume.remount();
     assert_same(&fs::read(&path).expect("reads"), &expected, "nothing is lost");
+}
+
+/// A `struct file_handle` with room for any.
+#[repr(C)]
+struct Handle {
+    bytes: u32,
+    kind: i32,
+    handle: [u8; 128],
+}
+
+unsafe extern "C" {
+    fn name_to_handle_at(dir: i32, path: *const c_char, handle: *mut Handle, mount: *mut i32, flags: i32) -> i32;
+    fn open_by_handle_at(mount: i32, handle: *mut Handle, flags: i32) -> i32;
+}
+
+/// As NFS and overlayfs do.
+fn open_handle(mount: &File, handle: &mut Handle) -> std::io::Result<File> {
+    // SAFETY: the handle is one, and the descriptor that comes back is nobody else's.
+    let fd = unsafe { open_by_handle_at(mount.as_raw_fd(), handle, 0) };
+    // SAFETY: as above.
+    if fd < 0 { Err(std::io::Error::last_os_error()) } else { Ok(unsafe { File::from_raw_fd(fd) }) }
+}
+
+#[test]
+fn a_file_handle_outlives_the_caches() {
+    let volume = Volume::mounted();
+    fs::create_dir(volume.path("dir")).expect("makes a folder");
+    let path = volume.path("dir/f");
+    fs::write(&path, "handled").expect("writes");
+    let mut handle = Handle { bytes: 128, kind: 0, handle: [0; 128] };
+    let name = CString::new(path.as_os_str().as_bytes()).expect("has no NUL");
+    let mut mount_id = 0;
+    // SAFETY: both are big enough, and the path ends with NUL.
+    let told = unsafe { name_to_handle_at(-100, name.as_ptr(), &raw mut handle, &raw mut mount_id, 0) };
+    assert_eq!(told, 0, "{}", std::io::Error::last_os_error());
+    let mount = File::open(volume.path("")).expect("opens");
+    for round in 0..2 {
+        fs::write("/proc/sys/vm/drop_caches", "2").expect("is root");
+        let mut found = String::new();
+        open_handle(&mount, &mut handle).expect("it is there").read_to_string(&mut found).expect("reads");
+        assert_eq!(found, "handled", "round {round}");
+        if round == 0 {
+            fs::rename(volume.path("dir"), volume.path("moved")).expect("renames");
+        }
+    }
+    fs::remove_file(volume.path("moved/f")).expect("unlinks");
+    fs::write("/proc/sys/vm/drop_caches", "2").expect("is root");
+    let gone = open_handle(&mount, &mut handle).expect_err("it is removed");
+    assert_eq!(Errno::from_io_error(&gone), Some(Errno::STALE));
 }
