@@ -99,7 +99,7 @@ impl<E: Env, D: Disk> Logged<E, D> {
         log.set_delays(options.upload_delay, options.pack_delay);
         log.set_packs(options.pack_below, options.pack_size);
         let damage = recover(&env, &disk, volume.id, &mut log).await?;
-        know_packed(&env, &mut log).await?;
+        know_packed(&env, &mut log).await;
         for Damage { segment, range, key } in &damage {
             tracing::error!(segment, ?range, object = key, "the write-back log is damaged: what was there is lost");
         }
@@ -199,17 +199,16 @@ async fn recover<E: Env, D: Disk>(env: &E, disk: &D, volume: VolumeId, log: &mut
     Ok(damage)
 }
 
-/// What earlier mounts have left and is in packs already does not go into the store again. (`begin` has synced all that
-/// the metadata says.)
-async fn know_packed<E: Env>(env: &E, log: &mut Log) -> Result<(), LogError> {
+/// What earlier mounts have left and is in packs already does not go into the store again, as far as that can be read.
+/// (`begin` has synced all that the metadata says.)
+async fn know_packed<E: Env>(env: &E, log: &mut Log) {
     for key in log.waiting() {
         if let Some((slice, index)) = parse_key(&key)
-            && env.meta().read(|read| meta::packs::find(read, slice, index)).await?.is_some()
+            && let Ok(Some(_)) = env.meta().read(|read| meta::packs::find(read, slice, index)).await
         {
             log.handle_known(&key);
         }
     }
-    Ok(())
 }
 
 /// All of a segment. What looks damaged may be so in the answer alone: it counts where two answers agree.
