@@ -150,6 +150,7 @@ impl Knobs {
             pack_below: one_of(&[0, 300, u64::from(block_size) / 2, u64::MAX]),
             pack_size: one_of(&[600, 3 * u64::from(block_size), 20_000]),
             pack_delay: Duration::from_millis(one_of(&[0, 20, 300, 3000])),
+            pack_rest: Duration::from_millis(one_of(&[0, 0, 100, 10_000])),
             place: "sim".into(),
         };
         Self { geometry, options, log: dice.chance(750).then_some(log), looks }

@@ -445,7 +445,7 @@ impl Refused {
     /// Another attempt may succeed.
     fn passes(&self) -> bool {
         match self {
-            Self::Log(LogError::Disk(_) | LogError::Meta(_) | LogError::Store(_)) => true,
+            Self::Log(LogError::Disk(_) | LogError::Meta(_)) => true,
             Self::Volume(error) | Self::Log(LogError::Volume(error)) => {
                 matches!(error, MountError::Meta(_) | MountError::Store(_) | MountError::WrongBucket { .. })
             }

@@ -6,6 +6,7 @@ use core::time::Duration;
 
 use super::Client;
 use super::check::{self, CheckError, CheckProgress, CheckSummary};
+use super::upkeep::blocks;
 use super::wait::lock;
 use core::sync::atomic::Ordering;
 
@@ -13,7 +14,7 @@ use crate::env::{Env, MetaStore};
 use crate::errno::Errno;
 use crate::format::values::Volume;
 use crate::meta::{self, Finding};
-use crate::types::{Attr, FileType, Ino, PackId, Place, SessionId, SliceId, SliceRecord};
+use crate::types::{Attr, BlockId, FileType, Ino, PackId, Place, SessionId, SliceId, SliceRecord};
 
 /// A mount at one moment.
 #[derive(Clone, Debug)]
@@ -107,9 +108,9 @@ impl<E: Env> Client<E> {
             if !matches!(record.place, Place::Blocks | Place::Home) {
                 continue;
             }
-            for index in 0..shared.geometry().block_count(record.stored_len) {
-                if let Some(found) = shared.read(|read| meta::packs::find(read, record.slice, index)).await? {
-                    packed.insert((record.slice, index), found.pack);
+            for BlockId { slice, index, .. } in blocks(*shared.geometry(), record.slice, record.stored_len) {
+                if let Some(found) = shared.read(|read| meta::packs::find(read, slice, index)).await? {
+                    packed.insert((slice, index), found.pack);
                 }
             }
         }

@@ -63,6 +63,9 @@ pub struct LogOptions {
     pub pack_size: u64,
     /// How long a pack may take to fill.
     pub pack_delay: Duration,
+    /// A pack is rewritten when nothing was deleted from any for so long: what is removed together leaves more dead packs,
+    /// and the others are rewritten together.
+    pub pack_rest: Duration,
     /// Where the log is, for a person: machine and path.
     pub place: String,
 }
@@ -79,6 +82,7 @@ impl Default for LogOptions {
             pack_below: 0,
             pack_size: 4 << 20,
             pack_delay: Duration::from_secs(2),
+            pack_rest: Duration::from_secs(10),
             place: String::new(),
         }
     }
@@ -215,7 +219,7 @@ type Answer = Result<(), StoreError>;
 impl<E: Env, D: Disk> Logged<E, D> {
     /// A world without a log.
     pub fn through(env: E) -> Self {
-        let inner = Inner { env: env.clone(), staging: None, packs: Packs::default() };
+        let inner = Inner { env: env.clone(), staging: None, packs: Packs::new(true) };
         Self { env, objects: LoggedObjects(Arc::new(inner)) }
     }
 

@@ -208,18 +208,9 @@ pub struct Head {
 /// Reads the head of the block `id`, which starts `bytes`; what follows the head is ignored.
 /// Frame size and block length are those of a geometry that holds.
 pub fn decode_head(volume: VolumeId, id: BlockId, frame_size: u32, bytes: &[u8]) -> Result<Head, BlockError> {
-    let mut d = Decoder::new(bytes);
-    let magic = d.raw(MAGIC.len()).map_err(|_| BlockError::Length)?;
-    if magic != MAGIC {
-        return Err(BlockError::NotABlock);
-    }
-    match d.u8().map_err(|_| BlockError::Length)? {
-        VERSION => {}
-        other => return Err(BlockError::Version(other)),
-    }
+    let header = Header::of(bytes)?;
     // The head's own length comes from the identity asked for: a length field is compared, never trusted.
     let head = bytes.get(..head_len(frame_size, id.len) as usize);
-    let header = Header::read(d).map_err(|_| BlockError::Length)?;
     let identity = Identity { volume, id };
     let known = header.identity == identity || planted::is(Bug::ChecksumUnbound);
     let wanted = known && header.frame_size == frame_size;
@@ -244,15 +235,7 @@ pub fn decode_head(volume: VolumeId, id: BlockId, frame_size: u32, bytes: &[u8])
 
 /// The block that an object says it is; nothing of it is verified.
 pub(super) fn read_id(bytes: &[u8]) -> Result<BlockId, BlockError> {
-    let mut d = Decoder::new(bytes);
-    if d.raw(MAGIC.len()).map_err(|_| BlockError::Length)? != MAGIC {
-        return Err(BlockError::NotABlock);
-    }
-    match d.u8().map_err(|_| BlockError::Length)? {
-        VERSION => {}
-        other => return Err(BlockError::Version(other)),
-    }
-    Ok(Header::read(d).map_err(|_| BlockError::Length)?.identity.id)
+    Ok(Header::of(bytes)?.identity.id)
 }
 
 /// The fields after magic and version.
@@ -265,6 +248,18 @@ struct Header {
 }
 
 impl Header {
+    fn of(bytes: &[u8]) -> Result<Self, BlockError> {
+        let mut d = Decoder::new(bytes);
+        if d.raw(MAGIC.len()).map_err(|_| BlockError::Length)? != MAGIC {
+            return Err(BlockError::NotABlock);
+        }
+        match d.u8().map_err(|_| BlockError::Length)? {
+            VERSION => {}
+            other => return Err(BlockError::Version(other)),
+        }
+        Self::read(d).map_err(|_| BlockError::Length)
+    }
+
     fn read(mut d: Decoder<'_>) -> Result<Self, DecodeError> {
         let (codec, reserved) = (d.u8()?, d.u16()?);
         let volume = VolumeId(d.bytes16()?);

@@ -9,7 +9,7 @@
 
 use alloc::vec::Vec;
 
-use super::{after, get, put, scan_all, volume};
+use super::{after, get, put, volume};
 use crate::errno::Errno;
 use crate::format::keys::{self, Key};
 use crate::format::values::{Pack, Packed, VOLUME_VERSION, Value, Volume};
@@ -74,7 +74,8 @@ pub fn move_to(txn: &mut dyn Txn, pack: PackId, len: u32, members: &[(Member, Or
         }
         if !here {
             if let Some(was) = was {
-                emptied.extend(take_from(txn, &was)?);
+                let left = take_from(txn, &was)?;
+                emptied.extend((left.live == 0).then_some(was.pack));
             }
             live += member.len;
         }
@@ -85,14 +86,15 @@ pub fn move_to(txn: &mut dyn Txn, pack: PackId, len: u32, members: &[(Member, Or
     Ok(emptied)
 }
 
-/// Takes the bytes of a block off its pack; the pack, if that was its last.
-fn take_from(txn: &mut dyn Txn, packed: &Packed) -> OpResult<Option<PackId>> {
+/// Takes the bytes of a block off its pack; what is left of that.
+fn take_from(txn: &mut dyn Txn, packed: &Packed) -> OpResult<Pack> {
     let pack: Pack =
         get(txn, keys::pack(packed.pack))?.ok_or(OpError::Damaged("a block in a pack that is not known"))?;
     let live =
         pack.live.checked_sub(packed.len).ok_or(OpError::Damaged("a pack with more blocks than bytes in use"))?;
-    put(txn, keys::pack(packed.pack), &Pack { live, ..pack });
-    Ok((live == 0).then_some(packed.pack))
+    let left = Pack { live, ..pack };
+    put(txn, keys::pack(packed.pack), &left);
+    Ok(left)
 }
 
 /// Where a block's object is, if it is in a pack.
@@ -115,10 +117,8 @@ pub fn length(read: &mut dyn Read, pack: PackId) -> OpResult<u32> {
 pub fn remove(txn: &mut dyn Txn, slice: SliceId, index: u32) -> OpResult<Option<(Packed, Pack)>> {
     let key = keys::packed(slice, index);
     let Some(packed) = get::<Packed>(txn, &key)? else { return Ok(None) };
-    take_from(txn, &packed)?;
     txn.delete(&key);
-    let pack = get(txn, keys::pack(packed.pack))?.ok_or(OpError::Damaged("a block in a pack that is not known"))?;
-    Ok(Some((packed, pack)))
+    Ok(Some((packed, take_from(txn, &packed)?)))
 }
 
 /// Blocks in packs after `after`, of slices below `end`.
@@ -139,10 +139,12 @@ pub fn list(
     Ok(found)
 }
 
-/// All packs.
-pub fn all(read: &mut dyn Read) -> OpResult<Vec<(PackId, Pack)>> {
+/// Packs after `after`.
+pub fn all(read: &mut dyn Read, after_pack: Option<PackId>, limit: usize) -> OpResult<Vec<(PackId, Pack)>> {
+    let (start, end) = keys::pack_range();
+    let start = after_pack.map_or(start, |pack| after(&keys::pack(pack)));
     let mut packs = Vec::new();
-    for (key, value) in scan_all(read, keys::pack_range())? {
+    for (key, value) in read.scan(&start, &end, limit)? {
         let Key::Pack(pack) = keys::decode(&key)? else {
             return Err(OpError::Damaged("a key in the range of the packs"));
         };

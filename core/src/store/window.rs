@@ -3,7 +3,8 @@
 //! Owns: seeing that packs are read in order, the bytes that were fetched ahead. Leaves to others: fetching (`client::log`).
 //!
 //! Invariant: no byte is given twice. A pack never changes and its identity never comes again, but an answer of the store
-//! may be damaged: who asks again has verified what came, and gets it from the store.
+//! may be damaged: who asks again has verified what came, and gets it from the store. And what is given is a copy: a block
+//! in the cache must not hold a window in memory that nobody counts.
 
 use alloc::collections::VecDeque;
 use core::ops::Range;
@@ -49,7 +50,7 @@ impl Windows {
         };
         let found = self.kept.iter_mut().find(|window| holds(window))?;
         let (start, end) = ((range.start - found.start) as usize, (range.end - found.start) as usize);
-        let bytes = found.bytes.slice(start..end);
+        let bytes = Bytes::copy_from_slice(&found.bytes[start..end]);
         (found.start, found.bytes) = (range.end, found.bytes.slice(end..));
         if let Some(reader) = self.readers.iter_mut().find(|reader| reader.pack == pack) {
             reader.end = range.end;
@@ -70,12 +71,15 @@ impl Windows {
         range.start..(range.start + window).min(len).max(range.end)
     }
 
-    /// This was fetched at `start` of a pack, where `asked` bytes were asked for, which the reader has.
-    pub fn keep(&mut self, pack: PackId, start: u64, bytes: &Bytes, asked: u64) {
-        if asked < bytes.len() as u64 {
-            self.kept.push_front(Window { pack, start: start + asked, bytes: bytes.slice(asked as usize..) });
-            self.kept.truncate(KEPT);
+    /// This was fetched at `start` of a pack: the `asked` bytes that were asked for, and what is kept.
+    pub fn keep(&mut self, pack: PackId, start: u64, mut bytes: Bytes, asked: u64) -> Bytes {
+        if asked == bytes.len() as u64 {
+            return bytes;
         }
+        let given = Bytes::copy_from_slice(&bytes.split_to(asked as usize));
+        self.kept.push_front(Window { pack, start: start + asked, bytes });
+        self.kept.truncate(KEPT);
+        given
     }
 }
 
@@ -92,13 +96,14 @@ mod tests {
         let fetch = |range: Range<u64>| {
             let wanted = pack.slice(range.start as usize..range.end as usize);
             if let Some(found) = windows.find(PACK, &range) {
-                assert_eq!(found, wanted);
+                assert!(found == wanted && found.is_unique(), "what is given holds more in memory");
                 return 0;
             }
             let plan = windows.plan(PACK, &range, 1000);
             assert!(plan.start == range.start && range.end <= plan.end && plan.end <= 1000);
-            let bytes = pack.slice(plan.start as usize..plan.end as usize);
-            windows.keep(PACK, plan.start, &bytes, range.end - range.start);
+            let bytes = Bytes::copy_from_slice(&pack[plan.start as usize..plan.end as usize]);
+            let given = windows.keep(PACK, plan.start, bytes, range.end - range.start);
+            assert!(given == wanted && given.is_unique(), "what is given holds more in memory");
             plan.end - plan.start
         };
         ranges.into_iter().map(fetch).collect()
@@ -125,7 +130,7 @@ mod tests {
         for pack in 0..100 {
             windows.plan(PackId(pack), &(0..10), 1000);
             windows.plan(PackId(pack), &(10..20), 1000);
-            windows.keep(PackId(pack), 10, &Bytes::from_static(&[0; 20]), 10);
+            windows.keep(PackId(pack), 10, Bytes::from_static(&[0; 20]), 10);
         }
         assert!(windows.kept.len() <= KEPT && windows.readers.len() <= KEPT);
         assert!(windows.find(PackId(99), &(20..30)).is_some() && windows.find(PackId(0), &(20..30)).is_none());

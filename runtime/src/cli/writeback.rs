@@ -130,7 +130,7 @@ impl LogArgs {
             (Mode::Back, _) if !read_only => LogMode::Back,
             (Mode::Back | Mode::Through, _) => {
                 let world = Logged::through(env);
-                if !read_only && volume.packs {
+                if !read_only {
                     let tended = world.tend().await;
                     tended
                         .map_err(|e| Failure::new(format!("cannot look after the packs of '{}': {e}", volume.name)))?;
@@ -337,7 +337,7 @@ fn explain(name: &str, error: &LogError, folder: &LogFolder) -> Failure {
                 "Nothing that is in it is dropped: mount again once the disk works.",
             )
         }
-        LogError::Volume(_) | LogError::Meta(_) | LogError::Store(_) => {
+        LogError::Volume(_) | LogError::Meta(_) => {
             Failure::new(format!("cannot open the write-back log of volume '{name}' in {path}: {error}"))
         }
     }

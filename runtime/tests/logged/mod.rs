@@ -86,7 +86,8 @@ pub fn with_log(env: TokioEnv, root: &Path, runtime: &Runtime) -> World {
     opened.env
 }
 
-/// Tasks of the one before, which has ended, may hold the folder for a moment.
+/// Tasks of the one before, which has ended, may hold the folder for a moment; they wake nobody here, so it looks every
+/// 5 ms, for half a minute at most.
 pub fn open_folder(path: &Path, runtime: &Runtime) -> LogFolder {
     let end = Instant::now() + Duration::from_secs(30);
     loop {

@@ -18,7 +18,7 @@ use super::packs::Packs;
 use super::{Inner, LogOptions, Logged, LoggedObjects, Round, Staging, State};
 use crate::client::wait::Notify;
 use crate::client::{MountError, load_volume};
-use crate::env::{Disk, DiskError, Env, MetaError, MetaStore, StoreError};
+use crate::env::{Disk, DiskError, Env, MetaError, MetaStore};
 use crate::format::block::parse_key;
 use crate::format::log::{Owner, Scan, Segment, scan};
 use crate::format::values::{LogHome, Volume};
@@ -71,9 +71,6 @@ pub enum LogError {
     /// The metadata store.
     #[error("metadata: {0}")]
     Meta(#[from] MetaError),
-    /// The object store.
-    #[error("the object store: {0}")]
-    Store(#[from] StoreError),
 }
 
 /// A log that was opened.
@@ -99,7 +96,9 @@ impl<E: Env, D: Disk> Logged<E, D> {
         log.set_delays(options.upload_delay, options.pack_delay);
         log.set_packs(options.pack_below, options.pack_size);
         let damage = recover(&env, &disk, volume.id, &mut log).await?;
-        know_packed(&env, &mut log).await;
+        if volume.packs {
+            know_packed(&env, &mut log).await;
+        }
         for Damage { segment, range, key } in &damage {
             tracing::error!(segment, ?range, object = key, "the write-back log is damaged: what was there is lost");
         }
@@ -117,13 +116,12 @@ impl<E: Env, D: Disk> Logged<E, D> {
             broken: false,
         };
         let staging = Staging { disk, options, epoch, state: Mutex::new(state), changed: Notify::default() };
-        let inner = Arc::new(Inner { env: env.clone(), staging: Some(staging), packs: Packs::default() });
-        let opened = Self { env, objects: LoggedObjects(inner) };
+        let inner = Arc::new(Inner { env: env.clone(), staging: Some(staging), packs: Packs::new(volume.packs) });
         if epoch > 0 {
-            opened.tend().await?;
+            inner.tend_all(&volume, epoch, &inner.staging().options);
         }
-        opened.objects.0.pump();
-        Ok(Opened { env: opened, damage })
+        inner.pump();
+        Ok(Opened { env: Self { env, objects: LoggedObjects(inner) }, damage })
     }
 }
 

@@ -16,25 +16,27 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 
 use bytes::Bytes;
 
 use super::super::std::sync::Mutex;
-use super::{Answer, Inner, LogError, Logged, Staging};
+use super::{Answer, Inner, LogError, LogOptions, Logged, Staging};
 use crate::client::load_volume;
+use crate::client::upkeep::UpkeepError;
 use crate::client::wait::{Notify, lock, race};
 use crate::env::{Disk, Env, MetaError, MetaStore, ObjectPage, ObjectStore, StoreError, TxnSeq};
 use crate::format::block::{LEASE_SLICES, object_key, parse_key};
 use crate::format::pack::{blocks, pack_key};
-use crate::format::values::{Pack, Volume};
+use crate::format::values::{Pack, Packed, Volume};
 use crate::marks::{Mark, reached, reached_if};
 use crate::meta;
 use crate::meta::packs::{Member, Origin};
 use crate::planted::{self, Bug};
 use crate::store::log::{Packing, Stored};
 use crate::store::window::Windows;
-use crate::types::{BlockId, PackId, SliceId};
+use crate::types::{BlockId, PackId, SliceId, VolumeId};
 
 /// Between two attempts of something that failed.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -42,11 +44,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// A put of which nothing is known takes effect within this time, or never.
 const SETTLE: Duration = Duration::from_secs(60);
-/// A pack is rewritten when nothing was deleted from any for so long: what is removed together leaves more dead packs, and
-/// the others are rewritten together.
-const REST: Duration = Duration::from_secs(10);
 /// Packs that are looked at in one go: bounds memory and transactions.
 const BATCH: usize = 16;
+/// Packs of which the metadata is read at once.
+const PAGE: usize = 256;
 /// Where a block was sought and its pack had gone, it is looked for again so many times.
 const MOVES: u32 = 8;
 /// Packs that are rewritten have numbers of their own, as the log counts by itself.
@@ -55,16 +56,27 @@ const REWRITTEN: u32 = 1 << 31;
 /// What is known of packs besides the metadata.
 #[derive(Default)]
 pub(super) struct Packs {
+    /// The volume may have some.
+    any: AtomicBool,
     windows: Mutex<Windows>,
     state: Mutex<State>,
     /// `state` has changed.
     changed: Notify,
 }
 
+impl Packs {
+    /// `any`: the volume may have some.
+    pub(super) fn new(any: bool) -> Self {
+        Self { any: any.into(), ..Self::default() }
+    }
+}
+
 #[derive(Default)]
 struct State {
     /// Where new packs belong to, once there may be any.
     home: Option<Home>,
+    /// Packs of earlier mounts behind this one are yet to be looked at.
+    unseen: Option<PackId>,
     /// Packs that nothing needs. With the time from which on a second delete is due where a put may come late.
     dead: BTreeMap<PackId, Option<Duration>>,
     /// Packs of which little is in use, and from when on they are rewritten.
@@ -79,11 +91,19 @@ struct State {
     stopping: bool,
 }
 
-#[derive(Clone)]
+impl State {
+    fn has_work(&self) -> bool {
+        !self.stopping && (self.unseen.is_some() || !self.dead.is_empty() || !self.thin.is_empty())
+    }
+}
+
+#[derive(Clone, Copy)]
 struct Home {
-    volume: Volume,
+    volume: VolumeId,
+    frame_size: u32,
     mount: u64,
     size: u64,
+    rest: Duration,
 }
 
 /// Most of the pack is dead.
@@ -92,37 +112,40 @@ fn is_thin(pack: &Pack) -> bool {
 }
 
 impl<E: Env, D: Disk> Logged<E, D> {
-    /// Looks after the packs of the volume: removes what earlier mounts left, rewrites what is mostly dead. For mounts
-    /// that write; opening a log does it.
+    /// Looks after the packs of the volume, if it has any: removes what earlier mounts left, rewrites what is mostly dead.
+    /// For mounts that write and have no log; opening one does it.
     pub async fn tend(&self) -> Result<(), LogError> {
-        let inner = &self.objects.0;
         let volume = load_volume(&self.env).await?;
-        let (mount, size) = match &inner.staging {
-            Some(staging) => (staging.epoch, staging.options.pack_size),
-            None => {
-                let taken = self.env.meta().write(|txn| meta::session::take_id(txn, 1)).await?;
-                self.env.meta().sync(taken.seq).await?;
-                (taken.value, super::LogOptions::default().pack_size)
-            }
-        };
-        let all = self.env.meta().read(|read| meta::packs::all(read)).await?;
-        {
-            let mut state = lock(&inner.packs.state);
-            state.home = Some(Home { volume, mount, size });
-            for (pack, known) in all {
-                if known.live == 0 {
-                    state.dead.insert(pack, None);
-                } else if is_thin(&known) {
-                    state.thin.insert(pack);
-                }
-            }
+        if volume.packs {
+            let taken = self.env.meta().write(|txn| meta::session::take_id(txn, 1)).await?;
+            self.env.meta().sync(taken.seq).await?;
+            self.objects.0.tend_all(&volume, taken.value, &LogOptions::default());
         }
-        inner.tend();
         Ok(())
     }
 }
 
 impl<E: Env, D: Disk> Inner<E, D> {
+    /// Looks after the packs of the volume from here on, as `mount`.
+    pub(super) fn tend_all(self: &Arc<Self>, volume: &Volume, mount: u64, options: &LogOptions) {
+        {
+            let mut state = lock(&self.packs.state);
+            let (frame_size, size, rest) = (volume.geometry.frame_size, options.pack_size, options.pack_rest);
+            state.home = Some(Home { volume: volume.id, frame_size, mount, size, rest });
+            state.unseen = volume.packs.then_some(PackId(0));
+        }
+        self.tend();
+    }
+
+    /// Where a block is, if it is in a pack, and the length of that.
+    async fn find(&self, slice: SliceId, index: u32) -> Result<Option<(Packed, u32)>, StoreError> {
+        if !self.packs.any.load(Ordering::Acquire) {
+            return Ok(None);
+        }
+        let found = self.env.meta().read(|read| meta::packs::find_in(read, slice, index)).await;
+        found.map_err(|_| StoreError::Retry)
+    }
+
     // ---- finding
 
     /// `range` of an object that the log does not have.
@@ -130,8 +153,7 @@ impl<E: Env, D: Disk> Inner<E, D> {
         let Some((slice, index)) = parse_key(key) else { return self.env.objects().get(key, range).await };
         let mut last = None;
         for _ in 0..MOVES {
-            let found = self.env.meta().read(|read| meta::packs::find_in(read, slice, index)).await;
-            let Some((packed, len)) = found.map_err(|_| StoreError::Retry)? else {
+            let Some((packed, len)) = self.find(slice, index).await? else {
                 return self.env.objects().get(key, range).await;
             };
             if u64::from(packed.len) < range.end {
@@ -161,9 +183,7 @@ impl<E: Env, D: Disk> Inner<E, D> {
             windows.plan(pack, &range, len)
         };
         let bytes = self.env.objects().get(&pack_key(pack), plan.clone()).await?;
-        let asked = range.end - range.start;
-        lock(&self.packs.windows).keep(pack, plan.start, &bytes, asked);
-        Ok(bytes.slice(..asked as usize))
+        Ok(lock(&self.packs.windows).keep(pack, plan.start, bytes, range.end - range.start))
     }
 
     /// A page of what the store has: objects, and what is in packs.
@@ -182,16 +202,16 @@ impl<E: Env, D: Disk> Inner<E, D> {
 
     /// Keys in packs, of which those of one lease or all are listed.
     async fn list_packed(&self, prefix: &str, after: Option<&str>) -> Result<Vec<String>, MetaError> {
-        let (mut from, end) = match prefix.strip_prefix("blocks/") {
-            Some("") => (None, SliceId(u64::MAX)),
-            Some(lease) => {
-                let lease = u64::from_str_radix(lease.trim_end_matches('/'), 16).unwrap_or(u64::MAX / LEASE_SLICES - 1);
-                let start = lease * LEASE_SLICES;
-                (start.checked_sub(1).map(|before| (SliceId(before), u32::MAX)), SliceId(start + LEASE_SLICES))
-            }
-            None => return Ok(Vec::new()),
+        let Some(lease) = prefix.strip_prefix("blocks/").filter(|_| self.packs.any.load(Ordering::Acquire)) else {
+            return Ok(Vec::new());
         };
-        from = after.and_then(parse_key).or(from);
+        let (start, end) = match u64::from_str_radix(lease.trim_end_matches('/'), 16) {
+            Ok(lease) => (lease * LEASE_SLICES, (lease + 1) * LEASE_SLICES),
+            Err(_) if lease.is_empty() => (0, u64::MAX),
+            Err(_) => return Ok(Vec::new()),
+        };
+        let before = start.checked_sub(1).map(|before| (SliceId(before), u32::MAX));
+        let (mut from, end) = (after.and_then(parse_key).or(before), SliceId(end));
         let mut keys = Vec::new();
         loop {
             let page = self.env.meta().read(|read| meta::packs::list(read, from, end, 256)).await?;
@@ -225,7 +245,7 @@ impl<E: Env, D: Disk> Inner<E, D> {
         while !lock(&staging.state).stopping {
             match self.put_pack(packing.pack, &body).await {
                 Ok(()) => return true,
-                Err(LogError::Meta(MetaError::Failed)) => return false,
+                Err(UpkeepError::Meta(MetaError::Failed)) => return false,
                 Err(error) => {
                     tracing::debug!(pack = packing.pack.0, %error, "a pack stays in the write-back log for now")
                 }
@@ -237,7 +257,8 @@ impl<E: Env, D: Disk> Inner<E, D> {
         false
     }
 
-    async fn put_pack(&self, pack: PackId, body: &[Bytes]) -> Result<(), LogError> {
+    async fn put_pack(&self, pack: PackId, body: &[Bytes]) -> Result<(), UpkeepError> {
+        self.packs.any.store(true, Ordering::Release);
         let begun = self.env.meta().write(|txn| meta::packs::begin(txn, pack)).await?;
         if !planted::is(Bug::PackUnannounced) {
             self.env.meta().sync(begun.seq).await?;
@@ -285,11 +306,9 @@ impl<E: Env, D: Disk> Inner<E, D> {
     /// The block leaves its pack, if it is in one.
     pub(super) async fn unpack(self: &Arc<Self>, key: &str) -> Answer {
         let Some((slice, index)) = parse_key(key) else { return Ok(()) };
-        let meta = self.env.meta();
         // Most are in none.
-        let there = meta.read(|read| meta::packs::find(read, slice, index)).await.map_err(|_| StoreError::Retry)?;
-        let Some(there) = there else { return Ok(()) };
-        let Ok(removed) = meta.write(|txn| meta::packs::remove(txn, slice, index)).await else {
+        let Some((there, _)) = self.find(slice, index).await? else { return Ok(()) };
+        let Ok(removed) = self.env.meta().write(|txn| meta::packs::remove(txn, slice, index)).await else {
             // It may have been the last one.
             self.bury(&[there.pack]);
             return Err(StoreError::Retry);
@@ -304,7 +323,7 @@ impl<E: Env, D: Disk> Inner<E, D> {
                 {
                     let mut state = lock(&self.packs.state);
                     state.thin.insert(packed.pack);
-                    state.thin_at = self.env.now() + REST;
+                    state.thin_at = self.env.now() + state.home.map_or(Duration::ZERO, |home| home.rest);
                 }
                 self.tend();
             }
@@ -345,8 +364,7 @@ impl<E: Env, D: Disk> Inner<E, D> {
     fn tend(self: &Arc<Self>) {
         {
             let mut state = lock(&self.packs.state);
-            let work = !state.dead.is_empty() || !state.thin.is_empty();
-            if !work || state.stopping || state.home.is_none() || core::mem::replace(&mut state.running, true) {
+            if !state.has_work() || state.home.is_none() || core::mem::replace(&mut state.running, true) {
                 drop(state);
                 self.packs.changed.notify_all();
                 return;
@@ -366,9 +384,9 @@ impl<E: Env, D: Disk> Inner<E, D> {
         let mut pause = PAUSE;
         loop {
             self.env.pause().await;
-            let (due, rewrites, later) = {
+            let (unseen, due, rewrites, later) = {
                 let state = lock(&self.packs.state);
-                if state.stopping || state.dead.is_empty() && state.thin.is_empty() {
+                if !state.has_work() {
                     return;
                 }
                 let now = self.env.now();
@@ -377,30 +395,46 @@ impl<E: Env, D: Disk> Inner<E, D> {
                     state.dead.iter().filter(|(_, at)| is_due(at)).map(|(pack, _)| *pack).take(BATCH).collect();
                 let thin_at = (!state.thin.is_empty()).then_some(state.thin_at);
                 let later = state.dead.values().copied().flatten().chain(thin_at).min();
-                (due, thin_at.is_some_and(|at| at <= now), later)
+                (state.unseen, due, thin_at.is_some_and(|at| at <= now), later)
             };
-            let done = match (due.is_empty(), rewrites) {
-                (false, _) => self.remove(&due).await.map(|()| true),
-                (true, true) => self.rewrite().await,
-                (true, false) => Ok(false),
-            };
-            let failed = done.is_err();
-            let until = match done {
-                Ok(true) => {
-                    pause = PAUSE;
+            let done = match unseen {
+                Some(after) => self.look_behind(after).await,
+                None if !due.is_empty() => self.remove(&due).await,
+                None if rewrites => self.rewrite().await,
+                None => {
+                    // There is nothing to do but to wait.
+                    let Some(until) = later else { return };
+                    race(self.stirred(false), self.env.sleep_until(until)).await;
                     continue;
                 }
-                // There is nothing to do but to wait.
-                Ok(false) => later,
+            };
+            pause = match done {
+                Ok(()) => PAUSE,
                 Err(error) => {
                     tracing::debug!(%error, "packs that are not needed stay for now");
-                    pause = (2 * pause).min(PAUSE_MAX);
-                    Some(self.env.now() + pause)
+                    let pause = (2 * pause).min(PAUSE_MAX);
+                    race(self.stirred(true), self.env.sleep_until(self.env.now() + pause)).await;
+                    pause
                 }
             };
-            let Some(until) = until else { return };
-            race(self.stirred(failed), self.env.sleep_until(until)).await;
         }
+    }
+
+    /// Looks at some packs of earlier mounts behind this one.
+    async fn look_behind(&self, after: PackId) -> Result<(), UpkeepError> {
+        let page = self.env.meta().read(|read| meta::packs::all(read, Some(after), PAGE)).await?;
+        let mut state = lock(&self.packs.state);
+        let mount = state.home.map_or(0, |home| home.mount);
+        state.unseen = page.last().map(|(pack, _)| *pack);
+        // Of its own this mount knows.
+        for (pack, known) in page.into_iter().filter(|(pack, _)| pack.mount() != mount) {
+            if known.live == 0 {
+                state.dead.entry(pack).or_insert(None);
+            } else if is_thin(&known) {
+                state.thin.insert(pack);
+            }
+        }
+        Ok(())
     }
 
     /// Completes when the task is to end, and, unless what it does has `failed`, when there is more to do.
@@ -418,7 +452,7 @@ impl<E: Env, D: Disk> Inner<E, D> {
     }
 
     /// Deletes packs in which nothing is. Those of which a put may come late are deleted again after a while.
-    async fn remove(&self, packs: &[PackId]) -> Result<(), LogError> {
+    async fn remove(&self, packs: &[PackId]) -> Result<(), UpkeepError> {
         let meta = self.env.meta();
         let condemned = meta.write(|txn| meta::packs::condemn(txn, packs)).await?;
         meta.sync(condemned.seq).await?;
@@ -437,7 +471,7 @@ impl<E: Env, D: Disk> Inner<E, D> {
         let mut gone = Vec::new();
         {
             let mut state = lock(&self.packs.state);
-            let mount = state.home.as_ref().map(|home| home.mount);
+            let mount = state.home.map(|home| home.mount);
             for pack in &condemned {
                 let sure = Some(pack.mount()) == mount && !state.doubtful.contains(pack);
                 let sure = sure || planted::is(Bug::PackDeletedOnce);
@@ -465,18 +499,23 @@ impl<E: Env, D: Disk> Inner<E, D> {
 
     // ---- rewriting
 
-    /// Writes what is in use of some packs into a new one. False: there is nothing to rewrite.
-    async fn rewrite(self: &Arc<Self>) -> Result<bool, LogError> {
+    /// Writes what is in use of some packs into a new one.
+    async fn rewrite(self: &Arc<Self>) -> Result<(), UpkeepError> {
         let (home, thin, new) = {
             let mut state = lock(&self.packs.state);
-            let Some(home) = state.home.clone() else { return Ok(false) };
+            let Some(home) = state.home else { return Ok(()) };
             let thin: Vec<PackId> = state.thin.iter().copied().take(BATCH).collect();
             state.next += 1;
-            (home.clone(), thin, PackId::new(home.mount, REWRITTEN | state.next))
+            (home, thin, PackId::new(home.mount, REWRITTEN | state.next))
         };
         let (mut body, mut members, mut len, mut seen) = (Vec::new(), Vec::new(), 0_u32, Vec::new());
         for pack in thin {
-            let live = self.in_use(&home.volume, pack).await?;
+            let live = self.in_use(&home, pack).await?;
+            if live.is_empty() {
+                // Told by nobody: what became of an earlier transaction was unknown.
+                self.bury(&[pack]);
+                continue;
+            }
             let more: usize = live.iter().map(|(_, bytes)| bytes.len()).sum();
             if !members.is_empty() && home.size < u64::from(len) + more as u64 {
                 break;
@@ -499,9 +538,8 @@ impl<E: Env, D: Disk> Inner<E, D> {
             }
             reached(Mark::PackRewritten);
         }
-        let mut state = lock(&self.packs.state);
-        state.thin.retain(|pack| !seen.contains(pack));
-        Ok(!seen.is_empty())
+        lock(&self.packs.state).thin.retain(|pack| !seen.contains(pack));
+        Ok(())
     }
 
     async fn put_rewritten(
@@ -510,14 +548,14 @@ impl<E: Env, D: Disk> Inner<E, D> {
         body: &[Bytes],
         len: u32,
         members: &[(Member, Origin)],
-    ) -> Result<Vec<PackId>, LogError> {
+    ) -> Result<Vec<PackId>, UpkeepError> {
         self.put_pack(pack, body).await?;
         self.env.objects().barrier().await?;
         Ok(self.tell(pack, len, members).await?)
     }
 
     /// The blocks that are in a pack still, verified, with their objects.
-    async fn in_use(&self, volume: &Volume, pack: PackId) -> Result<Vec<(Member, Bytes)>, LogError> {
+    async fn in_use(&self, home: &Home, pack: PackId) -> Result<Vec<(Member, Bytes)>, UpkeepError> {
         let len = self.env.meta().read(|read| meta::packs::length(read, pack)).await?;
         let bytes = match self.env.objects().get(&pack_key(pack), 0..u64::from(len)).await {
             Ok(bytes) => bytes,
@@ -525,7 +563,7 @@ impl<E: Env, D: Disk> Inner<E, D> {
             Err(StoreError::NotFound | StoreError::Short) => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
         };
-        let found = match blocks(volume.id, volume.geometry.frame_size, &bytes) {
+        let found = match blocks(home.volume, home.frame_size, &bytes) {
             Ok(found) => found,
             Err(error) => {
                 // The answer may be torn; what is damaged for good stays, and fsck finds it.

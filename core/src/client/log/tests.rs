@@ -13,7 +13,7 @@ use crate::meta;
 use crate::testkit::power_cut::{ObjectsPast, Power, write_objects};
 use crate::testkit::rng::Rng;
 use crate::testkit::store_conformance;
-use crate::types::{Ino, PackId};
+use crate::types::{Ino, PackId, SliceId};
 
 type Log = Logged<World, FakeDisk>;
 
@@ -458,7 +458,39 @@ fn small_files_travel_together_and_leave_no_trace() {
             writer.remove(number).await;
         }
         until(&world, || stored(&world) == (0, 0)).await;
-        until(&world, || world.read(|read| meta::packs::all(read)).is_empty()).await;
+        until(&world, || world.read(|read| meta::packs::all(read, None, usize::MAX)).is_empty()).await;
+        writer.unmount().await;
+        sound(&world);
+    });
+}
+
+/// Its blocks were moved by a transaction of which nobody knew that it took effect.
+#[test]
+fn a_pack_that_was_emptied_unknown_to_its_mount_goes() {
+    let world = World::mountable();
+    let disk = FakeDisk::new(&world, 1);
+    world.block_on(async {
+        let options = LogOptions { pack_delay: Duration::from_secs(3600), ..packing() };
+        let writer = Writer::mount(&world, &disk, options).await;
+        writer.write(0..10).await;
+        for number in 1..10 {
+            writer.remove(number).await;
+        }
+        let all = || world.read(|read| meta::packs::all(read, None, usize::MAX));
+        until(&world, || all().iter().any(|(_, pack)| pack.live < 2000)).await;
+        let (old, known) = all()[0];
+        let (slice, index) = world.read(|read| meta::packs::list(read, None, SliceId(u64::MAX), 1))[0];
+        let packed = world.read(|read| meta::packs::find(read, slice, index)).expect("it is in the pack");
+        assert_eq!(known.live, packed.len);
+        let new = PackId::new(old.mount(), 1 << 30);
+        let [old_key, new_key] = [old, new].map(crate::format::pack::pack_key);
+        let bytes = world.state().objects[&old_key].slice(packed.at as usize..(packed.at + packed.len) as usize);
+        world.state().objects.insert(new_key, bytes);
+        let member = meta::packs::Member { slice, index, at: 0, len: packed.len };
+        world.txn(|txn, _| meta::packs::begin(txn, new));
+        world.txn(|txn, _| meta::packs::move_to(txn, new, packed.len, &[(member, meta::packs::Origin::Pack(old))]));
+        until(&world, || !world.state().objects.contains_key(&old_key)).await;
+        writer.read(0).await;
         writer.unmount().await;
         sound(&world);
     });
@@ -479,7 +511,7 @@ fn a_pack_that_a_mount_left_half_way_goes() {
         until(&world, || !world.state().objects.contains_key(&key)).await;
         // It comes late.
         world.state().objects.insert(key.clone(), Bytes::from_static(b"half"));
-        until(&world, || world.read(|read| meta::packs::all(read)).is_empty()).await;
+        until(&world, || world.read(|read| meta::packs::all(read, None, usize::MAX)).is_empty()).await;
         assert!(!world.state().objects.contains_key(&key), "what came late is left");
         log.drain().await;
         assert!(log.close().await.expect("no fault"));

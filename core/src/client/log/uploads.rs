@@ -16,7 +16,7 @@ use core::time::Duration;
 use bytes::Bytes;
 
 use super::{Inner, LogError, LogOptions, Staging};
-use crate::client::wait::lock;
+use crate::client::wait::{join_all, lock};
 use crate::env::{Disk, DiskError, Env, MetaStore, ObjectStore, StoreError};
 use crate::format::log::body_sum;
 use crate::marks::{Mark, reached, reached_if};
@@ -178,12 +178,10 @@ impl<E: Env, D: Disk> Inner<E, D> {
         }
         self.env.pause().await;
         lock(&staging.state).log.handle_settled(put);
-        let mut all = true;
-        for pack in packs {
-            all &= self.record(staging, *pack).await;
-        }
+        // At once, so that they share a sync.
+        let told = join_all(packs.iter().map(|pack| self.record(staging, *pack))).await;
         staging.changed.notify_all();
-        all
+        told.into_iter().all(|told| told)
     }
 
     /// Removes segments, oldest first, as far as they can go. False: one could not be removed.

@@ -23,7 +23,7 @@ fn found(world: &mut World, slice: u64) -> Option<PackId> {
 }
 
 fn live(world: &mut World) -> Vec<(PackId, u32)> {
-    let all = world.read(packs::all).unwrap();
+    let all = world.read(|read| packs::all(read, None, usize::MAX)).unwrap();
     all.into_iter().map(|(id, pack): (PackId, Pack)| (id, pack.live)).collect()
 }
 

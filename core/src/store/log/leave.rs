@@ -69,21 +69,13 @@ impl Log {
     /// A barrier has covered them.
     pub fn handle_settled(&mut self, keys: &[String]) {
         for key in keys {
-            if !self.put.remove(key) {
-                continue;
-            }
-            let entry = self.entries.get_mut(key).expect("what was put is in the index");
-            let before = entry.clone();
-            entry.state = State::Settled;
-            entry.body = None;
-            self.leave(key, &before);
-            if before.place.is_none() {
-                self.entries.remove(key);
+            if self.put.remove(key) {
+                self.handle_known(key);
             }
         }
     }
 
-    /// It is in the store for good, where the metadata says.
+    /// It is in the store for good.
     pub fn handle_known(&mut self, key: &str) {
         let Some(entry) = self.entries.get_mut(key) else { return };
         let before = entry.clone();

@@ -37,7 +37,7 @@ pub struct Stored {
 #[derive(Clone, Debug)]
 struct Put {
     len: u64,
-    members: Vec<(String, u64, u64)>,
+    members: Vec<Stored>,
 }
 
 /// What goes in packs.
@@ -103,13 +103,11 @@ impl Log {
 
     /// The object goes by itself.
     fn send_alone(&mut self, key: &str) {
-        if let Some(entry) = self.entries.get(key) {
-            let before = entry.clone();
-            self.unqueue(key, &before);
-            let entry = self.entries.get_mut(key).expect("just seen");
+        if let Some(mut entry) = self.entries.remove(key) {
+            self.unqueue(key, &entry);
             entry.alone = true;
-            let entry = entry.clone();
             self.queue(key, &entry);
+            self.entries.insert(key.to_owned(), entry);
         }
     }
 
@@ -157,7 +155,7 @@ impl Log {
             let entry = entry.clone();
             self.unqueue(&key, &entry);
             members.push(Upload { order: entry.order, body: self.bytes_at(&key, &entry), key: key.clone() });
-            put.members.push((key, put.len, entry.len));
+            put.members.push(Stored { key, at: put.len, len: entry.len });
             put.len += entry.len;
         }
         self.packing.running.insert(pack, put);
@@ -167,7 +165,7 @@ impl Log {
     /// The pack is in the store, or is not tried any more.
     pub fn handle_pack(&mut self, now: Duration, pack: PackId, done: bool) {
         let put = self.packing.running.remove(&pack).expect("a pack that is being put");
-        for (key, ..) in &put.members {
+        for Stored { key, .. } in &put.members {
             let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.pack == Some(pack)) else { continue };
             let State::Running { attempts } = entry.state else { panic!("an object of a pack that is being put") };
             if done {
@@ -194,11 +192,11 @@ impl Log {
     pub fn begin_recording(&mut self, pack: PackId) -> (u64, Vec<Stored>) {
         let Some(put) = self.packing.put.get(&pack) else { return (0, Vec::new()) };
         let mut stored = Vec::new();
-        for (key, at, len) in &put.members {
-            let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.pack == Some(pack)) else { continue };
-            if entry.state == State::Put && !entry.deleting {
+        for member in &put.members {
+            let entry = self.entries.get_mut(&member.key).filter(|entry| entry.pack == Some(pack));
+            if let Some(entry) = entry.filter(|entry| entry.state == State::Put && !entry.deleting) {
                 entry.state = State::Recording;
-                stored.push(Stored { key: key.clone(), at: *at, len: *len });
+                stored.push(member.clone());
             }
         }
         (put.len, stored)
