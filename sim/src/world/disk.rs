@@ -288,6 +288,12 @@ impl SimDisk {
             });
             !places.is_empty()
         });
+        let found = |place: &Place| {
+            let file = files.get(&place.segment);
+            file.is_some_and(|file| file.head.as_ref().is_some_and(|(_, head)| file.bytes.starts_with(head)))
+        };
+        let found = places.iter().filter(|(_, places)| places.iter().any(found)).map(|(key, _)| key.clone());
+        self.objects.set_recorded(found.collect());
     }
 
     /// Whether a power cut of this machine leaves the object, of that length.
@@ -407,10 +413,12 @@ impl SimDisk {
         if put {
             self.objects.give(&key, &whole[RECORD_LEN as usize + key.len()..]);
             let place = Place { segment, at, whole: whole.clone() };
+            self.objects.recorded(&key, true);
             state.places.entry(key).or_default().push(place);
             return;
         }
         drop(state);
+        self.objects.recorded(&key, false);
         if let Some((slice, _)) = block::parse_key(&key)
             && let Some(why) = self.references.still_needed(slice)
         {
@@ -496,8 +504,11 @@ impl SimDisk {
         }
         let mut state = self.living(epoch)?;
         state.going.remove(&segment);
-        state.places.retain(|_, places| {
+        state.places.retain(|key, places| {
             places.retain(|place| place.segment != segment);
+            if places.is_empty() {
+                self.objects.recorded(key, false);
+            }
             !places.is_empty()
         });
         Ok(())

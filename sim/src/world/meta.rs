@@ -174,7 +174,9 @@ impl SimMeta {
         for (key, value) in &new {
             let Some(block) = packed_block(key) else { continue };
             let packed = value.as_ref().and_then(|value| Packed::decode(value).ok());
-            self.references.enter_packed(block, packed, seq);
+            if !self.references.enter_packed(block, packed, seq) && self.parts.switches.oracles {
+                self.parts.alarm.raise(format!("block {block:?} was deleted, and is in a pack again"));
+            }
         }
         let volume = new.iter().find(|(key, _)| *key == keys::volume());
         volume.and_then(|(_, value)| value.as_ref()).into_iter().for_each(|volume| {

@@ -76,6 +76,8 @@ struct State {
     late: BTreeSet<String>,
     /// Hashes of the bodies that the write-back log was given, by key.
     given: BTreeMap<String, u64>,
+    /// Objects that a mount would put which finds the write-back log as it is.
+    recorded: BTreeSet<String>,
     /// Objects that were deleted, and when.
     deleted: BTreeMap<String, Duration>,
 }
@@ -135,6 +137,21 @@ impl SimObjects {
     /// The write-back log was given an object: whatever puts it, it has these bytes.
     pub(super) fn give(&self, key: &str, body: &[u8]) {
         self.state.lock().unwrap().given.insert(key.to_string(), hash(body));
+    }
+
+    /// A mount that finds the write-back log as it is would put the object, or would not.
+    pub(super) fn recorded(&self, key: &str, recorded: bool) {
+        let mut state = self.state.lock().unwrap();
+        if recorded {
+            state.recorded.insert(key.to_string());
+        } else {
+            state.recorded.remove(key);
+        }
+    }
+
+    /// These are the objects that a mount would put.
+    pub(super) fn set_recorded(&self, keys: BTreeSet<String>) {
+        self.state.lock().unwrap().recorded = keys;
     }
 
     /// Objects that may have come back after they were deleted.
@@ -310,6 +327,9 @@ impl SimObjects {
                 && let Some(why) = self.references.pack_needed(pack)
             {
                 self.parts.alarm.raise(format!("{key} was deleted though {why}"));
+            }
+            if self.parts.switches.oracles && state.recorded.contains(&key) {
+                self.parts.alarm.raise(format!("object {key} is deleted, and the next mount would put it again"));
             }
             if let Some(object) = state.objects.remove(&key) {
                 state.undoable.insert(key.clone(), (object.body, false));

@@ -40,12 +40,18 @@ impl References {
     ) {
         *self.0.lock().unwrap() = State { synced, home, ..State::default() };
         slices.into_iter().for_each(|slice| self.enter(slice));
-        packed.into_iter().for_each(|(block, packed)| self.enter_packed(block, Some(packed), synced));
+        for (block, packed) in packed {
+            self.enter_packed(block, Some(packed), synced);
+        }
     }
 
-    /// A block is in a pack, or is not any more, by the transaction at `seq`.
-    pub(super) fn enter_packed(&self, block: Block, packed: Option<Packed>, seq: TxnSeq) {
-        self.0.lock().unwrap().packed.entry(block).or_default().push((seq, packed));
+    /// A block is in a pack, or is not any more, by the transaction at `seq`. False: it was deleted, and is in one again.
+    pub(super) fn enter_packed(&self, block: Block, packed: Option<Packed>, seq: TxnSeq) -> bool {
+        let mut state = self.0.lock().unwrap();
+        let past = state.packed.entry(block).or_default();
+        let deleted = past.last().is_some_and(|(_, packed)| packed.is_none());
+        past.push((seq, packed));
+        !deleted || packed.is_none()
     }
 
     /// Where every crash would leave a block, if that is in a pack.
