@@ -177,6 +177,8 @@ struct State {
     torn: BTreeMap<u64, Duration>,
     /// Records of objects that are in the files, by key.
     places: BTreeMap<String, Vec<Place>>,
+    /// Records that say that an object was deleted.
+    deletes: BTreeMap<String, Vec<Place>>,
 }
 
 impl State {
@@ -205,6 +207,33 @@ impl State {
         let Some(file) = self.files.get(&place.segment) else { return false };
         let head = file.head.as_ref().is_some_and(|(_, head)| file.synced.starts_with(head));
         file.named && head && file.synced.get(place.range()) == Some(&place.whole)
+    }
+
+    /// Objects that the next mount finds in the files: the last whole record of them is not that they were deleted.
+    fn found(&self) -> BTreeSet<String> {
+        let readable = |place: &&Place| {
+            let file = self.files.get(&place.segment);
+            file.is_some_and(|file| file.head.as_ref().is_some_and(|(_, head)| file.bytes.starts_with(head)))
+        };
+        let last = |places: Option<&Vec<Place>>| {
+            places.into_iter().flatten().filter(readable).map(|place| (place.segment, place.at)).max()
+        };
+        let found = self.places.iter().filter(|(key, places)| last(self.deletes.get(*key)) < last(Some(places)));
+        found.map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Forgets records that are not in the files any more.
+    fn forget(&mut self) {
+        let Self { places, deletes, files, .. } = self;
+        let whole = |place: &Place| {
+            files.get(&place.segment).is_some_and(|file| file.bytes.get(place.range()) == Some(&place.whole))
+        };
+        for records in [places, deletes] {
+            records.retain(|_, places| {
+                places.retain(whole);
+                !places.is_empty()
+            });
+        }
     }
 
     /// Whether a power cut leaves a record of the object whose body is that long.
@@ -281,19 +310,8 @@ impl SimDisk {
             }
             Ending::Kill | Ending::Unmount => state.files.values_mut().for_each(|file| file.orphan(dice)),
         }
-        let State { places, files, .. } = state;
-        places.retain(|_, places| {
-            places.retain(|place| {
-                files.get(&place.segment).is_some_and(|file| file.bytes.get(place.range()) == Some(&place.whole))
-            });
-            !places.is_empty()
-        });
-        let found = |place: &Place| {
-            let file = files.get(&place.segment);
-            file.is_some_and(|file| file.head.as_ref().is_some_and(|(_, head)| file.bytes.starts_with(head)))
-        };
-        let found = places.iter().filter(|(_, places)| places.iter().any(found)).map(|(key, _)| key.clone());
-        self.objects.set_recorded(found.collect());
+        state.forget();
+        self.objects.set_recorded(state.found());
     }
 
     /// Whether a power cut of this machine leaves the object, of that length.
@@ -357,7 +375,9 @@ impl SimDisk {
             let old =
                 state.files.remove(&segment).and_then(|old| if old.named { Some(old.synced) } else { old.replaced });
             state.files.insert(segment, File { replaced: old, ..File::default() });
-            state.places.values_mut().for_each(|places| places.retain(|place| place.segment != segment));
+            let State { places, deletes, .. } = &mut *state;
+            let records = places.values_mut().chain(deletes.values_mut());
+            records.for_each(|places| places.retain(|place| place.segment != segment));
         }
         self.delay().await;
         if failed { Err(DiskError::Failed) } else { Ok(()) }
@@ -383,6 +403,11 @@ impl SimDisk {
             state.next_write += 1;
             let number = state.next_write;
             state.writes.insert(number, Write { segment, at, body: body.clone() });
+            // A crash may decide that it has taken effect.
+            if let Some(Said { put, key }) = record(&body).filter(|_| at > 0) {
+                let records = if put { &mut state.places } else { &mut state.deletes };
+                records.entry(key).or_default().push(Place { segment, at, whole: body.clone() });
+            }
             number
         };
         self.delay().await;
@@ -400,11 +425,10 @@ impl SimDisk {
         Ok(())
     }
 
-    /// Remembers what was written; objects to what must not be.
+    /// What was written; objects to what must not be.
     fn watch(&self, segment: u64, at: u64, whole: &Bytes) {
-        let mut state = self.state();
         if at == 0 {
-            if let (Ok(head), Some(file)) = (Head::decode(whole, segment), state.files.get_mut(&segment)) {
+            if let (Ok(head), Some(file)) = (Head::decode(whole, segment), self.state().files.get_mut(&segment)) {
                 file.head = Some((head, whole.clone()));
             }
             return;
@@ -412,12 +436,9 @@ impl SimDisk {
         let Some(Said { put, key }) = record(whole) else { return };
         if put {
             self.objects.give(&key, &whole[RECORD_LEN as usize + key.len()..]);
-            let place = Place { segment, at, whole: whole.clone() };
             self.objects.recorded(&key, true);
-            state.places.entry(key).or_default().push(place);
             return;
         }
-        drop(state);
         self.objects.recorded(&key, false);
         if let Some((slice, _)) = block::parse_key(&key)
             && let Some(why) = self.references.still_needed(slice)
@@ -504,6 +525,10 @@ impl SimDisk {
         }
         let mut state = self.living(epoch)?;
         state.going.remove(&segment);
+        state.deletes.retain(|_, places| {
+            places.retain(|place| place.segment != segment);
+            !places.is_empty()
+        });
         state.places.retain(|key, places| {
             places.retain(|place| place.segment != segment);
             if places.is_empty() {
