@@ -90,6 +90,7 @@ marks! {
     ReadThroughHole: "a read crossed a truncate that was not committed";
     StaleViewRefused: "slices that were loaded before a commit came too late to be installed";
     MetaCached: "metadata was read from memory";
+    ListedFromMemory: "a listing took attributes from memory";
     OldSnapshotNotCached: "what a snapshot showed was not kept in memory, for a transaction had ended since";
     StaleAttributesRefused: "attributes that were read before a commit came too late to be shown";
     StaleMachineRefused: "attributes that were read before another machine came and went made no machine";

@@ -16,12 +16,14 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::hash::{BuildHasherDefault, Hasher};
 use core::mem;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::std::collections::HashMap;
 use super::std::sync::Mutex;
 use super::wait::lock;
 use crate::env::{Committed, Env, MetaError, MetaStore, TxnSeq};
@@ -54,6 +56,11 @@ impl<E: Env> CachedMeta<E> {
     /// With `bytes` of memory; 0 keeps nothing.
     pub(super) fn new(env: E, bytes: u64) -> Self {
         Self { env, cache: MetaCache::new(bytes) }
+    }
+
+    /// The newest value of a key, if it is here; a snapshot may show an older one.
+    pub(super) fn kept(&self, key: &[u8]) -> Found {
+        lock(self.cache.shard(key)).kept.get(key).flatten()
     }
 }
 
@@ -121,13 +128,33 @@ struct Writing {
     alone: bool,
 }
 
+/// Hashes keys the same way in every run.
+#[derive(Default)]
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = self.0.rotate_left(32) ^ xxh3_64(bytes);
+    }
+
+    fn write_usize(&mut self, _: usize) {
+        // The length of what follows, which its own hash tells.
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+type Values = HashMap<Bytes, Found, BuildHasherDefault<KeyHasher>>;
+
 /// Values in two generations, each of half the budget: the old one goes when the new one is full, and what is wanted
 /// meanwhile moves to the new one.
 struct Kept {
     half: usize,
-    new: BTreeMap<Bytes, Found>,
+    new: Values,
     new_bytes: usize,
-    old: BTreeMap<Bytes, Found>,
+    old: Values,
 }
 
 impl Kept {
@@ -170,13 +197,14 @@ impl MetaCache {
     /// For `bytes` of memory. 0 keeps nothing.
     fn new(bytes: u64) -> Self {
         let half = usize::try_from(bytes).unwrap_or(usize::MAX) / SHARDS / 2;
-        let kept = || Kept { half, new: BTreeMap::new(), new_bytes: 0, old: BTreeMap::new() };
+        let kept = || Kept { half, new: Values::default(), new_bytes: 0, old: Values::default() };
         let shard = |_| Mutex::new(Shard { kept: kept(), writing: BTreeMap::new(), begun: 0, ended: 0 });
         Self { shards: (0..SHARDS).map(shard).collect(), ended: AtomicU64::new(0) }
     }
 
     fn shard(&self, key: &[u8]) -> &Mutex<Shard> {
-        &self.shards[(xxh3_64(key) % SHARDS as u64) as usize]
+        // By other bits than those that place it in the shard's map.
+        &self.shards[(xxh3_64(key) >> 32) as usize % SHARDS]
     }
 
     /// Answers `op` if all that it reads is here.

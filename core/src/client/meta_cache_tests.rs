@@ -168,7 +168,7 @@ fn memory_is_bounded() {
     }
     let held = |shard: &Mutex<Shard>| {
         let shard = lock(shard);
-        let sum = |kept: &BTreeMap<Bytes, Found>| kept.iter().map(|(key, found)| cost(key, found)).sum::<usize>();
+        let sum = |kept: &Values| kept.iter().map(|(key, found)| cost(key, found)).sum::<usize>();
         assert_eq!(sum(&shard.kept.new), shard.kept.new_bytes);
         sum(&shard.kept.new) + sum(&shard.kept.old)
     };

@@ -13,7 +13,9 @@ use super::wait::lock;
 use super::{Client, Shared};
 use crate::env::{Edge, Env, MetaError, Point};
 use crate::errno::Errno;
-use crate::kv::{OpError, Txn};
+use crate::format::keys;
+use crate::format::values::Value as _;
+use crate::kv::{OpError, OpResult, Txn};
 use crate::marks::{Mark, reached, reached_if};
 use crate::meta::acl::{self, Acl, AclKind};
 use crate::meta::{self, DirEntry, New, OpCtx, Removed, RenameMode, SECURITY_CAPABILITY, SetAttr, XattrMode};
@@ -365,7 +367,13 @@ impl<E: Env> Client<E> {
         let mut entries = shared
             .read(|read| {
                 let entries = meta::lookup::readdir(read, dir, cookie, limit)?;
-                let with_attr = |entry: DirEntry| Ok((entry.clone(), meta::attr::load(read, entry.ino)?));
+                let with_attr = |entry: DirEntry| {
+                    let attr = match shared.kept_attr(&entry)? {
+                        Some(attr) => attr,
+                        None => meta::attr::load(read, entry.ino)?,
+                    };
+                    Ok((entry, attr))
+                };
                 entries.into_iter().map(with_attr).collect::<Result<Vec<_>, OpError>>()
             })
             .await?;
@@ -503,6 +511,16 @@ impl<E: Env> Shared<E> {
             Err(Errno::ENODATA) => Ok(()),
             other => other,
         }
+    }
+
+    /// Attributes that are in memory; those of a directory are in several records, which only a snapshot shows together.
+    fn kept_attr(&self, entry: &DirEntry) -> OpResult<Option<Attr>> {
+        if entry.kind == FileType::Directory {
+            return Ok(None);
+        }
+        let kept = self.meta.kept(&keys::attr(entry.ino));
+        reached_if(Mark::ListedFromMemory, || kept.is_some());
+        Ok(kept.map(|value| Attr::decode(&value)).transpose()?)
     }
 
     /// What the store says of a file at a time when `retired` was read may be behind what was accepted.

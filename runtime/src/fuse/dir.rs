@@ -5,6 +5,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fuser::{Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use kiseki_core::client::Client;
@@ -20,9 +21,27 @@ const AFTER_DOT: u64 = 1;
 /// Offset after `..`.
 const AFTER_DOTS: u64 = 2;
 
-/// Entries fetched at a time. A reply of 32 KiB (the buffer of glibc's readdir) holds about 180 with attributes and 800
+/// Entries fetched at a time. A reply of 32 KiB (the buffer of glibc's readdir) holds about 200 with attributes and 800
 /// without: a few pages, and few entries fetched in vain for a kernel that asks for 4 KiB.
 const PAGE: usize = 64;
+/// Entries fetched for what is left of a reply.
+const FEW: usize = 16;
+/// Most entries that are fetched at once because a reply took as many.
+const PAGE_MAX: usize = 512;
+
+/// How many entries with attributes the last full reply took, and the one that did not fit: as many are fetched for the
+/// next, at once and few in vain.
+#[derive(Debug, Default)]
+pub(super) struct Fitted(AtomicUsize);
+
+impl Fitted {
+    fn page(&self) -> usize {
+        match self.0.load(Ordering::Relaxed) {
+            0 => PAGE,
+            fitted => fitted.min(PAGE_MAX),
+        }
+    }
+}
 
 /// A reply that takes entries.
 pub(super) trait Listing: Send + 'static {
@@ -77,12 +96,14 @@ pub(super) async fn list_plus<E: Env>(
     client: &Client<E>,
     (dir, root): (Ino, Ino),
     offset: u64,
+    fitted: &Fitted,
     reply: &mut ReplyDirectoryPlus,
 ) -> Result<(), Errno> {
     let Dots::Fit { mut empty } = add_dots(client, (dir, root), offset, reply).await? else { return Ok(()) };
     let mut cookie = after_dots(offset);
+    let (mut limit, mut taken) = (fitted.page(), 0);
     loop {
-        let page = match client.readdirplus(dir, cookie, PAGE).await {
+        let page = match client.readdirplus(dir, cookie, limit).await {
             Ok(page) => page,
             Err(errno) if empty => return Err(errno),
             Err(_) => return Ok(()),
@@ -90,15 +111,18 @@ pub(super) async fn list_plus<E: Env>(
         for (entry, attr) in &page {
             // Counted before the reply goes out: the kernel may forget as soon as it has it.
             if !Listing::add(reply, entry.ino, attr, entry.cookie, OsStr::from_bytes(&entry.name)) {
+                fitted.0.store(taken + 1, Ordering::Relaxed);
                 return Ok(());
             }
             client.remember(entry.ino);
             empty = false;
             cookie = entry.cookie;
+            taken += 1;
         }
-        if page.len() < PAGE {
+        if page.len() < limit {
             return Ok(());
         }
+        limit = FEW;
     }
 }
 

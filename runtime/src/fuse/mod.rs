@@ -37,13 +37,14 @@ pub struct Adapter<E: Env> {
     atime: AtimeMode,
     stale: Stale,
     running: Arc<running::Running>,
+    fitted: Arc<dir::Fitted>,
 }
 
 impl<E: Env> Adapter<E> {
     /// Serves the directory `root` of `client`; requests that have to wait do so on `executor`.
     pub fn new(client: Client<E>, root: Ino, atime: AtimeMode, executor: Handle) -> Self {
-        let (stale, running) = (Stale::default(), Arc::default());
-        Self { client, root, executor, skip_opendir: false, atime, stale, running }
+        let (stale, running, fitted) = (Stale::default(), Arc::default(), Arc::default());
+        Self { client, root, executor, skip_opendir: false, atime, stale, running, fitted }
     }
 
     /// How the kernel is told of stale attributes, once there is a connection.

@@ -441,9 +441,9 @@ impl<E: Env> Filesystem for Adapter<E> {
         mut reply: ReplyDirectoryPlus,
     ) {
         let (inode, root) = (self.ino(inode), self.root);
-        let client = self.client.clone();
+        let (client, fitted) = (self.client.clone(), Arc::clone(&self.fitted));
         self.run(async move {
-            match dir::list_plus(&client, (inode, root), offset, &mut reply).await {
+            match dir::list_plus(&client, (inode, root), offset, &fitted, &mut reply).await {
                 Ok(()) => reply.ok(),
                 Err(errno) => reply.error(convert::errno(errno)),
             }
