@@ -13,6 +13,7 @@ use core::time::Duration;
 
 use bytes::Bytes;
 
+use super::buffer::Buffer;
 use crate::marks::{Mark, reached, reached_if};
 use crate::types::{BlockId, Geometry, Place, SliceId, SliceRecord};
 
@@ -28,30 +29,9 @@ pub(super) enum Put {
 }
 
 #[derive(Clone, Debug)]
-enum Buffer {
-    Open(Vec<u8>),
-    Sealed(Bytes),
-}
-
-#[derive(Clone, Debug)]
 struct Block {
     buffer: Buffer,
     put: Put,
-}
-
-impl Block {
-    fn len(&self) -> usize {
-        match &self.buffer {
-            Buffer::Open(bytes) => bytes.len(),
-            Buffer::Sealed(bytes) => bytes.len(),
-        }
-    }
-
-    fn seal(&mut self) {
-        if let Buffer::Open(bytes) = &mut self.buffer {
-            self.buffer = Buffer::Sealed(Bytes::from(core::mem::take(bytes)));
-        }
-    }
 }
 
 /// A slice that is not committed yet.
@@ -96,15 +76,11 @@ impl DirtySlice {
             if index == self.blocks.len() {
                 let idle = Put::Idle { retry_at: Duration::ZERO, attempts: 0 };
                 // Past the first block a slice is a long run: take its memory at once instead of growing into it.
-                let room = if index > 0 { block_size } else { 0 };
-                self.blocks.push(Block { buffer: Buffer::Open(Vec::with_capacity(room)), put: idle });
+                self.blocks.push(Block { buffer: Buffer::new(geometry, index > 0), put: idle });
             }
-            let block = &mut self.blocks[index];
-            let Buffer::Open(bytes) = &mut block.buffer else { panic!("write into a sealed block") };
+            let Buffer::Open(open) = &mut self.blocks[index].buffer else { panic!("write into a sealed block") };
             let count = data.len().min(block_size - off);
-            let overwrite = count.min(bytes.len() - off);
-            bytes[off..off + overwrite].copy_from_slice(&data[..overwrite]);
-            bytes.extend_from_slice(&data[overwrite..count]);
+            open.write(geometry, off, &data[..count]);
             data = &data[count..];
             at += count;
         }
@@ -114,15 +90,15 @@ impl DirtySlice {
 
     /// Seals blocks that are full and no longer the tail: only a block with a successor or a full one can be.
     fn seal_full(&mut self, block_size: usize) {
-        while self.sealed < self.blocks.len() && self.blocks[self.sealed].len() == block_size {
-            self.blocks[self.sealed].seal();
+        while self.sealed < self.blocks.len() && self.blocks[self.sealed].buffer.len() == block_size {
+            self.blocks[self.sealed].buffer.seal();
             self.sealed += 1;
         }
     }
 
     pub(super) fn freeze(&mut self) {
         for block in &mut self.blocks[self.sealed..] {
-            block.seal();
+            block.buffer.seal();
         }
         self.sealed = self.blocks.len();
         self.frozen = true;
@@ -206,10 +182,7 @@ impl DirtySlice {
         while off < end {
             let (index, start) = ((off / geometry.block_size) as usize, (off % geometry.block_size) as usize);
             let stop = (start + (end - off) as usize).min(geometry.block_size as usize);
-            out(match &self.blocks[index].buffer {
-                Buffer::Open(bytes) => Bytes::copy_from_slice(&bytes[start..stop]),
-                Buffer::Sealed(bytes) => bytes.slice(start..stop),
-            });
+            out(self.blocks[index].buffer.read(start, stop));
             off += (stop - start) as u32;
         }
     }
@@ -244,9 +217,9 @@ impl DirtySlice {
     pub(super) fn check(&self, geometry: &Geometry) {
         assert!(self.len > 0, "a slice is empty");
         assert!(u64::from(self.end()) <= geometry.chunk_size, "a slice leaves its chunk");
-        assert_eq!(self.blocks.iter().map(Block::len).sum::<usize>(), self.len as usize);
+        assert_eq!(self.blocks.iter().map(|block| block.buffer.len()).sum::<usize>(), self.len as usize);
         let full = self.blocks.len() - 1;
-        assert!(self.blocks[..full].iter().all(|block| block.len() == geometry.block_size as usize));
+        assert!(self.blocks[..full].iter().all(|block| block.buffer.len() == geometry.block_size as usize));
         assert!(self.blocks[..self.sealed].iter().all(|block| matches!(block.buffer, Buffer::Sealed(_))));
         assert!(!self.frozen || self.sealed == self.blocks.len());
     }

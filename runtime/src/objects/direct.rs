@@ -8,15 +8,19 @@
 //!
 //! Invariants
 //! - As with OpenDAL: an object is written under a name of its own, synced, then renamed.
-//! - Direct I/O wants memory, position and length aligned, which an object is not: it passes through a small aligned
-//!   buffer, and the last piece is padded and cut off again before the sync.
+//! - Direct I/O wants memory, position and length aligned. Where a piece of the body lies in memory as it will in the file,
+//!   which the core sees to for full blocks (`kiseki_core::file::buffer`), it is written from there; the rest passes through
+//!   a small aligned buffer. The last piece is padded and cut off again before the sync.
 
+use std::io::IoSlice;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::{fs, io};
 
 use bytes::Bytes;
+use kiseki_core::file::buffer::ALIGN;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -24,8 +28,6 @@ use rustix::io::Errno;
 const LEAST: usize = 256 << 10;
 /// What is written at once. Longer pieces were not faster.
 const PIECE: usize = 1 << 20;
-/// More than any disk asks for (statx(2), STATX_DIOALIGN).
-const ALIGN: usize = 4096;
 
 /// Writes objects, as long as the folder's file system can.
 #[derive(Debug, Default)]
@@ -67,37 +69,85 @@ fn write(tmp: &Path, body: &[Bytes], len: usize, buffer: &mut [u8]) -> Result<()
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::DIRECT | OFlags::CLOEXEC;
     let file = rustix::fs::open(tmp, flags, Mode::from_raw_mode(0o666))?;
     let start = buffer.as_ptr().align_offset(ALIGN);
-    let piece = &mut buffer[start..start + PIECE];
-    let (mut filled, mut at) = (0, 0);
-    for mut segment in body.iter().map(|segment| &segment[..]) {
-        while !segment.is_empty() {
-            let count = segment.len().min(PIECE - filled);
-            piece[filled..filled + count].copy_from_slice(&segment[..count]);
-            (filled, segment) = (filled + count, &segment[count..]);
-            if filled == PIECE {
-                write_all(&file, piece, at)?;
-                (filled, at) = (0, at + PIECE as u64);
-            }
-        }
+    let mut out = Out { file, piece: &mut buffer[start..start + PIECE], filled: 0, at: 0 };
+    for segment in body {
+        out.add(segment, len)?;
     }
-    if filled > 0 {
-        // What pads it is bytes of earlier objects until it is cut off: nobody has the file's name.
-        write_all(&file, &piece[..filled.next_multiple_of(ALIGN)], at)?;
-        rustix::fs::ftruncate(&file, len as u64)?;
+    if out.filled > 0 {
+        out.write(&[], 0)?;
     }
-    rustix::fs::fdatasync(&file)
+    if !len.is_multiple_of(ALIGN) {
+        rustix::fs::ftruncate(&out.file, len as u64)?;
+    }
+    rustix::fs::fdatasync(&out.file)
 }
 
-fn write_all(file: &impl std::os::fd::AsFd, mut piece: &[u8], mut at: u64) -> Result<(), Errno> {
-    while !piece.is_empty() {
-        match rustix::io::pwrite(file, piece, at) {
-            Ok(0) => return Err(Errno::IO),
-            Ok(count) => (piece, at) = (&piece[count..], at + count as u64),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
+/// A file that is written from its start to its end.
+struct Out<'a> {
+    file: OwnedFd,
+    /// Aligned.
+    piece: &'a mut [u8],
+    /// Bytes in `piece` that are to be written next.
+    filled: usize,
+    /// Where: a multiple of `ALIGN`.
+    at: u64,
+}
+
+impl Out<'_> {
+    /// Adds the next bytes of an object of `len` bytes.
+    fn add(&mut self, mut segment: &[u8], len: usize) -> Result<(), Errno> {
+        while !segment.is_empty() {
+            // Up to where the file is at a multiple of `ALIGN`, if memory is at one there, too.
+            let ahead = self.filled.next_multiple_of(ALIGN) - self.filled;
+            let straight = segment.get(ahead..).map_or(&[][..], |rest| &rest[..rest.len() - rest.len() % ALIGN]);
+            if LEAST <= straight.len() && straight.as_ptr().addr().is_multiple_of(ALIGN) {
+                self.take(&segment[..ahead]);
+                segment = &segment[ahead + straight.len()..];
+                let ends = self.at as usize + self.filled + straight.len() + segment.len() == len;
+                let tail = if ends && self.filled + segment.len() <= PIECE { segment.len() } else { 0 };
+                let before = self.filled;
+                self.take(&segment[..tail]);
+                segment = &segment[tail..];
+                self.write(straight, before)?;
+                continue;
+            }
+            let count = segment.len().min(PIECE - self.filled);
+            self.take(&segment[..count]);
+            segment = &segment[count..];
+            if self.filled == PIECE {
+                self.write(&[], 0)?;
+            }
         }
+        Ok(())
     }
-    Ok(())
+
+    fn take(&mut self, bytes: &[u8]) {
+        self.piece[self.filled..self.filled + bytes.len()].copy_from_slice(bytes);
+        self.filled += bytes.len();
+    }
+
+    /// Writes what is in `piece`, with `straight` after the first `before` bytes of it.
+    fn write(&mut self, straight: &[u8], before: usize) -> Result<(), Errno> {
+        // What pads the end is bytes of earlier objects until it is cut off: nobody has the file's name.
+        let (head, tail) = self.piece[..self.filled.next_multiple_of(ALIGN)].split_at(before);
+        let mut slices = [head, straight, tail].map(IoSlice::new);
+        let mut rest = &mut slices[..];
+        // Drops what is empty ahead of the first that is not.
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            match rustix::io::pwritev(&self.file, rest, self.at) {
+                Ok(0) => return Err(Errno::IO),
+                Ok(count) => {
+                    self.at += count as u64;
+                    IoSlice::advance_slices(&mut rest, count);
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.filled = 0;
+        Ok(())
+    }
 }
 
 fn rename(tmp: &Path, path: &Path) -> Result<(), Errno> {
@@ -133,6 +183,27 @@ mod tests {
             None
         );
         assert_eq!(direct.buffers().len(), 1, "the buffer is used again");
+    }
+
+    /// Where memory lies as the file does, by one byte beside that, and what of the body lies so.
+    #[test]
+    fn what_is_aligned_is_written_from_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let direct = Direct::default();
+        let all: Vec<u8> = (0..5 * PIECE).map(|at| (at * 7 + at / 251) as u8).collect();
+        let start = all.as_ptr().align_offset(ALIGN);
+        let all = Bytes::from(all);
+        for head in [0, 1, 568, ALIGN, ALIGN + 1, PIECE - 1] {
+            for beside in [0, 1] {
+                for len in [LEAST, LEAST + ALIGN - 1, PIECE + 568, 3 * PIECE] {
+                    let at = start + head + beside;
+                    let body = [Bytes::from(vec![9; head]), all.slice(at..at + len), all.slice(7..7 + 2 * head)];
+                    let path = dir.path().join(format!("{head}-{beside}-{len}"));
+                    assert_eq!(direct.put(&dir.path().join("tmp"), &path, &body), Some(Ok(())));
+                    assert!(fs::read(&path).unwrap() == body.concat(), "{head} {beside} {len}");
+                }
+            }
+        }
     }
 
     #[test]
