@@ -9,6 +9,7 @@ pub mod env;
 mod folders;
 pub mod fuse;
 pub mod log_folder;
+pub mod memory;
 pub mod mount;
 pub mod objects;
 pub mod rocks;

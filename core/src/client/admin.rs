@@ -88,6 +88,11 @@ impl<E: Env> Client<E> {
         })
     }
 
+    /// Memory of `Options::buffer_size` that is in use.
+    pub fn used_memory(&self) -> u64 {
+        self.0.memory.used() + self.0.blocks.cached_bytes()
+    }
+
     /// The slices of a file; none for what is not a regular file.
     pub async fn info(&self, ino: Ino) -> Result<FileInfo, Errno> {
         let shared = &self.0;

@@ -34,6 +34,7 @@ use tracing_subscriber::EnvFilter;
 use crate::env::World;
 use crate::fuse::Adapter;
 use crate::log_folder::LogFolder;
+use crate::memory;
 use crate::objects::{Objects, Place};
 use ending::{Interrupts, Waiting};
 use options::Options;
@@ -41,6 +42,10 @@ use session::Serving;
 
 /// How long tasks that still wait for the stores are given when all is done.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(10);
+
+/// How often it is decided how much memory is kept, and after how many of these without a write none is.
+const MEMORY_TICK: Duration = Duration::from_millis(200);
+const MEMORY_IDLE_TICKS: u32 = 300;
 
 /// What to mount, where and how.
 #[derive(Clone, Debug)]
@@ -186,6 +191,7 @@ where
         runtime.block_on(ending::leave_log(&stores));
         explain(&error, config, &stores.objects)
     })?;
+    let keeper = runtime.spawn(keep_memory(client.clone(), config.buffer_size));
     let leave_log = watch::Sender::new(false);
     let ready = Ready { client: &client, stores: &stores, leave_log: &leave_log, config, handle: runtime.handle() };
     let result = match runtime.block_on(root_of(&client, config.subdir.as_deref())) {
@@ -196,9 +202,26 @@ where
         }
     };
     // In this order: see the invariants above.
+    keeper.abort();
+    _ = runtime.block_on(keeper);
     drop((client, stores));
     runtime.shutdown_timeout(SHUTDOWN_WAIT);
     result
+}
+
+/// Memory that blocks have given back is kept for the next ones, until a mount has been idle for long.
+async fn keep_memory(client: Client<World>, buffer_size: u64) {
+    let mut ticks = tokio::time::interval(MEMORY_TICK);
+    let (mut before, mut idle) = (0, 0);
+    loop {
+        ticks.tick().await;
+        let used = client.used_memory();
+        idle = if used == before { idle + 1 } else { 0 };
+        let budget = if idle < MEMORY_IDLE_TICKS { buffer_size as usize } else { 0 };
+        // Blocks may be given back a moment before they count as such.
+        memory::keep(budget, used.min(before) as usize);
+        before = used;
+    }
 }
 
 /// The directory of the volume at `subdir`. No symbolic link on the way is followed. Its lookups are never forgotten:
