@@ -15,7 +15,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::harness::{Volume, eventually};
+use crate::harness::{Volume, copy_program, eventually};
 
 const NOBODY: u32 = 65_534;
 const ACCESS: &str = "system.posix_acl_access";
@@ -420,7 +420,7 @@ fn strictatime_sees_every_read() {
     let mut contents = String::new();
     reader.read_to_string(&mut contents).expect("reads");
     assert_eq!(contents, "contents");
-    fs::copy("/bin/true", volume.path("true")).expect("copies");
+    copy_program("/bin/true", &volume.path("true"));
     assert!(Command::new(volume.path("true")).status().expect("runs").success());
 }
 

@@ -8,7 +8,7 @@ use memmap2::MmapMut;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use crate::harness::{Volume, assert_same, eventually, noise};
+use crate::harness::{Volume, assert_same, copy_program, eventually, noise};
 
 pub(crate) fn read_write(path: &std::path::Path) -> File {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).expect("opens")
@@ -302,7 +302,7 @@ fn a_running_program_is_not_cut_off() {
     use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
     let volume = Volume::mounted();
     let path = volume.path("program");
-    fs::copy("/bin/sleep", &path).expect("copies");
+    copy_program("/bin/sleep", &path);
     fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("chmods");
     let len = fs::metadata(&path).expect("stats").len();
     let truncate_only = |path| {

@@ -25,6 +25,13 @@ pub(crate) fn kiseki_ok<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Copies a program, by another process: what this one has open for writing while a test beside this one starts a child
+/// is open in that child for a moment, and cannot be run.
+#[track_caller]
+pub(crate) fn copy_program(from: &str, to: &Path) {
+    assert!(Command::new("cp").arg(from).arg(to).status().expect("cp runs").success());
+}
+
 /// A volume of 64 KiB blocks, so that small files already have several, and its mount.
 pub(crate) struct Volume {
     dir: TempDir,
