@@ -24,6 +24,8 @@ const MARK: usize = 1 << 20;
 /// Shorter pieces gain nothing.
 const LEAST: usize = 2 << 20;
 const PAGE: usize = 4096;
+/// So many that are kept are looked at for one that fits.
+const LOOKED_AT: usize = 8;
 /// A process may have 65,530 mappings (vm.max_map_count).
 const MAPPINGS_MAX: usize = 32 << 10;
 
@@ -101,6 +103,10 @@ impl Kept {
         if self.is_too_much(len) {
             return self.unmap(memory, len);
         }
+        self.link(memory, len);
+    }
+
+    fn link(&mut self, memory: NonNull<u8>, len: usize) {
         // SAFETY: nobody uses the mapping, which is aligned and long enough.
         unsafe { memory.cast().write(Link { next: self.first, len }) };
         self.first = memory.as_ptr().expose_provenance();
@@ -115,15 +121,28 @@ impl Kept {
         debug_assert_eq!(unmapped, Ok(()));
     }
 
-    /// One of exactly that length; those of other lengths that lie before it are given up.
+    /// One of exactly that length, if it is among the first; else the first is given up, so that lengths nobody asks for
+    /// any more go.
     fn take(&mut self, len: usize) -> Option<NonNull<u8>> {
-        while let Some((memory, found)) = self.pop() {
-            if found == len {
-                return Some(memory);
+        let mut others = [None; LOOKED_AT];
+        let mut found = None;
+        for other in &mut others {
+            match self.pop() {
+                None => break,
+                Some((memory, its)) if its == len => {
+                    found = Some(memory);
+                    break;
+                }
+                Some(first) => *other = Some(first),
             }
-            self.unmap(memory, found);
         }
-        None
+        if found.is_none()
+            && let Some((memory, its)) = others[0].take()
+        {
+            self.unmap(memory, its);
+        }
+        others.into_iter().rev().flatten().for_each(|(memory, its)| self.link(memory, its));
+        found
     }
 }
 
@@ -281,13 +300,18 @@ mod tests {
         // SAFETY: within the pieces; given back as they were taken.
         unsafe {
             keep(5 * LEAST, 0);
+            let other = Layout::from_size_align(4 * LEAST, 16).unwrap();
             let pieces = layouts.map(|layout| Memory.alloc(layout));
             pieces.into_iter().zip(layouts).for_each(|(piece, layout)| Memory.dealloc(piece, layout));
             assert_eq!(bytes(), (5 * LEAST, 5 * LEAST));
             let long = Memory.alloc(layouts[0]);
-            long.write_bytes(1, layouts[0].size());
-            assert_eq!(bytes(), (0, 3 * LEAST));
+            assert_eq!((long, bytes()), (pieces[0], (2 * LEAST, 5 * LEAST)));
+            // Of a third length there is none: the one that is kept makes room.
+            let third = Memory.alloc(other);
+            third.write_bytes(1, other.size());
+            assert_eq!(bytes(), (0, 7 * LEAST));
             keep(0, 0);
+            Memory.dealloc(third, other);
             Memory.dealloc(long, layouts[0]);
         }
     }

@@ -1,7 +1,8 @@
 //! The machine of one inode's contents: accepted writes on their way to the store, and what readers see meanwhile.
 //!
-//! `machine` owns the order (commands, completions, outputs), `slice` the bytes of one run of writes, `buffer` those of a block of it, `view` what is
-//! committed, `overlay` which of them shows where, `readahead` what a sequential reader will want next.
+//! `machine` owns the order (commands, completions, outputs), `slice` the bytes of one run of writes, `buffer` those of a
+//! block of it, `view` what is committed, `overlay` which of them shows where, `readahead` what a sequential reader will
+//! want next.
 
 pub mod buffer;
 pub mod machine;
