@@ -96,6 +96,7 @@ marks! {
     StaleMachineRefused: "attributes that were read before another machine came and went made no machine";
     ReadJoinedFetch: "a read waited for a fetch that was under way";
     FetchedPart: "a part of a block was fetched by itself";
+    HeadKnown: "a part of a block was fetched whose head was known";
     FetchedAhead: "a block was fetched ahead of its reader";
     TornGetRetried: "a damaged answer of the store was asked for again";
     GetOutOfTime: "a get was given up at its deadline";

@@ -7,7 +7,7 @@
 //! - No byte leaves here that was not verified against checksums bound to volume, slice, index and length.
 //! - Buffers are owned: what a late answer of the store writes to, nobody else has.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -20,9 +20,9 @@ use super::std;
 use super::upkeep::Guard;
 use super::wait::{Flight, flight, join_all, lock, timeout};
 use crate::env::{Env, ObjectStore, StoreError};
-use crate::format::block::{BlockError, decode_head, head_len, object_key, object_len, verify_object};
+use crate::format::block::{BlockError, Head, decode_head, head_len, object_key, object_len, verify_object};
 use crate::format::values::Volume;
-use crate::marks::{Mark, reached};
+use crate::marks::{Mark, reached, reached_if};
 use crate::planted::{self, Bug};
 use crate::store::cache::{CacheShard, shard_of};
 use crate::types::{BlockId, SliceId, VolumeId};
@@ -30,6 +30,8 @@ use crate::types::{BlockId, SliceId, VolumeId};
 const SHARDS: usize = 16;
 /// Blocks of up to so many frames (128 KiB) are fetched whole whatever is asked of them: a second request costs more.
 const WHOLE_FRAMES: u32 = 2;
+/// Heads of blocks that each shard keeps: with 16 of them those of 8 GiB in full blocks, in 1.2 MiB.
+const HEADS_MAX: usize = 128;
 /// Bytes fetched ahead and not in the cache yet, at most: four blocks of 4 MiB for each of four readers.
 const AHEAD_MAX: u64 = 64 << 20;
 /// A damaged or short answer is asked for again so many times before it counts as damage of the object.
@@ -38,6 +40,9 @@ const DAMAGED_TRIES: u32 = 4;
 #[derive(Debug)]
 struct Shard {
     cache: CacheShard,
+    /// Heads of blocks of which parts were read, the oldest first in `head_order`.
+    heads: BTreeMap<(SliceId, u32), Arc<Head>>,
+    head_order: VecDeque<(SliceId, u32)>,
     flights: BTreeMap<(SliceId, u32), Flight<Result<Bytes, Unreadable>>>,
 }
 
@@ -57,6 +62,25 @@ pub(super) enum Fault {
     /// What the store gives is not the block.
     #[error(transparent)]
     Damaged(BlockError),
+}
+
+impl Shard {
+    /// Keeps a head that has `proved` right; what has not is asked for again.
+    fn note_head(&mut self, id: BlockId, head: Arc<Head>, proved: bool) {
+        let key = (id.slice, id.index);
+        if !proved {
+            self.heads.remove(&key);
+            return;
+        }
+        if self.heads.insert(key, head).is_none() {
+            self.head_order.push_back(key);
+        }
+        // Also of those that have gone meanwhile.
+        while HEADS_MAX < self.head_order.len() {
+            let oldest = self.head_order.pop_front();
+            oldest.and_then(|oldest| self.heads.remove(&oldest));
+        }
+    }
 }
 
 struct Inner<E: Env> {
@@ -89,7 +113,10 @@ impl<E: Env> Blocks<E> {
         let cache = bytes - ahead;
         // A shard must hold what several readers have fetched ahead, or it evicts what was not read yet.
         let count = (cache / (16 * u64::from(volume.geometry.block_size))).clamp(1, SHARDS as u64);
-        let shard = |_| Mutex::new(Shard { cache: CacheShard::new(cache / count), flights: BTreeMap::new() });
+        let shard = |_| {
+            let (heads, head_order, flights) = (BTreeMap::new(), VecDeque::new(), BTreeMap::new());
+            Mutex::new(Shard { cache: CacheShard::new(cache / count), heads, head_order, flights })
+        };
         let shards = (0..count).map(shard).collect();
         let frame_size = volume.geometry.frame_size;
         let whole_max = WHOLE_FRAMES * frame_size;
@@ -199,21 +226,31 @@ impl<E: Env> Inner<E> {
         .await
     }
 
-    /// Fetches the frames around `[off, off + len)`, and the head that verifies them.
+    /// Fetches the frames around `[off, off + len)`, and the head that verifies them unless it is known.
     async fn fetch_part(&self, id: BlockId, off: u32, len: u32) -> Result<Bytes, Unreadable> {
-        let head = head_len(self.frame_size, id.len);
+        let head_len = head_len(self.frame_size, id.len);
         let first = off / self.frame_size;
         let from = first * self.frame_size;
         let to = (off + len).next_multiple_of(self.frame_size).min(id.len);
         let key = object_key(id);
         self.patiently(id, async || {
-            let ranges = [0..u64::from(head), u64::from(head + from)..u64::from(head + to)];
-            let gets = ranges.into_iter().map(|range| self.env.objects().get(&key, range));
+            let known = lock(self.shard(id)).heads.get(&(id.slice, id.index)).cloned();
+            reached_if(Mark::HeadKnown, || known.is_some());
+            let ranges = [u64::from(head_len + from)..u64::from(head_len + to), 0..u64::from(head_len)];
+            let wanted = if known.is_some() { 1 } else { 2 };
+            let gets = ranges.into_iter().take(wanted).map(|range| self.env.objects().get(&key, range));
             let mut answers = join_all(gets).await.into_iter();
-            let head = answers.next().expect("two were asked for").map_err(Fault::Store)?;
-            let frames = answers.next().expect("two were asked for").map_err(Fault::Store)?;
-            let head = decode_head(self.volume, id, self.frame_size, &head).map_err(Fault::Damaged)?;
-            head.verify(first, &frames).map_err(Fault::Damaged)?;
+            let frames = answers.next().expect("it was asked for").map_err(Fault::Store)?;
+            let head = match known {
+                Some(head) => head,
+                None => {
+                    let head = answers.next().expect("it was asked for").map_err(Fault::Store)?;
+                    Arc::new(decode_head(self.volume, id, self.frame_size, &head).map_err(Fault::Damaged)?)
+                }
+            };
+            let verified = head.verify(first, &frames);
+            lock(self.shard(id)).note_head(id, head, verified.is_ok());
+            verified.map_err(Fault::Damaged)?;
             Ok(part(&frames, off - from, len))
         })
         .await
