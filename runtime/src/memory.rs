@@ -14,7 +14,6 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::mm::{MapFlags, ProtFlags};
@@ -28,8 +27,6 @@ const PAGE: usize = 4096;
 const LOOKED_AT: usize = 8;
 /// A process may have 65,530 mappings (vm.max_map_count).
 const MAPPINGS_MAX: usize = 32 << 10;
-
-static MAPPINGS: AtomicUsize = AtomicUsize::new(0);
 
 /// To be made the global allocator.
 #[derive(Debug)]
@@ -55,6 +52,7 @@ struct Kept {
     /// Of all mappings, also those in use.
     mapped: usize,
     mapped_max: usize,
+    mappings: usize,
 }
 
 struct Link {
@@ -62,7 +60,8 @@ struct Link {
     len: usize,
 }
 
-static KEPT: Mutex<Kept> = Mutex::new(Kept { first: 0, bytes: 0, bytes_max: 0, mapped: 0, mapped_max: 0 });
+/// Held for a few instructions: the kernel is called without it.
+static KEPT: Mutex<Kept> = Mutex::new(Kept { first: 0, bytes: 0, bytes_max: 0, mapped: 0, mapped_max: 0, mappings: 0 });
 
 fn kept() -> MutexGuard<'static, Kept> {
     KEPT.lock().unwrap_or_else(PoisonError::into_inner)
@@ -79,7 +78,9 @@ pub fn keep(budget: usize, used: usize) {
             return;
         }
         let Some((memory, len)) = kept.pop() else { return };
-        kept.unmap(memory, len);
+        kept.uncount(len);
+        drop(kept);
+        unmap(memory, len);
     }
 }
 
@@ -91,19 +92,22 @@ impl Kept {
 
     fn pop(&mut self) -> Option<(NonNull<u8>, usize)> {
         let memory = NonNull::new(ptr::with_exposed_provenance_mut::<u8>(self.first))?;
-        // SAFETY: `push` wrote it there; a mapping is aligned for it.
+        // SAFETY: `link` wrote it there; a mapping is aligned for it.
         let Link { next, len } = unsafe { memory.cast().read() };
         self.first = next;
         self.bytes -= len;
         Some((memory, len))
     }
 
-    /// Keeps what is given back, or gives it to the kernel.
-    fn push(&mut self, memory: NonNull<u8>, len: usize) {
-        if self.is_too_much(len) {
-            return self.unmap(memory, len);
+    /// Keeps what is given back; false: there is enough, and the kernel is to have it.
+    fn push(&mut self, memory: NonNull<u8>, len: usize) -> bool {
+        let keeps = !self.is_too_much(len);
+        if keeps {
+            self.link(memory, len);
+        } else {
+            self.uncount(len);
         }
-        self.link(memory, len);
+        keeps
     }
 
     fn link(&mut self, memory: NonNull<u8>, len: usize) {
@@ -113,16 +117,17 @@ impl Kept {
         self.bytes += len;
     }
 
-    fn unmap(&mut self, memory: NonNull<u8>, len: usize) {
-        self.mapped -= len;
-        MAPPINGS.fetch_sub(1, Ordering::Relaxed);
-        // SAFETY: `map` made it, of this length; nobody uses it any more.
-        let unmapped = unsafe { rustix::mm::munmap(memory.as_ptr().cast(), len) };
-        debug_assert_eq!(unmapped, Ok(()));
+    fn count(&mut self, len: usize) {
+        self.mapped += len;
+        self.mappings += 1;
     }
 
-    /// One of exactly that length, if it is among the first; else the first is given up, so that lengths nobody asks for
-    /// any more go.
+    fn uncount(&mut self, len: usize) {
+        self.mapped -= len;
+        self.mappings -= 1;
+    }
+
+    /// One of exactly that length, if it is among the first.
     fn take(&mut self, len: usize) -> Option<NonNull<u8>> {
         let mut others = [None; LOOKED_AT];
         let mut found = None;
@@ -133,13 +138,8 @@ impl Kept {
                     found = Some(memory);
                     break;
                 }
-                Some(first) => *other = Some(first),
+                first => *other = first,
             }
-        }
-        if found.is_none()
-            && let Some((memory, its)) = others[0].take()
-        {
-            self.unmap(memory, its);
         }
         others.into_iter().rev().flatten().for_each(|(memory, its)| self.link(memory, its));
         found
@@ -153,18 +153,42 @@ fn is_mapping(memory: *mut u8) -> bool {
 /// A mapping of `len` bytes, and whether all of it is zeros.
 fn mapping(len: usize) -> Option<(NonNull<u8>, bool)> {
     let len = len.next_multiple_of(PAGE);
-    if let Some(memory) = kept().take(len) {
-        return Some((memory, false));
+    let (stale, fits) = {
+        let mut kept = kept();
+        if let Some(memory) = kept.take(len) {
+            return Some((memory, false));
+        }
+        // One of another length goes, so that lengths nobody asks for any more do.
+        let stale = kept.pop();
+        if let Some((_, its)) = stale {
+            kept.uncount(its);
+        }
+        let fits = kept.mappings < MAPPINGS_MAX;
+        if fits {
+            kept.count(len);
+        }
+        (stale, fits)
+    };
+    if let Some((memory, its)) = stale {
+        unmap(memory, its);
     }
-    let memory = map(len)?;
-    kept().mapped += len;
-    Some((memory, true))
+    if !fits {
+        return None;
+    }
+    let memory = map(len);
+    if memory.is_none() {
+        kept().uncount(len);
+    }
+    Some((memory?, true))
+}
+
+fn unmap(memory: NonNull<u8>, len: usize) {
+    // SAFETY: `map` made it, of this length; nobody uses it any more.
+    let unmapped = unsafe { rustix::mm::munmap(memory.as_ptr().cast(), len) };
+    debug_assert_eq!(unmapped, Ok(()));
 }
 
 fn map(len: usize) -> Option<NonNull<u8>> {
-    if MAPPINGS_MAX <= MAPPINGS.load(Ordering::Relaxed) {
-        return None;
-    }
     let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
     // SAFETY: the kernel chooses where; nothing is there.
     let all = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), len + MARK - PAGE, protection, flags) }.ok()?;
@@ -181,7 +205,6 @@ fn map(len: usize) -> Option<NonNull<u8>> {
         if after > 0 {
             _ = rustix::mm::munmap(start.add(len).cast(), after);
         }
-        MAPPINGS.fetch_add(1, Ordering::Relaxed);
         NonNull::new(start)
     }
 }
@@ -230,7 +253,9 @@ unsafe impl GlobalAlloc for Memory {
             return unsafe { System.dealloc(memory, layout) };
         }
         let (Some(memory), len) = (NonNull::new(memory), layout.size().next_multiple_of(PAGE)) else { return };
-        kept().push(memory, len);
+        if !kept().push(memory, len) {
+            unmap(memory, len);
+        }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {

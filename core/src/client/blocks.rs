@@ -40,7 +40,7 @@ const DAMAGED_TRIES: u32 = 4;
 #[derive(Debug)]
 struct Shard {
     cache: CacheShard,
-    /// Heads of blocks of which parts were read, the oldest first in `head_order`.
+    /// Heads of blocks of which parts were read, each verified by its own checksum; in `head_order` the oldest first.
     heads: BTreeMap<(SliceId, u32), Arc<Head>>,
     head_order: VecDeque<(SliceId, u32)>,
     flights: BTreeMap<(SliceId, u32), Flight<Result<Bytes, Unreadable>>>,
@@ -65,20 +65,16 @@ pub(super) enum Fault {
 }
 
 impl Shard {
-    /// Keeps a head that has `proved` right; what has not is asked for again.
-    fn note_head(&mut self, id: BlockId, head: Arc<Head>, proved: bool) {
+    fn keep_head(&mut self, id: BlockId, head: Arc<Head>) {
         let key = (id.slice, id.index);
-        if !proved {
-            self.heads.remove(&key);
-            return;
-        }
+        // Two may have asked at once.
         if self.heads.insert(key, head).is_none() {
             self.head_order.push_back(key);
         }
-        // Also of those that have gone meanwhile.
-        while HEADS_MAX < self.head_order.len() {
-            let oldest = self.head_order.pop_front();
-            oldest.and_then(|oldest| self.heads.remove(&oldest));
+        if HEADS_MAX < self.heads.len()
+            && let Some(oldest) = self.head_order.pop_front()
+        {
+            self.heads.remove(&oldest);
         }
     }
 }
@@ -245,12 +241,13 @@ impl<E: Env> Inner<E> {
                 Some(head) => head,
                 None => {
                     let head = answers.next().expect("it was asked for").map_err(Fault::Store)?;
-                    Arc::new(decode_head(self.volume, id, self.frame_size, &head).map_err(Fault::Damaged)?)
+                    let head = decode_head(self.volume, id, self.frame_size, &head).map_err(Fault::Damaged)?;
+                    let head = Arc::new(head);
+                    lock(self.shard(id)).keep_head(id, head.clone());
+                    head
                 }
             };
-            let verified = head.verify(first, &frames);
-            lock(self.shard(id)).note_head(id, head, verified.is_ok());
-            verified.map_err(Fault::Damaged)?;
+            head.verify(first, &frames).map_err(Fault::Damaged)?;
             Ok(part(&frames, off - from, len))
         })
         .await

@@ -15,8 +15,8 @@ use crate::types::Geometry;
 
 /// What memory and offset are a multiple of. No disk asks for more. (statx(2), STATX_DIOALIGN)
 pub const ALIGN: usize = 4096;
-/// A block that has grown to this part of a full one takes the memory of a full one.
-const ROOMY_PART: usize = 8;
+/// A block that holds this part of a full one and grows takes the memory of a full one.
+const ROOMY_PART: usize = 4;
 /// Smaller blocks do not go around the page cache.
 const PLACED_MIN: usize = 64 * ALIGN;
 
@@ -79,7 +79,7 @@ impl Open {
     /// Writes `data` at `off`, which is inside the block or at its end.
     pub(super) fn write(&mut self, geometry: &Geometry, off: usize, data: &[u8]) {
         let end = self.lead + off + data.len();
-        if self.bytes.capacity() < end && geometry.block_size as usize / ROOMY_PART < end {
+        if self.bytes.capacity() < end && geometry.block_size as usize / ROOMY_PART <= self.bytes.len() {
             let mut roomy = Self::roomy(geometry);
             roomy.bytes.extend_from_slice(&self.bytes[self.lead..]);
             *self = roomy;

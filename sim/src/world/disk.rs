@@ -150,6 +150,10 @@ struct Place {
 }
 
 impl Place {
+    fn is_whole_in(&self, files: &BTreeMap<u64, File>) -> bool {
+        files.get(&self.segment).is_some_and(|file| file.bytes.get(self.range()) == Some(&self.whole))
+    }
+
     fn range(&self) -> Range<usize> {
         self.at as usize..self.at as usize + self.whole.len()
     }
@@ -222,18 +226,22 @@ impl State {
         found.map(|(key, _)| key.clone()).collect()
     }
 
-    /// Forgets records that are not in the files any more.
-    fn forget(&mut self) {
+    /// Forgets all records but those that are to `stay`. Returns the objects of which none is left.
+    fn forget(&mut self, stay: impl Fn(&Place, &BTreeMap<u64, File>) -> bool) -> Vec<String> {
         let Self { places, deletes, files, .. } = self;
-        let whole = |place: &Place| {
-            files.get(&place.segment).is_some_and(|file| file.bytes.get(place.range()) == Some(&place.whole))
-        };
-        for records in [places, deletes] {
-            records.retain(|_, places| {
-                places.retain(whole);
-                !places.is_empty()
-            });
-        }
+        let mut gone = Vec::new();
+        places.retain(|key, places| {
+            places.retain(|place| stay(place, files));
+            if places.is_empty() {
+                gone.push(key.clone());
+            }
+            !places.is_empty()
+        });
+        deletes.retain(|_, places| {
+            places.retain(|place| stay(place, files));
+            !places.is_empty()
+        });
+        gone
     }
 
     /// Whether a power cut leaves a record of the object whose body is that long.
@@ -310,7 +318,8 @@ impl SimDisk {
             }
             Ending::Kill | Ending::Unmount => state.files.values_mut().for_each(|file| file.orphan(dice)),
         }
-        state.forget();
+        // What is not in the files any more.
+        state.forget(|place, files| place.is_whole_in(files));
         self.objects.set_recorded(state.found());
     }
 
@@ -375,9 +384,7 @@ impl SimDisk {
             let old =
                 state.files.remove(&segment).and_then(|old| if old.named { Some(old.synced) } else { old.replaced });
             state.files.insert(segment, File { replaced: old, ..File::default() });
-            let State { places, deletes, .. } = &mut *state;
-            let records = places.values_mut().chain(deletes.values_mut());
-            records.for_each(|places| places.retain(|place| place.segment != segment));
+            state.forget(|place, _| place.segment != segment);
         }
         self.delay().await;
         if failed { Err(DiskError::Failed) } else { Ok(()) }
@@ -525,17 +532,9 @@ impl SimDisk {
         }
         let mut state = self.living(epoch)?;
         state.going.remove(&segment);
-        state.deletes.retain(|_, places| {
-            places.retain(|place| place.segment != segment);
-            !places.is_empty()
-        });
-        state.places.retain(|key, places| {
-            places.retain(|place| place.segment != segment);
-            if places.is_empty() {
-                self.objects.recorded(key, false);
-            }
-            !places.is_empty()
-        });
+        for key in state.forget(|place, _| place.segment != segment) {
+            self.objects.recorded(&key, false);
+        }
         Ok(())
     }
 
