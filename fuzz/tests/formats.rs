@@ -282,14 +282,15 @@ fn log_segment() -> (log::Segment, Vec<u8>, Vec<Written>) {
     let mut records = Vec::new();
     let mut end = log::RECORDS_AT;
     for (index, len) in [10_u64, 0, 5000, 77].into_iter().enumerate() {
+        let paged = index == 2;
         let at = log::next_at(end, index % 2 == 0);
         let (key, body) = (format!("blocks/{index}"), vec![index as u8 + 1; len as usize]);
         let sum = log::body_sum(&[Bytes::copy_from_slice(&body)]);
-        let content = log::Content { kind: log::Kind::Put, key: &key, len, sum };
+        let content = log::Content { kind: log::Kind::Put, key: &key, len, sum, paged };
         bytes.resize(at as usize, 0);
         bytes.extend_from_slice(&log::encode_record(&segment, at, log::Frontier { segment: 2, at }, &content));
         bytes.extend_from_slice(&body);
-        end = bytes.len() as u64;
+        end = log::next_at(bytes.len() as u64, paged);
         records.push((key, body));
     }
     (segment, bytes, records)

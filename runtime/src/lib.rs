@@ -5,6 +5,7 @@
 pub mod bench;
 pub mod cli;
 pub mod control;
+mod direct;
 pub mod env;
 mod folders;
 pub mod fuse;

@@ -9,6 +9,8 @@
 //! - The name of a segment is durable once its first sync has returned; whatever else changes a name syncs the folder.
 //! - After a sync of a segment has failed all later ones fail: the kernel tells of lost pages once.
 //! - Zeros are written ahead of the records only where no record is or is being written.
+//! - What has its pages to itself and is large goes around the page cache. Writes that make a file longer run one at a
+//!   time, so space is reserved ahead of them.
 //!
 //! A sync of a file that has grown has the file system write its journal, too; one that only overwrites does not. So
 //! zeros are written ahead of small records, `AHEAD` at a time. On ext4, 4 to 128 KiB and fdatasync(2), medians: 155 to
@@ -19,18 +21,21 @@ use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Write};
 use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use kiseki_core::env::{Disk, DiskError};
+use kiseki_core::format::log::PAGE;
 use rustix::buffer::spare_capacity;
-use rustix::fs::{FlockOperation, RenameFlags};
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 use tokio::runtime::Handle;
 
+use crate::direct::{Buffers, LEAST};
 use crate::folders;
 use crate::rounds::{RoundFailed, Rounds};
 
@@ -39,6 +44,10 @@ use crate::rounds::{RoundFailed, Rounds};
 const SMALL: u64 = 128 << 10;
 /// Zeros written at once. Four times as many were not faster.
 const AHEAD: u64 = 1 << 20;
+/// Records of objects of this length and more have pages of their own, and go around the page cache.
+pub(crate) const LARGE: u64 = LEAST as u64;
+/// Space is reserved in pieces that end at multiples of this.
+const RESERVE: u64 = 16 << 20;
 /// Most pieces of one pwritev(2) (IOV_MAX).
 const PIECES_MAX: usize = 1024;
 
@@ -91,6 +100,9 @@ struct Inner {
     /// What the last call that failed failed with; `None` since a write has succeeded.
     trouble: Mutex<Option<String>>,
     troubled: AtomicBool,
+    buffers: Buffers,
+    /// The file system takes no direct writes.
+    refused: AtomicBool,
     /// Locked.
     _lock: Option<File>,
 }
@@ -98,11 +110,15 @@ struct Inner {
 /// An open segment.
 struct Segment {
     file: File,
+    /// The same file, opened with O_DIRECT, if that can be.
+    direct: OnceLock<Option<OwnedFd>>,
     /// Where the last byte that was written ends; behind it may be zeros. `None`: it was there before.
     end: Option<AtomicU64>,
     /// Up to here the file is as long as it takes, or its bytes are being written. Changes under `growing`.
     ready: AtomicU64,
     growing: Mutex<()>,
+    /// Up to here there is space for large records. Changes under `growing`.
+    reserved: AtomicU64,
     /// Its making, and the writes that have returned.
     writes: AtomicU64,
     rounds: Arc<Rounds>,
@@ -150,6 +166,8 @@ impl LogFolder {
             segments: Mutex::default(),
             trouble: Mutex::default(),
             troubled: AtomicBool::new(false),
+            buffers: Buffers::default(),
+            refused: AtomicBool::new(false),
             _lock: lock,
         })))
     }
@@ -220,9 +238,9 @@ impl Disk for LogFolder {
         let open = self.0.segment(segment).map_err(|error| self.0.failed("write", error))?;
         let len: u64 = body.iter().map(|piece| piece.len() as u64).sum();
         if SMALL < len {
-            return self.blocking("write", move |inner| inner.write(&open, at, len, &body)).await;
+            return self.blocking("write", move |inner| inner.write(&open, segment, at, &body)).await;
         }
-        self.0.write(&open, at, len, &body).map_err(|error| self.0.failed("write", error))
+        self.0.write(&open, segment, at, &body).map_err(|error| self.0.failed("write", error))
     }
 
     async fn sync(&self, segment: u64) -> Answer<()> {
@@ -340,10 +358,15 @@ impl Inner {
         Ok(Arc::clone(self.open_segments().entry(segment).or_insert(Arc::new(found))))
     }
 
-    fn write(&self, segment: &Segment, at: u64, len: u64, body: &[Bytes]) -> Result<(), Errno> {
+    fn write(&self, segment: &Segment, number: u64, at: u64, body: &[Bytes]) -> Result<(), Errno> {
+        let len: u64 = body.iter().map(|piece| piece.len() as u64).sum();
         self.check_writable()?;
-        segment.make_ready(at + len, len <= SMALL && segment.end.is_some());
-        write_all(&segment.file, at, body)?;
+        // `Disk::write`: it has its pages to itself.
+        let apart = [at, body.first().map_or(1, |head| head.len() as u64)].iter().all(|at| at.is_multiple_of(PAGE));
+        let end = if apart { (at + len).next_multiple_of(PAGE) } else { at + len };
+        segment.make_ready(end, len <= SMALL && segment.end.is_some());
+        let direct = (apart && LARGE <= len).then(|| self.write_direct(segment, number, at, body)).flatten();
+        direct.unwrap_or_else(|| write_all(&segment.file, at, body))?;
         segment.end.as_ref().inspect(|end| {
             end.fetch_max(at + len, Ordering::AcqRel);
         });
@@ -352,6 +375,26 @@ impl Inner {
             *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
         Ok(())
+    }
+
+    /// `None`, and nothing happened: the file system takes no direct writes.
+    fn write_direct(&self, segment: &Segment, number: u64, at: u64, body: &[Bytes]) -> Option<Result<(), Errno>> {
+        if self.refused.load(Ordering::Relaxed) {
+            return None;
+        }
+        let open = || {
+            let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+            rustix::fs::open(self.segment_path(number), flags, Mode::empty()).ok()
+        };
+        let file = segment.direct.get_or_init(open).as_ref()?;
+        let len: u64 = body.iter().map(|piece| piece.len() as u64).sum();
+        segment.reserve(at + len);
+        let written = self.buffers.write(file.as_fd(), at, body);
+        if written == Err(Errno::INVAL) {
+            self.refused.store(true, Ordering::Relaxed);
+            return None;
+        }
+        Some(written)
     }
 
     /// Returns how many writes it has covered.
@@ -426,9 +469,11 @@ impl Segment {
     fn new(file: File, end: Option<u64>, len: u64) -> Self {
         Self {
             file,
+            direct: OnceLock::new(),
             end: end.map(AtomicU64::new),
             ready: AtomicU64::new(len),
             growing: Mutex::default(),
+            reserved: AtomicU64::new(len),
             writes: AtomicU64::new(1),
             rounds: Arc::new(Rounds::new(0)),
             named: AtomicBool::new(false),
@@ -458,6 +503,24 @@ impl Segment {
             tracing::debug!(%error, "no zeros are written ahead");
         }
         self.ready.store(to, Ordering::Release);
+    }
+
+    /// Sees to it that there is space up to `end`.
+    fn reserve(&self, end: u64) {
+        if end <= self.reserved.load(Ordering::Acquire) {
+            return;
+        }
+        let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let reserved = self.reserved.load(Ordering::Acquire);
+        if end <= reserved {
+            return;
+        }
+        let to = end.next_multiple_of(RESERVE);
+        if let Err(error) = rustix::fs::fallocate(&self.file, FallocateFlags::empty(), reserved, to - reserved) {
+            // The write itself tells if that matters.
+            tracing::debug!(%error, "no space is reserved");
+        }
+        self.reserved.store(to, Ordering::Release);
     }
 }
 

@@ -69,20 +69,24 @@ fn zeros_ahead_are_not_shown_and_never_written_over_records() {
     let world = World::new();
     let log = world.open(FolderAccess::Create);
     world.wait(log.create(1)).unwrap();
-    // Records of many lengths, written by many at once and not in the order of their places.
-    let lens: Vec<usize> =
-        (0..400).map(|at| 1 + (at * 7919) % 9_000 + if at % 50 == 0 { 300_000 } else { 0 }).collect();
-    let mut at = 0;
-    let mut records: Vec<(u64, Vec<u8>)> = Vec::new();
-    for (number, len) in lens.iter().enumerate() {
-        records.push((at, vec![1 + (number % 250) as u8; *len]));
-        at += *len as u64;
+    // Records of many lengths, written by many at once and not in the order of their places; one in 50 is large, and every
+    // other of those has its pages to itself.
+    let mut at = 0_u64;
+    let mut records: Vec<(u64, usize, Vec<u8>)> = Vec::new();
+    for number in 0..400 {
+        let len = 1 + (number * 7919) % 9_000 + if number % 50 == 0 { 300_000 } else { 0 };
+        let apart = number % 100 == 0;
+        let place = if apart { at.next_multiple_of(PAGE) } else { at };
+        let head = if apart { PAGE as usize } else { len / 2 };
+        records.push((place, head, vec![1 + (number % 250) as u8; len]));
+        at = if apart { (place + len as u64).next_multiple_of(PAGE) } else { place + len as u64 };
     }
     world.wait(async {
         let mut writing = Vec::new();
-        for (place, bytes) in records.iter().rev() {
+        for (place, head, bytes) in records.iter().rev() {
             let (log, place, bytes) = (log.clone(), *place, Bytes::from(bytes.clone()));
-            writing.push(tokio::spawn(async move { log.write(1, place, vec![bytes]).await }));
+            let pieces = vec![bytes.slice(..*head), bytes.slice(*head..)];
+            writing.push(tokio::spawn(async move { log.write(1, place, pieces).await }));
         }
         for written in writing {
             written.await.unwrap().unwrap();
@@ -90,7 +94,7 @@ fn zeros_ahead_are_not_shown_and_never_written_over_records() {
     });
     assert_eq!(world.wait(log.segments()), Ok(vec![(1, at)]));
     assert_eq!(world.wait(log.read(1, at..at + 1)), Err(DiskError::Missing));
-    for (place, bytes) in &records {
+    for (place, _, bytes) in &records {
         let found = world.wait(log.read(1, *place..place + bytes.len() as u64)).unwrap();
         assert!(found == bytes, "the record at {place}");
     }

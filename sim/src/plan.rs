@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::str::FromStr;
 use std::time::Duration;
 
-use kiseki_core::client::{LogMode, LogOptions, Options};
+use kiseki_core::client::{LogMode, LogOptions, Options, Pace};
 use kiseki_core::format::block::LEASE_SLICES;
 use kiseki_core::types::{AtimeMode, Geometry};
 
@@ -145,12 +145,17 @@ impl Knobs {
             size_max: one_of(&[14_000, 40_000, 120_000, 1 << 20, 1 << 20]),
             segment_size: one_of(&[5_000, 9_000, 18_000, 65_536]),
             direct_from: one_of(&[u64::MAX, u64::MAX, u64::from(block_size) / 2, u64::from(block_size)]),
-            uploads: one_of(&[1, 1, 2, 4]) as usize,
+            pace: Pace {
+                uploads: one_of(&[1, 1, 2, 4]) as usize,
+                beside: one_of(&[1, 1, 2, 4]) as usize,
+                quiet_after: Duration::from_millis(one_of(&[0, 100, 300, 5000])),
+            },
             upload_delay: Duration::from_millis(one_of(&[0, 0, 100, 5000])),
             pack_below: one_of(&[0, 300, u64::from(block_size) / 2, u64::MAX]),
             pack_size: one_of(&[600, 3 * u64::from(block_size), 20_000]),
             pack_delay: Duration::from_millis(one_of(&[0, 20, 300, 3000])),
             pack_rest: Duration::from_millis(one_of(&[0, 0, 100, 10_000])),
+            paged_from: one_of(&[u64::MAX, u64::MAX, 200, u64::from(block_size)]),
             place: "sim".into(),
         };
         Self { geometry, options, log: dice.chance(750).then_some(log), looks }

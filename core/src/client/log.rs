@@ -27,7 +27,7 @@ use crate::env::{Disk, DiskError, Edge, Env, ObjectPage, ObjectStore, Point, Sto
 use crate::format::log::Kind;
 use crate::marks::{Mark, reached, reached_if};
 use crate::planted::{self, Bug};
-use crate::store::log::{Backlog, BytesAt, Log, Lost, Place, Slot};
+use crate::store::log::{Backlog, BytesAt, Log, Lost, Pace, Place, Slot};
 use crate::types::Timestamp;
 
 use self::packs::Packs;
@@ -51,10 +51,12 @@ pub struct LogOptions {
     pub size_max: u64,
     /// Size of one segment; an object that is larger gets one of its own.
     pub segment_size: u64,
+    /// Records of objects of this length and more have their pages in the log to themselves.
+    pub paged_from: u64,
     /// Objects of this length and more go to the real store directly.
     pub direct_from: u64,
-    /// Objects that are put into the real store at once, at most. (>= 1)
-    pub uploads: usize,
+    /// How many objects are put into the real store at once.
+    pub pace: Pace,
     /// How long an object stays in the log before it is put.
     pub upload_delay: Duration,
     /// Blocks whose objects are shorter go into the store together, as packs; 0: none does.
@@ -76,8 +78,9 @@ impl Default for LogOptions {
             mode: LogMode::Back,
             size_max: 10 << 30,
             segment_size: 64 << 20,
+            paged_from: u64::MAX,
             direct_from: u64::MAX,
-            uploads: 16,
+            pace: Pace::steady(16),
             upload_delay: Duration::ZERO,
             pack_below: 0,
             pack_size: 4 << 20,
@@ -276,7 +279,11 @@ impl<E: Env, D: Disk> ObjectStore for LoggedObjects<E, D> {
         let mut last = None;
         loop {
             self.0.env.pause().await;
-            let found = lock(&staging.state).log.find(key);
+            let found = {
+                let mut state = lock(&staging.state);
+                state.log.note_use(self.0.env.now());
+                state.log.find(key)
+            };
             let Some((place, len)) = found else { return self.0.stored(key, range).await };
             if len < range.end {
                 return Err(StoreError::Short);

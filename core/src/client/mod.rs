@@ -48,6 +48,7 @@ mod space;
 mod upkeep;
 pub(crate) mod wait;
 
+pub use crate::store::log::Pace;
 pub use admin::{FileInfo, Status};
 pub use data::ReadData;
 pub use files::{Handle, OpenFlags};

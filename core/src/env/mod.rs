@@ -150,7 +150,8 @@ pub trait Disk: Send + Sync + 'static {
     /// Makes an empty segment, in place of one that is there. Its name is durable once a `sync` of it has returned.
     fn create(&self, segment: u64) -> impl Future<Output = Result<(), DiskError>> + Send;
     /// Writes `body`, concatenated, at `at`; what lies between the end and `at` reads as zeros. Durable after a `sync`
-    /// that began after this returned; a power cut may leave any part of it before that.
+    /// that began after this returned; a power cut may leave any part of it before that. Where `at` and the length of the
+    /// first piece are multiples of `format::log::PAGE`, nothing else is written to the pages that it touches.
     fn write(&self, segment: u64, at: u64, body: Vec<Bytes>) -> impl Future<Output = Result<(), DiskError>> + Send;
     /// Makes every write to the segment that had returned before the call durable. After a failed sync nothing may be
     /// assumed of what no earlier one has covered.

@@ -5,7 +5,8 @@
 //!
 //! A segment is a header and, from `RECORDS_AT` on, records: a header of `RECORD_LEN` bytes, the key of the object, its
 //! body. A record begins at the next multiple of `ALIGN` after the one before it, or of `PAGE` where a sync came
-//! between, so that no write touches a page with synced bytes.
+//! between, so that no write touches a page with synced bytes. A paged record has its pages to itself, and its body begins
+//! at a multiple of `PAGE`, so that it can be written around the page cache.
 //!
 //! Invariants
 //! - Checksums are seeded with volume, epoch, segment and position: a record is valid in its place alone.
@@ -23,8 +24,9 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 use super::codec::{DecodeError, Decoder, Encoder, require};
 use crate::types::VolumeId;
 
-/// Version of this format.
-const VERSION: u32 = 1;
+/// Version of this format; those from `VERSION_MIN` on can be read. 1: no paged records.
+const VERSION: u32 = 2;
+const VERSION_MIN: u32 = 1;
 const OWNER_MAGIC: &[u8; 8] = b"KISEKIWB";
 const SEGMENT_MAGIC: &[u8; 8] = b"KISEKIWS";
 const RECORD_MAGIC: [u8; 4] = *b"KWR1";
@@ -115,7 +117,7 @@ impl Segment {
 
 fn version(d: &mut Decoder<'_>) -> Result<(), DecodeError> {
     match d.u32()? {
-        VERSION => Ok(()),
+        VERSION_MIN..=VERSION => Ok(()),
         other => Err(DecodeError::Version(other)),
     }
 }
@@ -141,14 +143,15 @@ pub enum Kind {
     Delete,
 }
 
-/// Where the record after one that ends at `end` begins; `synced`: a sync came between.
-pub fn next_at(end: u64, synced: bool) -> u64 {
-    end.next_multiple_of(if synced { PAGE } else { ALIGN })
+/// Where the record after one that ends at `end` begins; `apart`: a sync came between, or one of the two is paged.
+pub fn next_at(end: u64, apart: bool) -> u64 {
+    end.next_multiple_of(if apart { PAGE } else { ALIGN })
 }
 
-/// Length of a record of this key and body.
-pub fn record_len(key: &str, body: u64) -> u64 {
-    RECORD_LEN + key.len() as u64 + body
+/// Where the body of a record at `at` begins; `at` of a paged one is a multiple of `PAGE`.
+pub fn body_at(at: u64, key_len: u64, paged: bool) -> u64 {
+    let start = at + RECORD_LEN + key_len;
+    if paged { start.next_multiple_of(PAGE) } else { start }
 }
 
 /// Checksum of a body, whatever its place.
@@ -174,14 +177,17 @@ pub struct Content<'a> {
     pub len: u64,
     /// Its checksum.
     pub sum: u64,
+    /// It has its pages to itself. (a `Put`)
+    pub paged: bool,
 }
 
-/// Header and key of a record at `at`; the body follows.
+/// Header and key of a record at `at`, up to where its body follows.
 pub fn encode_record(segment: &Segment, at: u64, frontier: Frontier, record: &Content<'_>) -> Bytes {
-    let Content { kind, key, len, sum } = *record;
-    let kind = match kind {
-        Kind::Put => 1,
-        Kind::Delete => 2,
+    let Content { kind, key, len, sum, paged } = *record;
+    let kind = match (kind, paged) {
+        (Kind::Put, false) => 1,
+        (Kind::Delete, _) => 2,
+        (Kind::Put, true) => 3,
     };
     let fields = Encoder::new(RECORD_LEN as usize + key.len())
         .raw(&RECORD_MAGIC)
@@ -195,7 +201,10 @@ pub fn encode_record(segment: &Segment, at: u64, frontier: Frontier, record: &Co
     let mut state = Xxh3::with_seed(segment.seed(at));
     state.update(&fields);
     state.update(key.as_bytes());
-    Encoder::new(RECORD_LEN as usize + key.len()).raw(&fields).u64(state.digest()).raw(key.as_bytes()).finish().into()
+    let start = (body_at(at, key.len() as u64, paged) - at) as usize;
+    let mut head = Encoder::new(start).raw(&fields).u64(state.digest()).raw(key.as_bytes()).finish();
+    head.resize(start, 0);
+    head.into()
 }
 
 /// A record, found again.
@@ -236,13 +245,13 @@ fn decode_record(segment: &Segment, bytes: &[u8], at: u64) -> Option<Record> {
     }
     let (len, body_sum) = (f.u64().ok()?, f.u64().ok()?);
     let frontier = Frontier { segment: f.u64().ok()?, at: f.u64().ok()? };
-    let start = at + RECORD_LEN + u64::from(key_len);
+    let start = body_at(at, key_len.into(), kind == 3);
     let body = start..start.checked_add(len)?;
     let whole = bytes
         .get(usize::try_from(body.start).ok()?..usize::try_from(body.end).ok()?)
         .is_some_and(|bytes| xxh3_64_with_seed(bytes, 0) == body_sum);
     let kind = match kind {
-        1 => Kind::Put,
+        1 | 3 => Kind::Put,
         2 => Kind::Delete,
         _ => return None,
     };

@@ -9,7 +9,7 @@ const FRONTIER: Frontier = Frontier { segment: 9, at: 5000 };
 
 fn record(segment: &Segment, at: u64, key: &str, body: &[u8]) -> Vec<u8> {
     let sum = body_sum(&[Bytes::copy_from_slice(body)]);
-    let content = Content { kind: Kind::Put, key, len: body.len() as u64, sum };
+    let content = Content { kind: Kind::Put, key, len: body.len() as u64, sum, paged: false };
     let mut bytes = encode_record(segment, at, FRONTIER, &content).to_vec();
     bytes.extend_from_slice(body);
     bytes
@@ -58,6 +58,27 @@ fn records_are_found_after_padding_and_syncs() {
     // A preallocated tail is none.
     let longer = [bytes, vec![0; 100_000]].concat();
     assert_eq!(scan(&SEGMENT, &longer), found);
+}
+
+#[test]
+fn paged_records_have_their_pages_to_themselves() {
+    let (mut bytes, mut end) = (SEGMENT.encode().to_vec(), RECORDS_AT);
+    let records = [(100, false), (5000, true), (0, true), (4096, true), (7, false), (1, true)];
+    for (len, paged) in records {
+        let at = next_at(end, paged);
+        bytes.resize(at as usize, 0);
+        let (key, body) = (format!("key/{len}"), vec![5; len]);
+        let sum = body_sum(&[Bytes::from(body.clone())]);
+        let content = Content { kind: Kind::Put, key: &key, len: len as u64, sum, paged };
+        bytes.extend_from_slice(&encode_record(&SEGMENT, at, FRONTIER, &content));
+        assert_eq!(bytes.len() as u64, body_at(at, key.len() as u64, paged));
+        assert!(!paged || (bytes.len() as u64).is_multiple_of(PAGE));
+        bytes.extend_from_slice(&body);
+        end = next_at(bytes.len() as u64, paged);
+    }
+    let found = scan(&SEGMENT, &bytes);
+    assert_eq!(whole(&found), ["key/100", "key/5000", "key/0", "key/4096", "key/7", "key/1"]);
+    assert!(found.gaps.is_empty(), "{:?}", found.gaps);
 }
 
 #[test]

@@ -23,7 +23,7 @@ use core::time::Duration;
 use bytes::Bytes;
 
 use crate::format::log::{
-    Content, Frontier, Kind, RECORDS_AT, Segment as SegmentHead, body_sum, encode_record, next_at, record_len,
+    Content, Frontier, Kind, RECORDS_AT, Segment as SegmentHead, body_at, body_sum, encode_record, next_at,
 };
 use crate::types::{PackId, VolumeId};
 
@@ -46,7 +46,7 @@ pub struct Slot {
     pub segment: u64,
     /// Where the record begins.
     pub at: u64,
-    /// Header and key of the record; the body follows.
+    /// Header and key of the record, up to where its body follows.
     pub head: Bytes,
     /// Checksum of the body.
     sum: u64,
@@ -143,7 +143,7 @@ enum State {
 #[derive(Clone, Debug)]
 struct Entry {
     order: u64,
-    /// `None`: a sync has failed, and its bytes are in memory only.
+    /// Segment and where its bytes begin there. `None`: a sync has failed, and they are in memory only.
     place: Option<(u64, u64)>,
     len: u64,
     sum: u64,
@@ -213,6 +213,25 @@ impl Segment {
     }
 }
 
+/// How many puts may be under way. Those who wait for an object to be staged or read have the machine first, as long as
+/// the log is less than half full.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// At most. (>= 1)
+    pub uploads: usize,
+    /// The same while objects are staged or read. (>= 1)
+    pub beside: usize,
+    /// How long after the last of them that is.
+    pub quiet_after: Duration,
+}
+
+impl Pace {
+    /// Always the same.
+    pub fn steady(uploads: usize) -> Self {
+        Self { uploads, beside: uploads, quiet_after: Duration::ZERO }
+    }
+}
+
 /// The log of one mount.
 #[derive(Debug)]
 pub struct Log {
@@ -220,8 +239,13 @@ pub struct Log {
     epoch: u64,
     segment_size: u64,
     size_max: u64,
+    /// Records of bodies of this length and more are paged.
+    paged_from: u64,
     /// How long an object stays here before it is put: what is deleted by then never is.
     delay: Duration,
+    pace: Pace,
+    /// When an object came or was asked for last.
+    used: Duration,
     entries: BTreeMap<String, Entry>,
     /// Objects to be put by themselves, by order.
     waiting: BTreeMap<u64, String>,
@@ -250,7 +274,10 @@ impl Log {
             epoch,
             segment_size,
             size_max,
+            paged_from: u64::MAX,
             delay: Duration::ZERO,
+            pace: Pace::steady(1),
+            used: Duration::ZERO,
             entries: BTreeMap::new(),
             waiting: BTreeMap::new(),
             running: 0,
@@ -266,6 +293,11 @@ impl Log {
             frontier: Frontier::default(),
             next_order: 0,
         }
+    }
+
+    /// Records of objects of `from` bytes and more are paged.
+    pub fn set_paged(&mut self, from: u64) {
+        self.paged_from = from;
     }
 
     // ---- getters
@@ -288,7 +320,7 @@ impl Log {
     /// Where `range` of the object is, if it need not be asked of the store; its length is given with it.
     pub fn find(&self, key: &str) -> Option<(BytesAt, u64)> {
         let entry = self.entries.get(key).filter(|entry| entry.state != State::Settled)?;
-        Some((self.bytes_at(key, entry), entry.len))
+        Some((Self::bytes_at(entry), entry.len))
     }
 
     /// Keys after `after` that start with `prefix` and that the store may not hold, ascending.
@@ -345,11 +377,10 @@ impl Log {
         self.segments.values().map(|segment| segment.tail).sum()
     }
 
-    fn bytes_at(&self, key: &str, entry: &Entry) -> BytesAt {
+    fn bytes_at(entry: &Entry) -> BytesAt {
         match (&entry.body, entry.place) {
             (Some(body), _) => BytesAt::Memory(body.clone()),
-            (None, Some((segment, at))) => {
-                let start = at + record_len(key, 0);
+            (None, Some((segment, start))) => {
                 BytesAt::Disk { segment, range: start..start + entry.len, sum: entry.sum }
             }
             (None, None) => panic!("an object of the log is nowhere"),
@@ -358,11 +389,21 @@ impl Log {
 
     // ---- records
 
+    /// Somebody waits for an object.
+    pub fn note_use(&mut self, now: Duration) {
+        self.used = now;
+    }
+
     /// A place for a record. A `Delete` finds one also where the log has its size.
     pub fn reserve(&mut self, kind: Kind, key: &str, body: &[Bytes]) -> Place {
         let len: u64 = body.iter().map(|piece| piece.len() as u64).sum();
-        let whole = record_len(key, len);
-        if kind == Kind::Put && self.log_bytes() + whole > self.size_max {
+        let paged = kind == Kind::Put && self.paged_from <= len;
+        let place = |tail: u64| {
+            let at = next_at(tail, paged);
+            (at, body_at(at, key.len() as u64, paged) + len)
+        };
+        let (_, longest) = place(1);
+        if kind == Kind::Put && self.log_bytes() + longest > self.size_max {
             return Place::Full;
         }
         if self.making {
@@ -372,16 +413,16 @@ impl Log {
             Some(segment) if !segment.closed => segment,
             Some(_) | None => return Place::NeedSegment,
         };
-        let at = segment.tail;
-        if RECORDS_AT < at && self.segment_size < at + whole {
+        let (at, end) = place(segment.tail);
+        if RECORDS_AT < at && self.segment_size < end {
             segment.closed = true;
             return Place::NeedSegment;
         }
-        let before = core::mem::replace(&mut segment.end, at + whole);
-        segment.tail = next_at(segment.end, false);
+        let before = core::mem::replace(&mut segment.end, end);
+        segment.tail = next_at(end, paged);
         segment.writing.insert(at, before);
         let sum = body_sum(body);
-        let head = encode_record(&segment.head, at, self.frontier, &Content { kind, key, len, sum });
+        let head = encode_record(&segment.head, at, self.frontier, &Content { kind, key, len, sum, paged });
         self.next_order += 1;
         if kind == Kind::Put {
             segment.keys.push((key.to_owned(), self.next_order));
@@ -435,6 +476,7 @@ impl Log {
     }
 
     fn install(&mut self, now: Duration, slot: &Slot, key: &str, body: &[Bytes]) {
+        self.note_use(now);
         if self.holds(key) {
             // Put twice at once, with the same bytes: the first record stands for both.
             return;
@@ -445,7 +487,8 @@ impl Log {
         let lost = self.entries.remove(key);
         let waiting = State::Waiting { retry_at: Duration::ZERO, attempts: 0 };
         let len: u64 = body.iter().map(|piece| piece.len() as u64).sum();
-        let (place, body) = (Some((slot.segment, slot.at)), Some(body.to_vec()));
+        let start = slot.at + slot.head.len() as u64;
+        let (place, body) = (Some((slot.segment, start)), Some(body.to_vec()));
         let entry = match lost {
             Some(lost) => {
                 self.unqueue(key, &lost);

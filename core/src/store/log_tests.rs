@@ -32,7 +32,8 @@ fn stage(log: &mut Log, key: &str) {
 }
 
 fn uploads(log: &mut Log, now: Duration, max: usize) -> Vec<String> {
-    core::iter::from_fn(|| log.next_upload(now, max)).map(|upload| upload.key).collect()
+    log.set_pace(Pace::steady(max));
+    core::iter::from_fn(|| log.next_upload(now)).map(|upload| upload.key).collect()
 }
 
 #[test]
@@ -52,13 +53,36 @@ fn objects_are_put_in_the_order_in_which_they_were_staged() {
 }
 
 #[test]
+fn few_are_put_while_others_come_and_there_is_room() {
+    let quiet_after = Duration::from_millis(200);
+    let pace = Pace { uploads: 3, beside: 1, quiet_after };
+    let started = |log: &mut Log, now| core::iter::from_fn(|| log.next_upload(now)).count();
+    let mut log = log();
+    log.set_pace(pace);
+    for key in ["a", "b", "c", "d"] {
+        stage(&mut log, key);
+    }
+    assert_eq!(started(&mut log, NOW), 1);
+    log.note_use(NOW + quiet_after);
+    assert_eq!(started(&mut log, NOW + quiet_after), 0, "somebody reads");
+    assert_eq!(started(&mut log, NOW + 2 * quiet_after), 2, "nobody uses the log");
+    let mut log = Log::new(VolumeId([1; 16]), 1, 1 << 20, 9_000);
+    make_segment(&mut log);
+    log.set_pace(pace);
+    for number in 0..5 {
+        stage(&mut log, &format!("{number}"));
+    }
+    assert_eq!(started(&mut log, NOW), 3, "more than half of the log is in use");
+}
+
+#[test]
 fn what_fails_is_passed_by_a_few_others_at_most() {
     let mut log = log();
     for number in 0..200 {
         stage(&mut log, &format!("{number:03}"));
     }
     let mut tried = 0;
-    while let Some(upload) = log.next_upload(NOW, 1) {
+    while let Some(upload) = log.next_upload(NOW) {
         tried += 1;
         log.handle_upload(NOW, &upload.key, false);
     }

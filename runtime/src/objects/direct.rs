@@ -8,15 +8,11 @@
 //!
 //! Invariants
 //! - As with OpenDAL: an object is written under a name of its own, synced, then renamed.
-//! - Direct I/O wants memory, position and length aligned. Where a piece of the body lies in memory as it will in the file,
-//!   which the core sees to for full blocks (`kiseki_core::file::buffer`), it is written from there; the rest passes through
-//!   a small aligned buffer. The last piece is padded and cut off again before the sync.
+//! - What pads the last piece is cut off again before the sync.
 
-use std::io::IoSlice;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::{fs, io};
 
 use bytes::Bytes;
@@ -24,17 +20,13 @@ use kiseki_core::file::buffer::ALIGN;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-/// Shorter objects go through the page cache: there a put costs what its syncs cost, and those are the same.
-const LEAST: usize = 256 << 10;
-/// What is written at once. Longer pieces were not faster.
-const PIECE: usize = 1 << 20;
+use crate::direct::{Buffers, LEAST};
 
 /// Writes objects, as long as the folder's file system can.
 #[derive(Debug, Default)]
 pub(super) struct Direct {
     refused: AtomicBool,
-    /// `PIECE + ALIGN` bytes each; as many as were in use at once.
-    buffers: Mutex<Vec<Vec<u8>>>,
+    buffers: Buffers,
 }
 
 impl Direct {
@@ -45,9 +37,7 @@ impl Direct {
         if len < LEAST || self.refused.load(Ordering::Relaxed) {
             return None;
         }
-        let mut buffer = self.buffers().pop().unwrap_or_else(|| vec![0; PIECE + ALIGN]);
-        let put = write(tmp, body, len, &mut buffer).and_then(|()| rename(tmp, path));
-        self.buffers().push(buffer);
+        let put = write(tmp, body, len, &self.buffers).and_then(|()| rename(tmp, path));
         if put.is_err() {
             // What cannot be removed now is swept at the next mount.
             let _ = fs::remove_file(tmp);
@@ -59,95 +49,16 @@ impl Direct {
         }
         Some(put)
     }
-
-    fn buffers(&self) -> std::sync::MutexGuard<'_, Vec<Vec<u8>>> {
-        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-fn write(tmp: &Path, body: &[Bytes], len: usize, buffer: &mut [u8]) -> Result<(), Errno> {
+fn write(tmp: &Path, body: &[Bytes], len: usize, buffers: &Buffers) -> Result<(), Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::DIRECT | OFlags::CLOEXEC;
     let file = rustix::fs::open(tmp, flags, Mode::from_raw_mode(0o666))?;
-    let start = buffer.as_ptr().align_offset(ALIGN);
-    let mut out = Out { file, piece: &mut buffer[start..start + PIECE], filled: 0, at: 0 };
-    for segment in body {
-        out.add(segment, len)?;
-    }
-    if out.filled > 0 {
-        out.write(&[], 0)?;
-    }
+    buffers.write(file.as_fd(), 0, body)?;
     if !len.is_multiple_of(ALIGN) {
-        rustix::fs::ftruncate(&out.file, len as u64)?;
+        rustix::fs::ftruncate(&file, len as u64)?;
     }
-    rustix::fs::fdatasync(&out.file)
-}
-
-/// A file that is written from its start to its end.
-struct Out<'a> {
-    file: OwnedFd,
-    /// Aligned.
-    piece: &'a mut [u8],
-    /// Bytes in `piece` that are to be written next.
-    filled: usize,
-    /// Where: a multiple of `ALIGN`.
-    at: u64,
-}
-
-impl Out<'_> {
-    /// Adds the next bytes of an object of `len` bytes.
-    fn add(&mut self, mut segment: &[u8], len: usize) -> Result<(), Errno> {
-        while !segment.is_empty() {
-            // Up to where the file is at a multiple of `ALIGN`, if memory is at one there, too.
-            let ahead = self.filled.next_multiple_of(ALIGN) - self.filled;
-            let straight = segment.get(ahead..).map_or(&[][..], |rest| &rest[..rest.len() - rest.len() % ALIGN]);
-            if LEAST <= straight.len() && straight.as_ptr().addr().is_multiple_of(ALIGN) {
-                self.take(&segment[..ahead]);
-                segment = &segment[ahead + straight.len()..];
-                let ends = self.at as usize + self.filled + straight.len() + segment.len() == len;
-                let tail = if ends && self.filled + segment.len() <= PIECE { segment.len() } else { 0 };
-                let before = self.filled;
-                self.take(&segment[..tail]);
-                segment = &segment[tail..];
-                self.write(straight, before)?;
-                continue;
-            }
-            let count = segment.len().min(PIECE - self.filled);
-            self.take(&segment[..count]);
-            segment = &segment[count..];
-            if self.filled == PIECE {
-                self.write(&[], 0)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, bytes: &[u8]) {
-        self.piece[self.filled..self.filled + bytes.len()].copy_from_slice(bytes);
-        self.filled += bytes.len();
-    }
-
-    /// Writes what is in `piece`, with `straight` after the first `before` bytes of it.
-    fn write(&mut self, straight: &[u8], before: usize) -> Result<(), Errno> {
-        // What pads the end is bytes of earlier objects until it is cut off: nobody has the file's name.
-        let (head, tail) = self.piece[..self.filled.next_multiple_of(ALIGN)].split_at(before);
-        let mut slices = [head, straight, tail].map(IoSlice::new);
-        let mut rest = &mut slices[..];
-        // Drops what is empty ahead of the first that is not.
-        IoSlice::advance_slices(&mut rest, 0);
-        while !rest.is_empty() {
-            match rustix::io::pwritev(&self.file, rest, self.at) {
-                Ok(0) => return Err(Errno::IO),
-                Ok(count) => {
-                    self.at += count as u64;
-                    IoSlice::advance_slices(&mut rest, count);
-                }
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        self.filled = 0;
-        Ok(())
-    }
+    rustix::fs::fdatasync(&file)
 }
 
 fn rename(tmp: &Path, path: &Path) -> Result<(), Errno> {
@@ -163,6 +74,7 @@ fn rename(tmp: &Path, path: &Path) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::direct::PIECE;
 
     #[test]
     fn objects_of_every_length_are_whole() {
@@ -182,7 +94,6 @@ mod tests {
             direct.put(&dir.path().join("tmp"), &dir.path().join("s"), &[Bytes::from(vec![1; LEAST - 1])]),
             None
         );
-        assert_eq!(direct.buffers().len(), 1, "the buffer is used again");
     }
 
     /// Where memory lies as the file does, by one byte beside that, and what of the body lies so.

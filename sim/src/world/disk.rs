@@ -147,6 +147,7 @@ struct Place {
     segment: u64,
     at: u64,
     whole: Bytes,
+    body_len: u64,
 }
 
 impl Place {
@@ -156,10 +157,6 @@ impl Place {
 
     fn range(&self) -> Range<usize> {
         self.at as usize..self.at as usize + self.whole.len()
-    }
-
-    fn body_len(&self, key: &str) -> u64 {
-        self.whole.len() as u64 - RECORD_LEN - key.len() as u64
     }
 }
 
@@ -247,7 +244,7 @@ impl State {
     /// Whether a power cut leaves a record of the object whose body is that long.
     fn holds(&self, key: &str, len: u64) -> bool {
         let mut places = self.places.get(key).into_iter().flatten();
-        places.any(|place| place.body_len(key) == len && self.keeps(place))
+        places.any(|place| place.body_len == len && self.keeps(place))
     }
 }
 
@@ -256,6 +253,8 @@ struct Said {
     /// It holds the object; else it says that it was deleted.
     put: bool,
     key: String,
+    /// Where what it holds begins.
+    body_at: u64,
 }
 
 /// Reads a record as the log writes it, without its help.
@@ -264,11 +263,12 @@ fn record(whole: &[u8]) -> Option<Said> {
         |range: Range<usize>| whole.get(range)?.iter().try_fold(0, |sum, byte| Some(sum << 8 | u64::from(*byte)));
     let (kind, key_len, len) = (number(4..6)?, number(6..8)?, number(8..16)?);
     let key_end = RECORD_LEN + key_len;
-    if !whole.starts_with(b"KWR1") || key_end + len != whole.len() as u64 {
+    let body_at = if kind == 3 { key_end.next_multiple_of(PAGE) } else { key_end };
+    if !whole.starts_with(b"KWR1") || body_at + len != whole.len() as u64 {
         return None;
     }
     let key = std::str::from_utf8(whole.get(RECORD_LEN as usize..key_end as usize)?).ok()?;
-    Some(Said { put: kind == 1, key: key.to_string() })
+    Some(Said { put: matches!(kind, 1 | 3), key: key.to_string(), body_at })
 }
 
 /// The disk; clones are the same.
@@ -411,9 +411,14 @@ impl SimDisk {
             let number = state.next_write;
             state.writes.insert(number, Write { segment, at, body: body.clone() });
             // A crash may decide that it has taken effect.
-            if let Some(Said { put, key }) = record(&body).filter(|_| at > 0) {
+            if let Some(Said { put, key, body_at }) = record(&body).filter(|_| at > 0) {
                 let records = if put { &mut state.places } else { &mut state.deletes };
-                records.entry(key).or_default().push(Place { segment, at, whole: body.clone() });
+                records.entry(key).or_default().push(Place {
+                    segment,
+                    at,
+                    body_len: body.len() as u64 - body_at,
+                    whole: body.clone(),
+                });
             }
             number
         };
@@ -440,9 +445,9 @@ impl SimDisk {
             }
             return;
         }
-        let Some(Said { put, key }) = record(whole) else { return };
+        let Some(Said { put, key, body_at }) = record(whole) else { return };
         if put {
-            self.objects.give(&key, &whole[RECORD_LEN as usize + key.len()..]);
+            self.objects.give(&key, &whole[body_at as usize..]);
             self.objects.recorded(&key, true);
             return;
         }
@@ -546,7 +551,7 @@ impl SimDisk {
             let elsewhere =
                 |places: &[Place]| places.iter().any(|place| place.segment != segment && state.keeps(place));
             let held = state.places.iter().filter(|(_, places)| here(places) && !elsewhere(places));
-            held.map(|(key, places)| (key.clone(), places[0].body_len(key))).collect()
+            held.map(|(key, places)| (key.clone(), places[0].body_len)).collect()
         };
         for (key, len) in held {
             let stored = self.objects.stored(&key);

@@ -45,7 +45,7 @@ fn a_store_with_a_log_is_like_any_other() {
     let shapes = [
         small(),
         LogOptions { direct_from: 10_000, ..small() },
-        LogOptions { size_max: 200_000, uploads: 1, ..small() },
+        LogOptions { size_max: 200_000, pace: Pace::steady(1), ..small() },
         LogOptions { upload_delay: Duration::from_secs(3600), ..small() },
         LogOptions { mode: LogMode::Drain, ..small() },
         packing(),
@@ -75,7 +75,7 @@ fn life(seed: u64, rates: Rates) -> (ObjectsPast, u64) {
     let options = LogOptions {
         size_max: [1 << 20, 100_000][dice.below(2) as usize],
         direct_from: [u64::MAX, 20_000][dice.below(2) as usize],
-        uploads: 1 + dice.below(4) as usize,
+        pace: Pace::steady(1 + dice.below(4) as usize),
         upload_delay: Duration::from_millis([0, 1, 50][dice.below(3) as usize]),
         pack_below: [0, 3000, u64::MAX][dice.below(3) as usize],
         ..packing()

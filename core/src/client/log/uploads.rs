@@ -47,13 +47,13 @@ impl<E: Env, D: Disk> Inner<E, D> {
             if state.stopping {
                 return;
             }
-            if let Some(packing) = state.log.next_pack(now, staging.options.uploads) {
+            if let Some(packing) = state.log.next_pack(now) {
                 drop(state);
                 let inner = self.clone();
                 self.env.spawn(async move { inner.upload_pack(packing).await });
                 continue;
             }
-            let Some(upload) = state.log.next_upload(now, staging.options.uploads) else {
+            let Some(upload) = state.log.next_upload(now) else {
                 let due = state.log.retry_at(now).filter(|due| state.timer.is_none_or(|timer| *due < timer));
                 if let Some(due) = due {
                     state.timer = Some(due);
@@ -203,9 +203,15 @@ impl<E: Env, D: Disk> Inner<E, D> {
 
     pub(super) fn hurry(self: &Arc<Self>, hurry: bool) {
         let Some(staging) = &self.staging else { return };
-        let LogOptions { upload_delay, pack_delay, .. } = staging.options;
-        let (delay, pack) = if hurry { (Duration::ZERO, Duration::ZERO) } else { (upload_delay, pack_delay) };
-        lock(&staging.state).log.set_delays(delay, pack);
+        let LogOptions { mut pace, mut upload_delay, mut pack_delay, .. } = staging.options;
+        if hurry {
+            (pace.quiet_after, upload_delay, pack_delay) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
+        }
+        {
+            let mut state = lock(&staging.state);
+            state.log.set_delays(upload_delay, pack_delay);
+            state.log.set_pace(pace);
+        }
         self.pump();
     }
 

@@ -7,7 +7,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::{AHEAD, Entry, Log, State, Upload};
+use super::{AHEAD, Entry, Log, Pace, State, Upload};
 
 impl Log {
     // ---- uploads
@@ -18,10 +18,22 @@ impl Log {
         self.packing.set_delay(pack.max(delay));
     }
 
+    /// How many puts may be under way, and what is different while the log is in use.
+    pub fn set_pace(&mut self, pace: Pace) {
+        self.pace = pace;
+    }
+
+    /// How many puts may be under way. There is one at least, and when it has ended this is asked again.
+    pub(super) fn running_max(&self, now: Duration) -> usize {
+        let Pace { uploads, beside, quiet_after } = self.pace;
+        let busy = now < self.used + quiet_after && self.log_bytes() < self.size_max / 2;
+        if busy { beside.min(uploads) } else { uploads }
+    }
+
     /// The next object to put at `now`; to be ended with `handle_upload`.
-    pub fn next_upload(&mut self, now: Duration, running_max: usize) -> Option<Upload> {
+    pub fn next_upload(&mut self, now: Duration) -> Option<Upload> {
         let delay = self.delay;
-        if running_max <= self.running + self.packing.running() {
+        if self.running_max(now) <= self.running + self.packing.running() {
             return None;
         }
         let due = |key: &&String| {
@@ -35,7 +47,7 @@ impl Log {
         let order = entry.order;
         self.waiting.remove(&order);
         self.running += 1;
-        let body = self.bytes_at(&key, &self.entries[&key]);
+        let body = Self::bytes_at(&self.entries[&key]);
         Some(Upload { key, order, body })
     }
 

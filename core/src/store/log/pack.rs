@@ -119,7 +119,8 @@ impl Log {
 
     /// The next pack to put at `now`; to be ended with `handle_pack`. An object that would be the only one in it goes by
     /// itself (`next_upload`).
-    pub fn next_pack(&mut self, now: Duration, running_max: usize) -> Option<Packing> {
+    pub fn next_pack(&mut self, now: Duration) -> Option<Packing> {
+        let running_max = self.running_max(now);
         let packing = &self.packing;
         let oldest = self.entries[packing.waiting.values().next()?].since;
         if running_max <= self.running + packing.running()
@@ -154,7 +155,7 @@ impl Log {
             entry.pack = Some(pack);
             let entry = entry.clone();
             self.unqueue(&key, &entry);
-            members.push(Upload { order: entry.order, body: self.bytes_at(&key, &entry), key: key.clone() });
+            members.push(Upload { order: entry.order, body: Self::bytes_at(&entry), key: key.clone() });
             put.members.push(Stored { key, at: put.len, len: entry.len });
             put.len += entry.len;
         }

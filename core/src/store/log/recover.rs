@@ -109,7 +109,7 @@ impl Log {
         let len = record.body.end - record.body.start;
         let entry = Entry {
             order: self.next_order,
-            place: Some((number, record.at)),
+            place: Some((number, record.body.start)),
             len,
             sum: record.sum,
             body: None,
