@@ -7,12 +7,13 @@
 #   minio    Kiseki on MinIO on this machine
 #   delayed  the same with 50 ms more for each request, and 1 Gbit/s in each direction (ci/delay)
 #
-#   ci/bench.sh [--check] [--rounds N] [--short] [--without-minio] [--json FILE]
+#   ci/bench.sh [--check] [--rounds N] [--short] [--rows] [--without-minio] [--json FILE]
 #   ci/bench.sh --table FILE
 #
 #   --check           fails, naming the rows, where Kiseki misses what it aims at (`targets` below)
-#   --rounds N        rounds per thread count (5; 3 with --short)
-#   --short           smaller files, a single round of `kiseki bench` and of programs, no row of small operations
+#   --rounds N        rounds per thread count (5; 1 with --short)
+#   --short           less of everything, and a single round of `kiseki bench` and of programs
+#   --rows            only the rows of jbench: no `kiseki bench`, no programs, no write_long
 #   --without-minio   only local, null and kiseki; needs no Go
 #   --json FILE       writes all figures to FILE
 #   --table FILE      measures nothing: prints such a FILE as tables in Markdown
@@ -20,6 +21,13 @@
 # Three drivers: ci/bench/jbench measures the rows that are compared with null; `kiseki bench` says when what was written
 # is visible, durable and drained, and what requests that took; ci/bench/programs.sh times real programs. write_long is
 # jbench's write_big of four times the mount's buffer. A ratio is the median of the rounds' ratios.
+#
+# A round of jbench has three parts, each on all systems in turn: big and small files and random reads; stat; small
+# operations, ten times over (three with --short), of which the figure is all operations over all their time. On two cores
+# of an AMD EPYC Kiseki's rows last 0.3 to 1 s with one thread, 0.2 s at least with four; but read_small 0.1 s, ls_l ten
+# times 4 ms, rand4k_cold 20 ms, and rand4k_warm 2 ms, which is noise. Those of null last 30 ms at least (append4k_fsync),
+# those of the disk 40 ms (unlink), but for the same four. With --short a half to an eighth of that; random reads as long.
+#
 # Needs root: the kernel's caches are dropped between phases. MinIO syncs the whole machine at every put, as it must to
 # survive a power cut (MINIO_FS_OSYNC).
 #
@@ -33,7 +41,7 @@ latency=50ms
 bandwidth=1G
 rounds=
 short=
-more=more
+only_rows=
 check=
 minio=1
 json=
@@ -43,7 +51,8 @@ while [ $# -gt 0 ]; do
     case $1 in
     -h | --help) print_usage; exit 0 ;;
     --rounds) rounds=${2:-}; shift ;;
-    --short) short=1 more= ;;
+    --short) short=1 ;;
+    --rows) only_rows=1 ;;
     --check) check=1 ;;
     --without-minio) minio= ;;
     --json) json=${2:-}; shift ;;
@@ -53,7 +62,7 @@ while [ $# -gt 0 ]; do
     [ $# -gt 0 ] || usage_error "the last argument needs a value"
     shift
 done
-rounds=${rounds:-$([ -n "$short" ] && echo 3 || echo 5)}
+rounds=${rounds:-$([ -n "$short" ] && echo 1 || echo 5)}
 case $rounds in *[!0-9]* | 0) usage_error "--rounds needs a number above 0" ;; esac
 command -v jq >/dev/null || die "this needs jq: run ci/dep.sh test"
 
@@ -101,18 +110,20 @@ if [ -n "$table" ]; then
         | def heads($systems): $systems | map({system: ., settings: $all.settings} | people);
         (.settings.systems) as $systems
         | ($systems | map(select(. != "null"))) as $stores
-        | ([""] + ["threads"] + heads($systems) + ["Kiseki to null"] | line), rule(($systems | length) + 1),
-          (across("jbench")[] | . as $row
-            | ["\(.row | words), \(.unit)", "\(.threads)"] + ($systems | map($row.of[.].median | figure)) + [.of.kiseki.ratio_to_null | digits(2)] | line),
-          "",
-          ([""] + ["threads"] + heads($stores) + ["puts, gets (\(if $systems | index("minio") then "MinIO" else "folder" end))"] | line), rule(($stores | length) + 1),
-          (across("programs")[] | . as $row | ["\(.row | words), \(.unit)", "\(.threads)"] + ($stores | map($row.of[.].median | figure)) + [""] | line),
-          (across("kiseki bench")[] | . as $row | (.of.minio // .of.kiseki).requests as $requests
-            | ["\(.row | words)\(if .account then ": \(.account)" else "" end), \(.unit)", "\(.threads)"]
-              + ($stores | map($row.of[.].median | figure)) + [$requests | if . then "\(.puts), \(.gets)" else "" end] | line),
-          "",
+        | (across("jbench") | select(length > 0)
+            | ([""] + ["threads"] + heads($systems) + ["Kiseki to null"] | line), rule(($systems | length) + 1),
+              (.[] | . as $row
+                | ["\(.row | words), \(.unit)", "\(.threads)"] + ($systems | map($row.of[.].median | figure)) + [.of.kiseki.ratio_to_null | digits(2)] | line),
+              ""),
+          ([across("programs"), across("kiseki bench")] | select(add | length > 0)
+            | ([""] + ["threads"] + heads($stores) + ["puts, gets (\(if $systems | index("minio") then "MinIO" else "folder" end))"] | line), rule(($stores | length) + 1),
+              (.[0][] | . as $row | ["\(.row | words), \(.unit)", "\(.threads)"] + ($stores | map($row.of[.].median | figure)) + [""] | line),
+              (.[1][] | . as $row | (.of.minio // .of.kiseki).requests as $requests
+                | ["\(.row | words)\(if .account then ": \(.account)" else "" end), \(.unit)", "\(.threads)"]
+                  + ($stores | map($row.of[.].median | figure)) + [$requests | if . then "\(.puts), \(.gets)" else "" end] | line),
+              ""),
           "\(.date[:10]), \(.machine.cpu), \(.machine.cores) cores, \(.machine.memory_bytes / 1073741824 | round) GiB, Linux \(.machine.kernel). "
-            + "Medians of \(.settings.rounds) rounds (`kiseki bench`: \(.settings.bench_rounds)). "
+            + "Medians of \(.settings.rounds) round\(if .settings.rounds == 1 then "" else "s" end)\(if .settings.bench_rounds > 0 then " (`kiseki bench`: \(.settings.bench_rounds))" else "" end). "
             + "Peak memory of the mounts: " + (.peak_memory_bytes | to_entries | map("\(.key) \(.value / 1048576 | round) MiB") | join(", ")) + ". "
             + "What was written a moment ago is read from the mount\u0027s own cache as far as that holds it."
             + if .versions.minio then " MinIO syncs the whole machine at each put (`MINIO_FS_OSYNC=on`)." else "" end
@@ -184,19 +195,49 @@ settle() {
     done
 }
 
-# Sizes per thread: `juicefs bench` has 1024 MiB and 100 files of 128 KiB; more files steady the short rows.
-sizes() {
-    local big=1024 count=400
-    [ -z "$short" ] || big=256 count=200
-    echo "p=$1 big=$((big / $1)) count=$count small=128"
+# jbench on the system $1, with more arguments.
+jbench() { "$target/release/jbench" "$work/on/$1" "${@:2}" || { log_of "$1"; die "jbench failed on $1"; }; }
+
+# Who writes first finds caches empty and memory not yet there: not counted.
+warm_up() {
+    jbench "$1" p=1 big=256 count=200 small=128 >/dev/null
+    settle "$1"
 }
 
-# Adds the rows of jbench to the results: driver, system, row, account, threads, value, unit, requests.
+# jbench on the system $1 with $2 threads, $3 times, with the arguments from $5 on. Adds its rows $4 to the results:
+# driver, system, row, account, threads, value, unit, requests. The value is all operations over all their time.
 run_jbench() {
-    # shellcheck disable=SC2046
-    "$target/release/jbench" "$work/on/$1" $(sizes "$2") $more >"$work/out" || { log_of "$1"; die "jbench failed on $1"; }
-    settle "$1"
-    awk -v name="$1" -v threads="$2" '{ printf "jbench\t%s\t%s\tnull\t%s\t%s\t%s\tnull\n", name, $1, threads, $2, $3 }' "$work/out" >>"$work/results"
+    local name=$1 threads=$2 times=$3 rows=$4
+    for _ in $(seq "$times"); do
+        jbench "$name" p="$threads" "${@:5}"
+    done >"$work/out"
+    settle "$name"
+    awk -v name="$name" -v threads="$threads" -v times="$times" -v rows="$rows" '
+        { seconds[$1] += 1 / $2; unit[$1] = $3 }
+        END {
+            count = split(rows, row, " ")
+            for (i = 1; i <= count; i++)
+                printf "jbench\t%s\t%s\tnull\t%s\t%.6g\t%s\tnull\n", name, row[i], threads, times / seconds[row[i]], unit[row[i]]
+        }' "$work/out" >>"$work/results"
+}
+
+# The parts of a round.
+run_big() {
+    local big=1024 count=$((1600 / $2))
+    [ -z "$short" ] || big=256 count=200
+    run_jbench "$1" "$2" 1 "write_big read_big write_small read_small rand4k_cold rand4k_warm" \
+        big="$((big / $2))" count="$count" small=128 more
+}
+run_stat() {
+    local count=40000
+    [ -z "$short" ] || count=10000
+    run_jbench "$1" "$2" 1 stat big=0 count="$((count / $2))" small=1
+}
+# How many of each is jbench's own choice: they last longer by being repeated.
+run_small_operations() {
+    local times=10
+    [ -z "$short" ] || times=3
+    run_jbench "$1" "$2" "$times" "create_empty rename ls_l unlink small4k_fsync append4k append4k_fsync mix_rw4k" big=0 count=0 more
 }
 
 # The same of `kiseki bench`, with as many files as `juicefs bench` has.
@@ -245,20 +286,31 @@ if [ -n "$minio" ]; then
     mount_one delayed minio "$far/kiseki"
 fi
 
-mkdir "$work/material"
-bash "$root/ci/bench/programs.sh" prepare "$work/material" "$([ -n "$short" ] && echo 500 || echo 2000)"
-# MiB
-long=$("$kiseki" status "$work/on/kiseki" --json | jq '.mount.buffer_size * 4 / 1048576')
-bench_rounds=$([ -n "$short" ] && echo 1 || echo "$rounds")
+bench_rounds=$rounds
+[ -z "$short" ] || bench_rounds=1
+[ -z "$only_rows" ] || bench_rounds=0
+if [ "$bench_rounds" -gt 0 ]; then
+    mkdir "$work/material"
+    bash "$root/ci/bench/programs.sh" prepare "$work/material" "$([ -n "$short" ] && echo 500 || echo 2000)"
+    # MiB
+    long=$("$kiseki" status "$work/on/kiseki" --json | jq '.mount.buffer_size * 4 / 1048576')
+fi
+say "warm-up"
+for name in "${systems[@]}"; do warm_up "$name"; done
 for round in $(seq "$bench_rounds"); do
     say "programs, round $round of $bench_rounds"
     interleave "$round" run_programs 1 local "${mounted[@]}"
 done
 for threads in 1 4; do
     for round in $(seq "$rounds"); do
-        say "round $round of $rounds, $threads threads"
-        interleave "$round" run_jbench "$threads" "${systems[@]}"
-        [ "$round" -gt "$bench_rounds" ] || interleave "$round" run_bench "$threads" local "${mounted[@]}"
+        # Part by part: what is compared is measured within a short time.
+        for part in big stat small_operations; do
+            say "round $round of $rounds, $threads threads: ${part/_/ }"
+            interleave "$round" "run_$part" "$threads" "${systems[@]}"
+        done
+        [ "$round" -le "$bench_rounds" ] || continue
+        say "round $round of $bench_rounds, $threads threads: kiseki bench"
+        interleave "$round" run_bench "$threads" local "${mounted[@]}"
     done
 done
 
@@ -300,22 +352,19 @@ jq -Rn --argjson peaks "$peaks" --argjson rounds "$rounds" --argjson bench_round
     }' "$work/results" >"$work/bench.json"
 [ -z "$json" ] || cat "$work/bench.json" >"$json"
 
-# Tables for the terminal: a line of headings, then tab-separated cells.
+# Tables for the terminal, of the drivers that have rows: a line of headings, then tab-separated cells.
 show() { awk -F '\t' '{ for (i = 1; i <= NF; i++) printf i == 1 ? "%-24s" : "%12s", $i; printf "\n" }'; }
 jq -r "$library"'
     .settings.systems as $systems | ($systems | map(select(. != "null"))) as $stores
-    | (["jbench", "threads", "unit"] + $systems + ["to null", "to local"] | join("\t")),
-      (across("jbench")[] | . as $row | [.row, "\(.threads)", .unit] + ($systems | map($row.of[.].median | figure))
-        + [(.of.kiseki.ratio_to_null | digits(2)), ([.of.kiseki.rounds, .of.local.rounds] | transpose | map(.[0] / .[1]) | median | digits(2))] | join("\t")),
-      "",
-      (["kiseki bench", "threads", "unit"] + $stores + ($stores | map(select(. != "local") | . + " p/g")) | join("\t")),
-      (across("kiseki bench")[] | . as $row | ["\(.row) \(.account // "")", "\(.threads)", .unit] + ($stores | map($row.of[.].median | figure))
-        + ($stores | map(select(. != "local") | $row.of[.].requests | if . then "\(.puts)/\(.gets)" else "" end)) | join("\t")),
-      "",
-      (["programs", "threads", "unit"] + $stores + ["to local"] | join("\t")),
-      (across("programs")[] | . as $row | [.row, "\(.threads)", .unit] + ($stores | map($row.of[.].median | figure))
-        + [[.of.kiseki.rounds, .of.local.rounds] | transpose | map(.[0] / .[1]) | median | digits(2)] | join("\t")),
-      "",
+    | def section($driver; $heading; cells): across($driver) | select(length > 0) | ($heading | join("\t")), (.[] | cells | join("\t")), "";
+      def to_local: [.of.kiseki.rounds, .of.local.rounds] | transpose | map(.[0] / .[1]) | median | digits(2);
+      section("jbench"; ["jbench", "threads", "unit"] + $systems + ["to null", "to local"];
+        . as $row | [.row, "\(.threads)", .unit] + ($systems | map($row.of[.].median | figure)) + [(.of.kiseki.ratio_to_null | digits(2)), to_local]),
+      section("kiseki bench"; ["kiseki bench", "threads", "unit"] + $stores + ($stores | map(select(. != "local") | . + " p/g"));
+        . as $row | ["\(.row) \(.account // "")", "\(.threads)", .unit] + ($stores | map($row.of[.].median | figure))
+          + ($stores | map(select(. != "local") | $row.of[.].requests | if . then "\(.puts)/\(.gets)" else "" end))),
+      section("programs"; ["programs", "threads", "unit"] + $stores + ["to local"];
+        . as $row | [.row, "\(.threads)", .unit] + ($stores | map($row.of[.].median | figure)) + [to_local]),
       (.peak_memory_bytes | to_entries[] | "peak memory, \(.key)\t\(.value / 1048576 | round) MiB")
 ' "$work/bench.json" | show
 
