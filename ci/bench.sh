@@ -23,10 +23,8 @@
 # jbench's write_big of four times the mount's buffer. A ratio is the median of the rounds' ratios.
 #
 # A round of jbench has three parts, each on all systems in turn: big and small files and random reads; stat; small
-# operations, ten times over (three with --short), of which the figure is all operations over all their time. On two cores
-# of an AMD EPYC Kiseki's rows last 0.3 to 1 s with one thread, 0.2 s at least with four; but read_small 0.1 s, ls_l ten
-# times 4 ms, rand4k_cold 20 ms, and rand4k_warm 2 ms, which is noise. Those of null last 30 ms at least (append4k_fsync),
-# those of the disk 40 ms (unlink), but for the same four. With --short a half to an eighth of that; random reads as long.
+# operations, ten times over (three with --short), of which the figure is all operations over all their time. Short all the
+# same, on two cores of an AMD EPYC: ls_l, ten times 6 ms, and rand4k_warm, 3 ms, which is noise.
 #
 # Needs root: the kernel's caches are dropped between phases. MinIO syncs the whole machine at every put, as it must to
 # survive a power cut (MINIO_FS_OSYNC).

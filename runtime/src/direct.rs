@@ -1,6 +1,7 @@
 //! Bytes written around the page cache (O_DIRECT, open(2)), from where they lie in memory if that can be.
 //!
-//! Owns: alignment. Leaves to others: which bytes are worth it, and what they are (`objects::direct`, `log_folder`).
+//! Owns: alignment, and whether the file system takes such writes at all. Leaves to others: which bytes are worth it, and
+//! what they are (`objects::direct`, `log_folder`).
 //!
 //! Direct I/O wants memory, position and length aligned. Where a piece of the body lies in memory as it will in the file,
 //! which the core sees to for full blocks (`kiseki_core::file::buffer`), it is written from there; the rest passes through
@@ -8,7 +9,8 @@
 
 use std::io::IoSlice;
 use std::os::fd::BorrowedFd;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use kiseki_core::file::buffer::ALIGN;
@@ -19,22 +21,39 @@ pub(crate) const LEAST: usize = 256 << 10;
 /// What is written at once. Longer pieces were not faster.
 pub(crate) const PIECE: usize = 1 << 20;
 
-/// `PIECE + ALIGN` bytes each; as many as were in use at once.
+/// Writes to the files of one file system.
 #[derive(Debug, Default)]
-pub(crate) struct Buffers(Mutex<Vec<Vec<u8>>>);
+pub(crate) struct Direct {
+    refused: AtomicBool,
+    /// `PIECE + ALIGN` bytes each; as many as were in use at once.
+    buffers: Mutex<Vec<Vec<u8>>>,
+}
 
-impl Buffers {
+impl Direct {
+    /// What `attempt` returns; `None`: the file system takes no direct writes, and nothing that counts was written.
+    pub(crate) fn attempt(&self, attempt: impl FnOnce() -> Result<(), Errno>) -> Option<Result<(), Errno>> {
+        if self.refused.load(Ordering::Relaxed) {
+            return None;
+        }
+        let done = attempt();
+        if done == Err(Errno::INVAL) {
+            self.refused.store(true, Ordering::Relaxed);
+            tracing::debug!("the file system takes no direct writes");
+            return None;
+        }
+        Some(done)
+    }
+
     /// Writes `body` to `file`, opened with O_DIRECT, at `at`, a multiple of `ALIGN`, and zeros behind it up to the next one.
     pub(crate) fn write(&self, file: BorrowedFd<'_>, at: u64, body: &[Bytes]) -> Result<(), Errno> {
-        let mut buffer = self.take();
+        let mut buffer = self.buffers().pop().unwrap_or_else(|| vec![0; PIECE + ALIGN]);
         let written = write(file, at, body, &mut buffer);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+        self.buffers().push(buffer);
         written
     }
 
-    fn take(&self) -> Vec<u8> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        kept.unwrap_or_else(|| vec![0; PIECE + ALIGN])
+    pub(crate) fn buffers(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Write};
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -35,7 +35,7 @@ use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 use tokio::runtime::Handle;
 
-use crate::direct::{Buffers, LEAST};
+use crate::direct::{Direct, LEAST};
 use crate::folders;
 use crate::rounds::{RoundFailed, Rounds};
 
@@ -46,7 +46,7 @@ const SMALL: u64 = 128 << 10;
 const AHEAD: u64 = 1 << 20;
 /// Records of objects of this length and more have pages of their own, and go around the page cache.
 pub(crate) const LARGE: u64 = LEAST as u64;
-/// Space is reserved in pieces that end at multiples of this.
+/// Space is reserved up to a multiple of this, but no more than what the segment has already.
 const RESERVE: u64 = 16 << 20;
 /// Most pieces of one pwritev(2) (IOV_MAX).
 const PIECES_MAX: usize = 1024;
@@ -100,15 +100,14 @@ struct Inner {
     /// What the last call that failed failed with; `None` since a write has succeeded.
     trouble: Mutex<Option<String>>,
     troubled: AtomicBool,
-    buffers: Buffers,
-    /// The file system takes no direct writes.
-    refused: AtomicBool,
+    direct: Direct,
     /// Locked.
     _lock: Option<File>,
 }
 
 /// An open segment.
 struct Segment {
+    number: u64,
     file: File,
     /// The same file, opened with O_DIRECT, if that can be.
     direct: OnceLock<Option<OwnedFd>>,
@@ -117,7 +116,7 @@ struct Segment {
     /// Up to here the file is as long as it takes, or its bytes are being written. Changes under `growing`.
     ready: AtomicU64,
     growing: Mutex<()>,
-    /// Up to here there is space for large records. Changes under `growing`.
+    /// Up to here there is space for large records; `u64::MAX`: no more is reserved. Changes under `growing`.
     reserved: AtomicU64,
     /// Its making, and the writes that have returned.
     writes: AtomicU64,
@@ -166,8 +165,7 @@ impl LogFolder {
             segments: Mutex::default(),
             trouble: Mutex::default(),
             troubled: AtomicBool::new(false),
-            buffers: Buffers::default(),
-            refused: AtomicBool::new(false),
+            direct: Direct::default(),
             _lock: lock,
         })))
     }
@@ -238,9 +236,9 @@ impl Disk for LogFolder {
         let open = self.0.segment(segment).map_err(|error| self.0.failed("write", error))?;
         let len: u64 = body.iter().map(|piece| piece.len() as u64).sum();
         if SMALL < len {
-            return self.blocking("write", move |inner| inner.write(&open, segment, at, &body)).await;
+            return self.blocking("write", move |inner| inner.write(&open, at, &body)).await;
         }
-        self.0.write(&open, segment, at, &body).map_err(|error| self.0.failed("write", error))
+        self.0.write(&open, at, &body).map_err(|error| self.0.failed("write", error))
     }
 
     async fn sync(&self, segment: u64) -> Answer<()> {
@@ -336,8 +334,11 @@ impl Inner {
             Ok(()) | Err(_) => {}
         }
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
-        let made = Segment::new(file.map_err(|error| errno(&error))?, Some(0), 0);
-        self.open_segments().insert(segment, Arc::new(made));
+        let made = Segment::new(segment, file.map_err(|error| errno(&error))?, Some(0), 0);
+        let mut open = self.open_segments();
+        // Records go to this one from here on.
+        open.values().for_each(|other| other.give_back());
+        open.insert(segment, Arc::new(made));
         Ok(())
     }
 
@@ -352,21 +353,25 @@ impl Inner {
                 .write(self.access != FolderAccess::Read)
                 .open(self.segment_path(segment))?;
             let len = file.metadata()?.len();
-            Ok(Segment::new(file, None, len))
+            Ok(Segment::new(segment, file, None, len))
         };
         let found = open().map_err(|error| errno(&error))?;
         Ok(Arc::clone(self.open_segments().entry(segment).or_insert(Arc::new(found))))
     }
 
-    fn write(&self, segment: &Segment, number: u64, at: u64, body: &[Bytes]) -> Result<(), Errno> {
-        let len: u64 = body.iter().map(|piece| piece.len() as u64).sum();
+    fn write(&self, segment: &Segment, at: u64, body: &[Bytes]) -> Result<(), Errno> {
         self.check_writable()?;
+        let len: u64 = body.iter().map(|piece| piece.len() as u64).sum();
         // `Disk::write`: it has its pages to itself.
         let apart = [at, body.first().map_or(1, |head| head.len() as u64)].iter().all(|at| at.is_multiple_of(PAGE));
         let end = if apart { (at + len).next_multiple_of(PAGE) } else { at + len };
         segment.make_ready(end, len <= SMALL && segment.end.is_some());
-        let direct = (apart && LARGE <= len).then(|| self.write_direct(segment, number, at, body)).flatten();
-        direct.unwrap_or_else(|| write_all(&segment.file, at, body))?;
+        let direct = if apart && LARGE <= len { segment.direct(&self.segment_path(segment.number)) } else { None };
+        let written = direct.and_then(|file| {
+            segment.reserve(end);
+            self.direct.attempt(|| self.direct.write(file, at, body))
+        });
+        written.unwrap_or_else(|| write_all(&segment.file, at, body))?;
         segment.end.as_ref().inspect(|end| {
             end.fetch_max(at + len, Ordering::AcqRel);
         });
@@ -375,26 +380,6 @@ impl Inner {
             *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
         Ok(())
-    }
-
-    /// `None`, and nothing happened: the file system takes no direct writes.
-    fn write_direct(&self, segment: &Segment, number: u64, at: u64, body: &[Bytes]) -> Option<Result<(), Errno>> {
-        if self.refused.load(Ordering::Relaxed) {
-            return None;
-        }
-        let open = || {
-            let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
-            rustix::fs::open(self.segment_path(number), flags, Mode::empty()).ok()
-        };
-        let file = segment.direct.get_or_init(open).as_ref()?;
-        let len: u64 = body.iter().map(|piece| piece.len() as u64).sum();
-        segment.reserve(at + len);
-        let written = self.buffers.write(file.as_fd(), at, body);
-        if written == Err(Errno::INVAL) {
-            self.refused.store(true, Ordering::Relaxed);
-            return None;
-        }
-        Some(written)
     }
 
     /// Returns how many writes it has covered.
@@ -466,8 +451,9 @@ impl Inner {
 }
 
 impl Segment {
-    fn new(file: File, end: Option<u64>, len: u64) -> Self {
+    fn new(number: u64, file: File, end: Option<u64>, len: u64) -> Self {
         Self {
+            number,
             file,
             direct: OnceLock::new(),
             end: end.map(AtomicU64::new),
@@ -486,41 +472,60 @@ impl Segment {
         self.end.as_ref().map(|end| end.load(Ordering::Acquire))
     }
 
-    /// Sees to it that a write up to `end` does not make the file grow, if that is worth it.
-    fn make_ready(&self, end: u64, ahead: bool) {
-        if end <= self.ready.load(Ordering::Acquire) {
-            return;
-        }
-        let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
-        let ready = self.ready.load(Ordering::Acquire);
-        if end <= ready {
-            return;
-        }
-        // Whoever writes beyond `ready` comes by here first: nobody does behind it.
-        let to = if ahead { end.next_multiple_of(AHEAD) + AHEAD } else { end };
-        if ahead && let Err(error) = write_zeros(&self.file, ready..to) {
-            // The write itself tells if that matters.
-            tracing::debug!(%error, "no zeros are written ahead");
-        }
-        self.ready.store(to, Ordering::Release);
+    /// The file for writes around the page cache; `path` is its.
+    fn direct(&self, path: &Path) -> Option<BorrowedFd<'_>> {
+        let open = || {
+            let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+            rustix::fs::open(path, flags, Mode::empty()).ok()
+        };
+        self.direct.get_or_init(open).as_ref().map(AsFd::as_fd)
     }
 
-    /// Sees to it that there is space up to `end`.
+    /// Sees to it that a write up to `end` does not make the file grow, if that is worth it.
+    fn make_ready(&self, end: u64, ahead: bool) {
+        // Whoever writes beyond `ready` comes by here first: nobody does behind it.
+        let to = if ahead { end.next_multiple_of(AHEAD) + AHEAD } else { end };
+        self.advance(&self.ready, end, to, |range| if ahead { write_zeros(&self.file, range) } else { Ok(()) });
+    }
+
+    /// Sees to it that there is space up to `end`, and for those to come.
     fn reserve(&self, end: u64) {
-        if end <= self.reserved.load(Ordering::Acquire) {
+        let to = end.next_multiple_of(RESERVE).min(2 * end);
+        self.advance(&self.reserved, end, to, |range| {
+            rustix::fs::fallocate(&self.file, FallocateFlags::empty(), range.start, range.end - range.start)
+        });
+    }
+
+    /// Moves `mark` to `to` if it is before `end`; `make` has to see to what lies between first.
+    fn advance(&self, mark: &AtomicU64, end: u64, to: u64, make: impl FnOnce(Range<u64>) -> Result<(), Errno>) {
+        if end <= mark.load(Ordering::Acquire) {
             return;
         }
         let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
-        let reserved = self.reserved.load(Ordering::Acquire);
-        if end <= reserved {
+        let before = mark.load(Ordering::Acquire);
+        if end <= before {
             return;
         }
-        let to = end.next_multiple_of(RESERVE);
-        if let Err(error) = rustix::fs::fallocate(&self.file, FallocateFlags::empty(), reserved, to - reserved) {
+        if let Err(error) = make(before..to) {
             // The write itself tells if that matters.
-            tracing::debug!(%error, "no space is reserved");
+            tracing::debug!(%error, "nothing is made ready ahead");
         }
-        self.reserved.store(to, Ordering::Release);
+        mark.store(to, Ordering::Release);
+    }
+
+    /// No large record is to come: what is reserved beyond those that are there is others'.
+    fn give_back(&self) {
+        let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let ready = self.ready.load(Ordering::Acquire);
+        let reserved = self.reserved.swap(u64::MAX, Ordering::AcqRel);
+        // Whoever is about to write has moved `ready`, or makes the file longer again.
+        if ready < reserved
+            && reserved < u64::MAX
+            && self.end.is_some()
+            && let Err(error) = rustix::fs::ftruncate(&self.file, ready)
+        {
+            tracing::debug!(%error, "reserved space is not given back");
+        }
     }
 }
 

@@ -104,6 +104,22 @@ fn zeros_ahead_are_not_shown_and_never_written_over_records() {
 }
 
 #[test]
+fn space_reserved_for_large_records_is_given_back_with_the_next_segment() {
+    let world = World::new();
+    let log = world.open(FolderAccess::Create);
+    world.wait(log.create(1)).unwrap();
+    let large = Bytes::from(vec![7; LARGE as usize + 100]);
+    world.wait(log.write(1, PAGE, vec![large.slice(..PAGE as usize), large.slice(PAGE as usize..)])).unwrap();
+    world.wait(log.create(2)).unwrap();
+    let end = (PAGE + large.len() as u64).next_multiple_of(PAGE);
+    assert_eq!(fs::metadata(world.path().join("segment-000000000001")).unwrap().len(), end);
+    assert_eq!(world.wait(log.read(1, PAGE..PAGE + large.len() as u64)).unwrap(), large);
+    // One that was on its way.
+    world.wait(log.write(1, end, vec![large.slice(..PAGE as usize), large.slice(PAGE as usize..)])).unwrap();
+    assert_eq!(world.wait(log.read(1, end..end + large.len() as u64)).unwrap(), large);
+}
+
+#[test]
 fn syncs_are_shared() {
     let world = World::new();
     let log = world.open(FolderAccess::Create);

@@ -46,6 +46,19 @@ fn owner_and_header_come_back() {
 }
 
 #[test]
+fn segments_of_the_version_before_are_read_and_others_refused() {
+    let of_version = |version: u32| {
+        let now = SEGMENT.encode();
+        let body = [&now[..8], &version.to_be_bytes(), &now[12..now.len() - 8]].concat();
+        Segment::decode(&sealed(body, SEGMENT.number), SEGMENT.number)
+    };
+    assert_eq!(of_version(VERSION), Ok(SEGMENT));
+    assert_eq!(of_version(1), Ok(SEGMENT));
+    assert_eq!(of_version(0), Err(DecodeError::Version(0)));
+    assert_eq!(of_version(VERSION + 1), Err(DecodeError::Version(VERSION + 1)));
+}
+
+#[test]
 fn records_are_found_after_padding_and_syncs() {
     let (bytes, starts) = segment(&[(b"first", false), (b"", false), (&[5; 5000], true), (b"last", true)]);
     let found = scan(&SEGMENT, &bytes);

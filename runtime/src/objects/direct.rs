@@ -12,7 +12,6 @@
 
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::{fs, io};
 
 use bytes::Bytes;
@@ -20,41 +19,29 @@ use kiseki_core::file::buffer::ALIGN;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use crate::direct::{Buffers, LEAST};
+use crate::direct::{Direct, LEAST};
 
-/// Writes objects, as long as the folder's file system can.
-#[derive(Debug, Default)]
-pub(super) struct Direct {
-    refused: AtomicBool,
-    buffers: Buffers,
-}
-
-impl Direct {
-    /// Writes `body` to `tmp`, durable, and renames it to `path`, whose folders are made if need be.
-    /// `None`, and nothing happened: the object is short, or the file system takes no direct writes.
-    pub(super) fn put(&self, tmp: &Path, path: &Path, body: &[Bytes]) -> Option<Result<(), Errno>> {
-        let len = body.iter().map(Bytes::len).sum();
-        if len < LEAST || self.refused.load(Ordering::Relaxed) {
-            return None;
-        }
-        let put = write(tmp, body, len, &self.buffers).and_then(|()| rename(tmp, path));
+/// Writes `body` to `tmp`, durable, and renames it to `path`, whose folders are made if need be.
+/// `None`, and nothing happened: the object is short, or the file system takes no direct writes.
+pub(super) fn put(direct: &Direct, tmp: &Path, path: &Path, body: &[Bytes]) -> Option<Result<(), Errno>> {
+    let len = body.iter().map(Bytes::len).sum();
+    if len < LEAST {
+        return None;
+    }
+    direct.attempt(|| {
+        let put = write(direct, tmp, body, len).and_then(|()| rename(tmp, path));
         if put.is_err() {
             // What cannot be removed now is swept at the next mount.
             let _ = fs::remove_file(tmp);
         }
-        if put == Err(Errno::INVAL) {
-            self.refused.store(true, Ordering::Relaxed);
-            tracing::debug!(tmp = %tmp.display(), "the file system takes no direct writes");
-            return None;
-        }
-        Some(put)
-    }
+        put
+    })
 }
 
-fn write(tmp: &Path, body: &[Bytes], len: usize, buffers: &Buffers) -> Result<(), Errno> {
+fn write(direct: &Direct, tmp: &Path, body: &[Bytes], len: usize) -> Result<(), Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::DIRECT | OFlags::CLOEXEC;
     let file = rustix::fs::open(tmp, flags, Mode::from_raw_mode(0o666))?;
-    buffers.write(file.as_fd(), 0, body)?;
+    direct.write(file.as_fd(), 0, body)?;
     if !len.is_multiple_of(ALIGN) {
         rustix::fs::ftruncate(&file, len as u64)?;
     }
@@ -86,14 +73,15 @@ mod tests {
             let path = dir.path().join(format!("a/{at}/object"));
             let (head, rest) = bytes[..len].split_at(577);
             let body = [head, &rest[..1000], &[], &rest[1000..]].map(Bytes::copy_from_slice);
-            assert_eq!(direct.put(&dir.path().join("tmp"), &path, &body), Some(Ok(())), "{len}");
+            assert_eq!(put(&direct, &dir.path().join("tmp"), &path, &body), Some(Ok(())), "{len}");
             assert!(fs::read(&path).unwrap() == bytes[..len], "{len}");
             assert!(!dir.path().join("tmp").exists());
         }
         assert_eq!(
-            direct.put(&dir.path().join("tmp"), &dir.path().join("s"), &[Bytes::from(vec![1; LEAST - 1])]),
+            put(&direct, &dir.path().join("tmp"), &dir.path().join("s"), &[Bytes::from(vec![1; LEAST - 1])]),
             None
         );
+        assert_eq!(direct.buffers().len(), 1, "the buffer is used again");
     }
 
     /// Where memory lies as the file does, by one byte beside that, and what of the body lies so.
@@ -110,7 +98,7 @@ mod tests {
                     let at = start + head + beside;
                     let body = [Bytes::from(vec![9; head]), all.slice(at..at + len), all.slice(7..7 + 2 * head)];
                     let path = dir.path().join(format!("{head}-{beside}-{len}"));
-                    assert_eq!(direct.put(&dir.path().join("tmp"), &path, &body), Some(Ok(())));
+                    assert_eq!(put(&direct, &dir.path().join("tmp"), &path, &body), Some(Ok(())));
                     assert!(fs::read(&path).unwrap() == body.concat(), "{head} {beside} {len}");
                 }
             }
@@ -123,7 +111,7 @@ mod tests {
         let direct = Direct::default();
         let (tmp, path) = (dir.path().join("tmp"), dir.path().join("file/object"));
         fs::write(dir.path().join("file"), "in the way").unwrap();
-        assert_eq!(direct.put(&tmp, &path, &[Bytes::from(vec![1; LEAST])]), Some(Err(Errno::NOTDIR)));
+        assert_eq!(put(&direct, &tmp, &path, &[Bytes::from(vec![1; LEAST])]), Some(Err(Errno::NOTDIR)));
         assert!(!tmp.exists());
     }
 }

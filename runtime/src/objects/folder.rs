@@ -24,10 +24,10 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::barrier::Folders;
-use super::direct::Direct;
 use super::failure::{Failure, Kind};
 use super::health::{Health, Verb};
-use super::{Access, GETS_MAX, ObjectsError, PUTS_MAX, list};
+use super::{Access, GETS_MAX, ObjectsError, PUTS_MAX, direct, list};
+use crate::direct::Direct;
 use crate::folders;
 use crate::rounds::{RoundFailed, Rounds};
 
@@ -151,7 +151,7 @@ impl Folder {
         self.check_writable(Verb::Put, key)?;
         let len = body.iter().map(|segment| segment.len() as u64).sum();
         let tmp = self.root.join(TMP).join(format!("direct-{}", uuid::Uuid::new_v4()));
-        let put = match self.direct.put(&tmp, &self.root.join(key), &body) {
+        let put = match direct::put(&self.direct, &tmp, &self.root.join(key), &body) {
             Some(put) => put.map_err(|error| Failure::new(Kind::of_errno(error), error.to_string())),
             None => {
                 // OpenDAL's `fs` service never gets past an empty segment.

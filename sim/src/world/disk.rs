@@ -66,6 +66,8 @@ struct File {
     replaced: Option<Vec<u8>>,
     /// The header that the log has written to it.
     head: Option<(Head, Bytes)>,
+    /// Pages that were written to, by where a write began: where they end, and whether it has them to itself.
+    claims: BTreeMap<u64, (u64, bool)>,
 }
 
 impl File {
@@ -390,6 +392,22 @@ impl SimDisk {
         if failed { Err(DiskError::Failed) } else { Ok(()) }
     }
 
+    /// A disk may write whole pages where a write has them to itself: objects to another one in them.
+    fn claim(&self, segment: u64, at: u64, end: u64, apart: bool) {
+        let (from, to) = (at / PAGE * PAGE, end.next_multiple_of(PAGE));
+        let shared = {
+            let mut state = self.state();
+            let Some(file) = state.files.get_mut(&segment) else { return };
+            let others = file.claims.range(..to).filter(|(other, _)| **other != at);
+            let shared = others.filter(|(_, (end, _))| from < *end).any(|(_, (_, theirs))| apart || *theirs);
+            file.claims.insert(at, (to, apart));
+            shared
+        };
+        if shared {
+            self.object(format!("the log writes to segment {segment} at {at}, to pages that one write has to itself"));
+        }
+    }
+
     async fn write_now(&self, segment: u64, at: u64, body: Bytes) -> Result<(), DiskError> {
         let epoch = self.arrive("log write").await;
         let (extent, answer) = if self.strikes(Fault::LogWriteFull) {
@@ -612,7 +630,9 @@ impl Disk for SimDisk {
     }
 
     async fn write(&self, segment: u64, at: u64, body: Vec<Bytes>) -> Result<(), DiskError> {
-        let (this, body) = (self.clone(), body.concat().into());
+        let apart = [at, body.first().map_or(1, |head| head.len() as u64)].iter().all(|at| at.is_multiple_of(PAGE));
+        let (this, body) = (self.clone(), Bytes::from(body.concat()));
+        self.claim(segment, at, at + body.len() as u64, apart);
         self.detached(async move { this.write_now(segment, at, body).await }).await
     }
 

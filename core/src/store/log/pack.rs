@@ -120,10 +120,9 @@ impl Log {
     /// The next pack to put at `now`; to be ended with `handle_pack`. An object that would be the only one in it goes by
     /// itself (`next_upload`).
     pub fn next_pack(&mut self, now: Duration) -> Option<Packing> {
-        let running_max = self.running_max(now);
         let packing = &self.packing;
         let oldest = self.entries[packing.waiting.values().next()?].since;
-        if running_max <= self.running + packing.running()
+        if self.running_max(now) <= self.running + packing.running()
             || packing.bytes < packing.size && now < oldest + packing.delay
         {
             return None;
