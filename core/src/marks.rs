@@ -121,6 +121,7 @@ marks! {
     WhiteoutLeft: "a rename left a whiteout";
     // Giving up.
     OrphanReaped: "a file that lost its last name was removed when the kernel forgot it";
+    OrphansReapedTogether: "several such files were removed in one transaction";
     OrphanReapedAtMount: "a file that a crashed mount had unlinked and held open was removed";
     DirtyDiscarded: "uncommitted bytes of a removed file were dropped";
     PutsGivenUp: "blocks that were put for a removed file were queued for deletion";

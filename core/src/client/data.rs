@@ -34,6 +34,10 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// Blocks fetched ahead of a sequential reader at most.
 const READAHEAD_BLOCKS: u64 = 4;
 
+/// How long an orphan waits for others, and how many go in one transaction at most.
+const REAP_DELAY: Duration = Duration::from_millis(10);
+const REAP_BATCH: usize = 32;
+
 /// The bytes of a read, in pieces as they lie in memory.
 #[derive(Clone, Debug, Default)]
 pub struct ReadData {
@@ -532,10 +536,58 @@ impl<E: Env> Shared<E> {
         Ok(data)
     }
 
+    /// Removes an orphan that nobody can reach any more, a little later: those who remove many files come first, and their
+    /// inodes go in few transactions.
+    pub(super) fn reap_soon(self: &Arc<Self>, ino: Ino) {
+        if self.files.get(ino).is_some() {
+            return self.env.spawn(self.clone().reap(ino));
+        }
+        self.reaping.fetch_add(1, Ordering::AcqRel);
+        let first = {
+            let mut queue = lock(&self.reap_queue);
+            queue.push(ino);
+            queue.len() == 1
+        };
+        if first {
+            let shared = self.clone();
+            self.env.spawn(async move { shared.reap_queued().await });
+        }
+    }
+
+    async fn reap_queued(self: Arc<Self>) {
+        self.env.sleep_until(self.env.now() + REAP_DELAY).await;
+        let queue = core::mem::take(&mut *lock(&self.reap_queue));
+        for inos in queue.chunks(REAP_BATCH) {
+            let _reaping = Reaping { shared: self.clone(), count: inos.len() as u64 };
+            inos.iter().for_each(|ino| self.accesses.forget(*ino));
+            self.space.begin();
+            let reaped = self
+                .mutate(|txn, ctx| {
+                    inos.iter().try_fold(0, |freed, ino| Ok(freed + meta::remove::reap(txn, ctx, *ino, &[])?))
+                })
+                .await;
+            self.space.end(-reaped.map_or(0, |freed| freed as i64));
+            match reaped {
+                Ok(_) => {
+                    reached(Mark::OrphanReaped);
+                    reached_if(Mark::OrphansReapedTogether, || inos.len() > 1);
+                    self.collector.kick();
+                }
+                // One that is damaged keeps none of the others; what was removed after all is left alone.
+                Err(_) => {
+                    for ino in inos {
+                        self.clone().reap_now(*ino).await;
+                    }
+                }
+            }
+        }
+    }
+
     /// As `reap_now`. It counts as under way from this call on.
     pub(super) fn reap(self: Arc<Self>, ino: Ino) -> impl Future<Output = ()> + Send {
-        let reaping = Reaping::new(self);
-        async move { reaping.0.clone().reap_now(ino).await }
+        self.reaping.fetch_add(1, Ordering::AcqRel);
+        let reaping = Reaping { shared: self, count: 1 };
+        async move { reaping.shared.clone().reap_now(ino).await }
     }
 
     /// Completes when nothing is being reaped.
@@ -547,6 +599,11 @@ impl<E: Env> Shared<E> {
             }
             ended.await;
         }
+    }
+
+    /// Waits for what is being reaped, but not for what others add again and again.
+    pub(super) async fn reaped_soon(&self) {
+        timeout(&self.env, self.env.now() + 10 * REAP_DELAY, self.reaped()).await;
     }
 
     /// Removes an orphan that nobody can reach any more, and what it had not committed.
@@ -609,20 +666,16 @@ impl<E: Env> Shared<E> {
     }
 }
 
-/// Counts an orphan that is being removed.
-struct Reaping<E: Env>(Arc<Shared<E>>);
-
-impl<E: Env> Reaping<E> {
-    fn new(shared: Arc<Shared<E>>) -> Self {
-        shared.reaping.fetch_add(1, Ordering::AcqRel);
-        Self(shared)
-    }
+/// Orphans that are being removed, and counted.
+struct Reaping<E: Env> {
+    shared: Arc<Shared<E>>,
+    count: u64,
 }
 
 impl<E: Env> Drop for Reaping<E> {
     fn drop(&mut self) {
-        self.0.reaping.fetch_sub(1, Ordering::AcqRel);
-        self.0.reap_ended.notify_all();
+        self.shared.reaping.fetch_sub(self.count, Ordering::AcqRel);
+        self.shared.reap_ended.notify_all();
     }
 }
 

@@ -12,6 +12,7 @@ extern crate std;
 
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 
@@ -23,7 +24,7 @@ use crate::kv::{OpError, OpResult, Read, Txn};
 use crate::marks::{Mark, reached_if};
 use crate::meta::{self, OpCtx};
 use crate::planted::{self, Bug};
-use crate::types::{AtimeMode, Geometry, SessionId};
+use crate::types::{AtimeMode, Geometry, Ino, SessionId};
 
 mod access;
 mod admin;
@@ -184,6 +185,8 @@ struct Shared<E: Env> {
     unsure: AtomicBool,
     /// Orphans that are being removed.
     reaping: AtomicU64,
+    /// Of these, what waits for others.
+    reap_queue: std::sync::Mutex<Vec<Ino>>,
     /// One of them is gone.
     reap_ended: Notify,
     stopping: AtomicBool,
@@ -313,6 +316,7 @@ impl<E: Env> Shared<E> {
             space: Space::default(),
             unsure: AtomicBool::new(false),
             reaping: AtomicU64::new(0),
+            reap_queue: std::sync::Mutex::default(),
             reap_ended: Notify::default(),
             stopping: AtomicBool::new(false),
             stop: Notify::default(),

@@ -105,7 +105,7 @@ impl<E: Env> Client<E> {
     /// The kernel forgot `count` lookups of `ino`.
     pub fn forget(&self, ino: Ino, count: u64) {
         if self.0.files.forget(ino, count) {
-            self.0.env.spawn(self.0.clone().reap(ino));
+            self.0.reap_soon(ino);
         }
     }
 
@@ -603,6 +603,10 @@ impl<E: Env> Shared<E> {
         let Caller { uid, gid, umask } = caller;
         let max = self.volume.inodes;
         let near = max > 0 && max <= self.read(meta::volume::usage).await?.inodes + INODES_NEAR;
+        if near {
+            // What was removed makes room.
+            self.reaped_soon().await;
+        }
         let inodes_max = if planted::is(Bug::InodeLimitIgnored) { None } else { near.then_some(max) };
         let ino = Ino(self.next_ino().await?);
         Ok(New { ino, kind, mode, uid, gid, rdev, target, umask, inodes_max })
@@ -625,7 +629,7 @@ impl<E: Env> Shared<E> {
     /// A name went away; the last one makes the inode an orphan, which is reaped when the kernel forgets it.
     fn removed(self: &Arc<Self>, removed: Removed) {
         if removed.nlink == 0 && (self.files.orphan(removed.ino) || planted::is(Bug::ReapWhileOpen)) {
-            self.env.spawn(self.clone().reap(removed.ino));
+            self.reap_soon(removed.ino);
         }
     }
 

@@ -175,6 +175,7 @@ impl<E: Env> Shared<E> {
             // An error is told to those who have the file open; its bytes go on counting.
             let _ = self.flush(&cell, seen, deadline).await;
         }
+        self.reaped_soon().await;
         // A sweep that fails is tried again by the task whose work it is.
         let _ = self.collector.sweep_now().await;
         self.refresh_usage().await
