@@ -169,12 +169,16 @@ fn a_senseless_command_line_is_a_usage_error() {
     assert!(help.stdout.contains("Examples:") && help.stdout.contains("durable"), "{help:?}");
 }
 
-/// Unmounts also when the test fails.
-struct Unmount(String);
+/// Unmounts also when the test fails, and shows the mount's log then.
+struct Unmount {
+    point: String,
+    log: String,
+}
 
 impl Drop for Unmount {
     fn drop(&mut self) {
-        kiseki(&["umount", "--force", &self.0]);
+        kiseki(&["umount", "--force", &self.point]);
+        eprintln!("{}:\n{}", self.log, fs::read_to_string(&self.log).unwrap_or_default());
     }
 }
 
@@ -186,7 +190,7 @@ fn a_mount_is_asked_when_all_is_stored_and_what_that_took() {
     fs::create_dir(&point).unwrap();
     // Nothing is committed by itself before the test has ended.
     kiseki(&["mount", "-d", "--commit-interval", "1h", "--log", &log, &meta, &world.text("mnt")]).ends(0);
-    let mounted = Unmount(world.text("mnt"));
+    let mounted = Unmount { point: world.text("mnt"), log };
     let document = bench(&point, &["-p", "2", "--verify", "--json"]).ends(0).json();
     assert_eq!(rows(&document), expected_rows(|_| true));
     assert_eq!((&document["kiseki"], &document["file_system"]), (&json!(true), &json!("fuse.kiseki")));
@@ -204,7 +208,7 @@ fn a_mount_is_asked_when_all_is_stored_and_what_that_took() {
         }
     }
     assert!(is_empty(&point));
-    kiseki(&["umount", &mounted.0]).ends(0);
+    kiseki(&["umount", &mounted.point]).ends(0);
     std::mem::forget(mounted);
     kiseki(&["fsck", &meta, "--data"]).ends(0);
 }

@@ -1,4 +1,4 @@
-//! Operations on contents: open, write, read, truncate, fsync, close; and reaping what was unlinked.
+//! Operations on contents: open, write, read, truncate, fsync, close.
 //!
 //! Owns: who waits for memory, for a flush, for blocks. Leaves to others: the machine (`file`), its tasks (`driver`).
 //!
@@ -9,7 +9,6 @@
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::future::Future;
 use core::ops::Range;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
@@ -33,10 +32,6 @@ use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino, InodeFlags, Timestamp};
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// Blocks fetched ahead of a sequential reader at most.
 const READAHEAD_BLOCKS: u64 = 4;
-
-/// How long an orphan waits for others, and how many go in one transaction at most.
-const REAP_DELAY: Duration = Duration::from_millis(10);
-const REAP_BATCH: usize = 32;
 
 /// The bytes of a read, in pieces as they lie in memory.
 #[derive(Clone, Debug, Default)]
@@ -534,148 +529,6 @@ impl<E: Env> Shared<E> {
             }
         }
         Ok(data)
-    }
-
-    /// Removes an orphan that nobody can reach any more, a little later: those who remove many files come first, and their
-    /// inodes go in few transactions.
-    pub(super) fn reap_soon(self: &Arc<Self>, ino: Ino) {
-        if self.files.get(ino).is_some() {
-            return self.env.spawn(self.clone().reap(ino));
-        }
-        self.reaping.fetch_add(1, Ordering::AcqRel);
-        let first = {
-            let mut queue = lock(&self.reap_queue);
-            queue.push(ino);
-            queue.len() == 1
-        };
-        if first {
-            let shared = self.clone();
-            self.env.spawn(async move { shared.reap_queued().await });
-        }
-    }
-
-    async fn reap_queued(self: Arc<Self>) {
-        self.env.sleep_until(self.env.now() + REAP_DELAY).await;
-        let queue = core::mem::take(&mut *lock(&self.reap_queue));
-        for inos in queue.chunks(REAP_BATCH) {
-            let _reaping = Reaping { shared: self.clone(), count: inos.len() as u64 };
-            inos.iter().for_each(|ino| self.accesses.forget(*ino));
-            self.space.begin();
-            let reaped = self
-                .mutate(|txn, ctx| {
-                    inos.iter().try_fold(0, |freed, ino| Ok(freed + meta::remove::reap(txn, ctx, *ino, &[])?))
-                })
-                .await;
-            self.space.end(-reaped.map_or(0, |freed| freed as i64));
-            match reaped {
-                Ok(_) => {
-                    reached(Mark::OrphanReaped);
-                    reached_if(Mark::OrphansReapedTogether, || inos.len() > 1);
-                    self.collector.kick();
-                }
-                // One that is damaged keeps none of the others; what was removed after all is left alone.
-                Err(_) => {
-                    for ino in inos {
-                        self.clone().reap_now(*ino).await;
-                    }
-                }
-            }
-        }
-    }
-
-    /// As `reap_now`. It counts as under way from this call on.
-    pub(super) fn reap(self: Arc<Self>, ino: Ino) -> impl Future<Output = ()> + Send {
-        self.reaping.fetch_add(1, Ordering::AcqRel);
-        let reaping = Reaping { shared: self, count: 1 };
-        async move { reaping.shared.clone().reap_now(ino).await }
-    }
-
-    /// Completes when nothing is being reaped.
-    pub(super) async fn reaped(&self) {
-        loop {
-            let ended = self.reap_ended.listen();
-            if self.reaping.load(Ordering::Acquire) == 0 {
-                return;
-            }
-            ended.await;
-        }
-    }
-
-    /// Waits for what is being reaped, but not for what others add again and again.
-    pub(super) async fn reaped_soon(&self) {
-        timeout(&self.env, self.env.now() + 10 * REAP_DELAY, self.reaped()).await;
-    }
-
-    /// Removes an orphan that nobody can reach any more, and what it had not committed.
-    async fn reap_now(self: Arc<Self>, ino: Ino) {
-        let mut given_up = Vec::new();
-        if let Some(cell) = self.files.get(ino) {
-            lock(&cell.state).file.discard();
-            // A handle may be released after its inode was forgotten: requests of the kernel overtake each other.
-            loop {
-                let changed = cell.changed.listen();
-                {
-                    let mut state = lock(&cell.state);
-                    if !state.file.is_busy() && state.pins == 0 {
-                        let unknown = state.file.has_open_commit();
-                        let (slices, freed) = state.file.take_given_up();
-                        if unknown {
-                            // What it may have taken is counted before it is no longer counted here, as in `commit`.
-                            self.space.begin();
-                            self.space.end((freed.bytes + freed.reserved) as i64);
-                        }
-                        self.memory.give(freed.bytes);
-                        self.space.release(freed.reserved);
-                        if !planted::is(Bug::GivenUpForgotten) {
-                            given_up = slices;
-                        }
-                        break;
-                    }
-                }
-                changed.await;
-            }
-            // Those who wait for its bytes wait in vain.
-            cell.changed.notify_all();
-            self.files.retire(&cell);
-        }
-        self.accesses.forget(ino);
-        self.space.begin();
-        let reaped = self.mutate(|txn, ctx| meta::remove::reap(txn, ctx, ino, &given_up)).await;
-        self.space.end(-reaped.map_or(0, |freed| freed as i64));
-        match reaped {
-            Ok(_) => {
-                reached(Mark::OrphanReaped);
-                self.collector.kick();
-            }
-            Err(errno) => {
-                // The next mount finds the orphan, and the objects under the leases of this session.
-                self.unsure.store(true, Ordering::Release);
-                tracing::warn!(ino = ino.0, ?errno, "an unlinked inode could not be removed; the next mount will");
-            }
-        }
-    }
-
-    /// Removes all orphans: the kernel is gone and holds none of them open.
-    pub(super) async fn reap_all(self: &Arc<Self>) {
-        for file in self.files.close_all() {
-            self.files.unpin(&file.cell);
-        }
-        for ino in self.files.orphans() {
-            self.clone().reap(ino).await;
-        }
-    }
-}
-
-/// Orphans that are being removed, and counted.
-struct Reaping<E: Env> {
-    shared: Arc<Shared<E>>,
-    count: u64,
-}
-
-impl<E: Env> Drop for Reaping<E> {
-    fn drop(&mut self) {
-        self.shared.reaping.fetch_sub(self.count, Ordering::AcqRel);
-        self.shared.reap_ended.notify_all();
     }
 }
 

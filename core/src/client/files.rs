@@ -1,7 +1,7 @@
 //! The tables of a mount: dirty or open files, handles, the kernel's lookup counts.
 //!
 //! Owns: which machine serves an inode, how long it stays, what the kernel still knows.
-//! Leaves to others: what a machine does (`driver`), reaping (`data`).
+//! Leaves to others: what a machine does (`driver`), reaping (`reaping`).
 //!
 //! Invariants
 //! - One inode has one machine at a time. It stays while it is pinned (by a handle or an operation) or not clean.

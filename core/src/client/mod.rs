@@ -12,7 +12,6 @@ extern crate std;
 
 use alloc::string::String;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 
@@ -24,7 +23,7 @@ use crate::kv::{OpError, OpResult, Read, Txn};
 use crate::marks::{Mark, reached_if};
 use crate::meta::{self, OpCtx};
 use crate::planted::{self, Bug};
-use crate::types::{AtimeMode, Geometry, Ino, SessionId};
+use crate::types::{AtimeMode, Geometry, SessionId};
 
 mod access;
 mod admin;
@@ -45,6 +44,7 @@ mod race_tests;
 mod ranges;
 #[cfg(test)]
 mod read_tests;
+mod reaping;
 mod space;
 mod upkeep;
 pub(crate) mod wait;
@@ -63,6 +63,7 @@ use budget::Budget;
 use files::Files;
 use ids::IdPool;
 use meta_cache::CachedMeta;
+use reaping::Orphans;
 use space::Space;
 use upkeep::{Collector, Grace};
 use wait::{Notify, race, timeout};
@@ -183,12 +184,7 @@ struct Shared<E: Env> {
     space: Space,
     /// A put failed: it may be applied later, so objects may be left that nothing refers to.
     unsure: AtomicBool,
-    /// Orphans that are being removed.
-    reaping: AtomicU64,
-    /// Of these, what waits for others.
-    reap_queue: std::sync::Mutex<Vec<Ino>>,
-    /// One of them is gone.
-    reap_ended: Notify,
+    orphans: Orphans,
     stopping: AtomicBool,
     stop: Notify,
 }
@@ -315,9 +311,7 @@ impl<E: Env> Shared<E> {
             waiting: AtomicU64::new(0),
             space: Space::default(),
             unsure: AtomicBool::new(false),
-            reaping: AtomicU64::new(0),
-            reap_queue: std::sync::Mutex::default(),
-            reap_ended: Notify::default(),
+            orphans: Orphans::default(),
             stopping: AtomicBool::new(false),
             stop: Notify::default(),
             env,
