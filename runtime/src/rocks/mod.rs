@@ -1,4 +1,4 @@
-//! The metadata store on RocksDB, embedded: `env::MetaStore` on an `OptimisticTransactionDB`.
+//! The metadata store on RocksDB, embedded: `env::MetaStore` with optimistic transactions of our own.
 //!
 //! Owns: transactions and their re-runs, group sync of the log, refusing work after a failure, closing.
 //! Leaves to others: opening and tuning (`open`), what one transaction reads and writes (`txn`), keys (`kiseki_core`).
@@ -16,17 +16,19 @@ use std::time::Duration;
 
 use kiseki_core::env::{Committed, MetaError, MetaStore, TxnSeq};
 use kiseki_core::kv::{OpResult, Read, Txn};
-use rocksdb::{ErrorKind, MultiThreaded, OptimisticTransactionDB, OptimisticTransactionOptions, WriteOptions};
+use rocksdb::{DBWithThreadMode, MultiThreaded, WriteOptions};
 use tokio::runtime::Handle;
 
 pub use self::open::{OpenError, OpenMode};
-use self::txn::{SnapshotRead, WriteTxn};
+use self::stripes::Stripes;
+use self::txn::{Commit, SnapshotRead, WriteTxn};
 use crate::rounds::{RoundFailed, Rounds};
 
 mod open;
+mod stripes;
 mod txn;
 
-type Db = OptimisticTransactionDB<MultiThreaded>;
+type Db = DBWithThreadMode<MultiThreaded>;
 
 /// Conflicts in a row before a transaction is handed back to the caller as `Retry`. With the pauses below this is
 /// about a second of bad luck.
@@ -50,7 +52,7 @@ struct Inner {
     // Fields drop in this order: the lock goes last.
     db: Db,
     write_options: WriteOptions,
-    txn_options: OptimisticTransactionOptions,
+    stripes: Stripes,
     /// `OPEN`, `FAILED` or `CLOSED`; never goes back.
     state: AtomicU8,
     rounds: Arc<Rounds>,
@@ -63,11 +65,10 @@ impl RocksMeta {
         let mut write_options = WriteOptions::default();
         write_options.set_sync(false);
         write_options.disable_wal(false);
-        let mut txn_options = OptimisticTransactionOptions::default();
-        txn_options.set_snapshot(true);
+        let stripes = Stripes::new();
         let rounds = Arc::new(Rounds::new(db.latest_sequence_number()));
         let state = AtomicU8::new(OPEN);
-        Self { inner: Arc::new(Inner { db, write_options, txn_options, state, rounds, _lock: lock }), handle }
+        Self { inner: Arc::new(Inner { db, write_options, stripes, state, rounds, _lock: lock }), handle }
     }
 
     /// Syncs what was committed and stops RocksDB's threads; later writes and syncs fail. Blocks the calling thread.
@@ -117,12 +118,19 @@ impl Inner {
     fn write<T>(&self, op: impl Fn(&mut dyn Txn) -> OpResult<T>) -> Result<Committed<T>, MetaError> {
         for attempt in 1..=ATTEMPTS_MAX {
             self.check_open()?;
-            let mut txn = WriteTxn::begin(self.db.transaction_opt(&self.write_options, &self.txn_options));
-            let value = op(&mut txn)?;
-            match txn.commit() {
-                Ok(()) => return Ok(Committed { value, seq: TxnSeq(self.db.latest_sequence_number()) }),
-                Err(error) if is_conflict(&error) => give_way(attempt),
-                Err(error) => {
+            let mut txn = WriteTxn::begin(&self.db, &self.stripes);
+            let value = match op(&mut txn) {
+                Ok(value) => value,
+                Err(error) if txn.holds() => return Err(error.into()),
+                Err(_) => {
+                    give_way(attempt);
+                    continue;
+                }
+            };
+            match txn.commit(&self.write_options) {
+                Commit::Done => return Ok(Committed { value, seq: TxnSeq(self.db.latest_sequence_number()) }),
+                Commit::Conflict => give_way(attempt),
+                Commit::Failed(error) => {
                     self.fail("cannot write metadata", &error);
                     // Part of it may be in the log, and count when the store is opened again.
                     return Err(MetaError::Unknown);
@@ -186,10 +194,6 @@ impl MetaStore for RocksMeta {
         let rounds = &self.inner.rounds;
         rounds.wait(&self.handle, position, move || inner.sync_round()).await.map_err(|RoundFailed| MetaError::Failed)
     }
-}
-
-fn is_conflict(error: &rocksdb::Error) -> bool {
-    matches!(error.kind(), ErrorKind::Busy | ErrorKind::TryAgain)
 }
 
 /// Whoever caused the conflict has committed, so a re-run usually succeeds at once. Only a crowd on one key needs

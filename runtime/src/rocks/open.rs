@@ -159,10 +159,13 @@ fn explain(path: &Path, error: &rocksdb::Error) -> OpenError {
 
 /// What RocksDB keeps of its files. What is asked for often is in the client's cache of metadata, before this one.
 const BLOCK_CACHE_BYTES: usize = 32 << 20;
-/// One memtable. Two to three are in memory: that one, what is being written out, and what conflicts are looked up in.
+/// One memtable. Two are in memory: that one, and what is being written out.
 /// 1,000,000 names made and removed take 218 MiB (`ci/entries.sh`); with four times as much of these and twice the cache
 /// they took 377 MiB, and were made no faster.
 const WRITE_BUFFER_BYTES: usize = 16 << 20;
+
+/// Log files that are used again.
+const LOGS_KEPT: usize = 2;
 
 /// Slices that are overwritten leave tombstones, which the next look at their chunk has to step over: a file that is
 /// written over and over made all looks slower until the memtable was full. One that meets so many writes the memtable out,
@@ -189,14 +192,14 @@ fn options() -> Options {
     options.set_compaction_style(DBCompactionStyle::Level);
     options.add_compact_on_deletion_collector_factory(TOMBSTONES.0, TOMBSTONES.1, 0.5);
     options.set_write_buffer_size(WRITE_BUFFER_BYTES);
-    // Conflicts are detected against the memtables: this much history spares re-runs just after a flush.
-    options.set_max_write_buffer_size_to_maintain(WRITE_BUFFER_BYTES as i64);
     // As many memtables in the first level and as large a table as with RocksDB's own sizes.
     options.set_max_bytes_for_level_base(4 * WRITE_BUFFER_BYTES as u64);
     options.set_target_file_size_base(WRITE_BUFFER_BYTES as u64);
     // A filter over each memtable too, for the same absent keys.
     options.set_memtable_whole_key_filtering(true);
     options.set_memtable_prefix_bloom_ratio(0.02);
+    // A log file that overwrites an old one is synced without the file system's journal.
+    options.set_recycle_log_file_num(LOGS_KEPT);
     options.set_max_background_jobs(2);
     options.set_max_open_files(1024);
     options.set_keep_log_file_num(4);

@@ -1,77 +1,154 @@
 //! What one metadata operation sees of RocksDB: a transaction, or a snapshot.
 //!
-//! Owns: snapshots, tracking of reads, bounded scans. Leaves to others: beginning and re-running (`rocks`).
+//! Owns: what a transaction has read and writes, its validation, bounded scans. Leaves to others: beginning and re-running
+//! (`rocks`), what was written when (`stripes`).
 //!
 //! Invariants
-//! - All reads of one operation see one snapshot (a write transaction's reads also its own writes).
-//! - Every `get` of a write transaction is tracked at its snapshot; scans are not.
+//! - All gets of one operation see one moment, and its own writes; so do all reads of one that only reads.
+//! - Every `get`, `put` and `delete` is tracked from the moment at which the transaction began; scans are not. One that
+//!   scans sees the moment of the scan, which is never before that of a get whose key it is consistent with: what it gets
+//!   later than that was not written in between, or the operation is run again.
 //! - A transaction that wrote nothing commits nothing.
+
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use kiseki_core::kv::{KvError, Pairs, Read, Txn};
-use rocksdb::{DBAccess, DBRawIteratorWithThreadMode, ReadOptions, SnapshotWithThreadMode, Transaction};
+use rocksdb::{DBAccess, DBRawIteratorWithThreadMode, ReadOptions, SnapshotWithThreadMode, WriteBatch, WriteOptions};
 
 use super::Db;
+use super::stripes::Stripes;
 
-/// A write transaction at its snapshot.
+/// A write transaction.
 pub(super) struct WriteTxn<'db> {
-    txn: Transaction<'db, Db>,
-    /// Reads at the transaction's snapshot.
-    options: ReadOptions,
-    wrote: bool,
-    /// The first write that the transaction refused; then it cannot commit.
-    refused: Option<rocksdb::Error>,
+    db: &'db Db,
+    stripes: &'db Stripes,
+    /// When it began, on the clock of `stripes`, or a later moment at which all that it had read was still so.
+    time: u64,
+    /// Stripes of what it has read or writes.
+    tracked: Vec<u32>,
+    /// Values to be set, and keys to be removed.
+    writes: BTreeMap<Bytes, Option<Bytes>>,
+    scanned: bool,
+    /// What it has read was never there all at once.
+    stale: bool,
+}
+
+/// What became of a transaction.
+pub(super) enum Commit {
+    /// It counts.
+    Done,
+    /// Others have written what it has read.
+    Conflict,
+    /// Nothing is known of it.
+    Failed(rocksdb::Error),
 }
 
 impl<'db> WriteTxn<'db> {
-    /// Wraps a transaction that set its snapshot when it began.
-    pub(super) fn begin(txn: Transaction<'db, Db>) -> Self {
-        let mut options = ReadOptions::default();
-        options.set_snapshot(&txn.snapshot());
-        Self { txn, options, wrote: false, refused: None }
+    pub(super) fn begin(db: &'db Db, stripes: &'db Stripes) -> Self {
+        let (tracked, writes) = (Vec::with_capacity(16), BTreeMap::new());
+        Self { db, stripes, time: stripes.now(), tracked, writes, scanned: false, stale: false }
     }
 
-    pub(super) fn commit(self) -> Result<(), rocksdb::Error> {
-        match self.refused {
-            Some(error) => Err(error),
-            None if self.wrote => self.txn.commit(),
-            None => Ok(()),
+    /// What it has read was there at one moment, so that what the operation has made of it is an answer.
+    pub(super) fn holds(&self) -> bool {
+        // Gets are compared when they come; a scan has seen what was there a moment later.
+        !self.stale && (!self.scanned || self.stripes.lock(&[]).allow(&self.tracked, self.time))
+    }
+
+    pub(super) fn commit(self, options: &WriteOptions) -> Commit {
+        if self.writes.is_empty() {
+            return if self.holds() { Commit::Done } else { Commit::Conflict };
+        }
+        if self.stale {
+            return Commit::Conflict;
+        }
+        let mut batch = WriteBatch::default();
+        let mut stripes = Vec::with_capacity(self.writes.len());
+        for (key, value) in &self.writes {
+            stripes.push(Stripes::of(key));
+            match value {
+                Some(value) => batch.put(key, value),
+                None => batch.delete(key),
+            }
+        }
+        stripes.sort_unstable();
+        stripes.dedup();
+        let mut locked = self.stripes.lock(&stripes);
+        if !locked.allow(&self.tracked, self.time) {
+            return Commit::Conflict;
+        }
+        locked.begin_commit();
+        match self.db.write_opt(batch, options) {
+            Ok(()) => Commit::Done,
+            Err(error) => Commit::Failed(error),
         }
     }
 
-    fn note(&mut self, written: Result<(), rocksdb::Error>) {
-        self.wrote = true;
-        if let Err(error) = written {
-            self.refused.get_or_insert(error);
+    /// When the stripe was written last, if that is a time at which this transaction can be; it counts as read from here on.
+    fn track(&mut self, stripe: u32) -> Option<u64> {
+        let written = self.stripes.written(stripe);
+        if self.time < written && !self.advance() {
+            self.stale = true;
         }
+        self.tracked.push(stripe);
+        (!self.stale).then_some(written)
+    }
+
+    /// Goes on at this moment, if what was read is still so. What a scan has shown is not known to be.
+    fn advance(&mut self) -> bool {
+        let now = self.stripes.now();
+        let still = !self.stale && !self.scanned && self.stripes.lock(&[]).allow(&self.tracked, self.time);
+        if still {
+            self.time = now;
+        }
+        still
+    }
+
+    fn write(&mut self, key: &[u8], value: Option<&[u8]>) {
+        if let Some(before) = self.writes.get_mut(key) {
+            *before = value.map(Bytes::copy_from_slice);
+            return;
+        }
+        self.track(Stripes::of(key));
+        self.writes.insert(Bytes::copy_from_slice(key), value.map(Bytes::copy_from_slice));
     }
 }
 
 impl Read for WriteTxn<'_> {
     fn get(&mut self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
-        let value = self.txn.get_pinned_for_update_opt(key, true, &self.options).map_err(read_failed)?;
-        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+        if let Some(own) = self.writes.get(key) {
+            return Ok(own.clone());
+        }
+        let stripe = Stripes::of(key);
+        loop {
+            // Whoever asks passes it up, and the operation is run again.
+            let written = self.track(stripe).ok_or(KvError::Miss)?;
+            let value = self.db.get_pinned(key).map_err(read_failed)?;
+            if self.stripes.is_still(stripe, written) {
+                return Ok(value.map(|value| Bytes::copy_from_slice(&value)));
+            }
+        }
     }
 
     fn scan(&mut self, start: &[u8], end: &[u8], limit: usize) -> Result<Pairs, KvError> {
         if start >= end || limit == 0 {
             return Ok(Pairs::new());
         }
-        let mut options = bounded(start, end, limit);
-        options.set_snapshot(&self.txn.snapshot());
-        collect(self.txn.raw_iterator_opt(options), start, end, limit)
+        self.scanned = true;
+        let mut iterator = self.db.raw_iterator_opt(bounded(start, end, limit));
+        let own = (std::ops::Bound::Included(start), std::ops::Bound::Excluded(end));
+        collect(&mut iterator, self.writes.range::<[u8], _>(own), start, limit)
     }
 }
 
 impl Txn for WriteTxn<'_> {
     fn put(&mut self, key: &[u8], value: &[u8]) {
-        let written = self.txn.put(key, value);
-        self.note(written);
+        self.write(key, Some(value));
     }
 
     fn delete(&mut self, key: &[u8]) {
-        let written = self.txn.delete(key);
-        self.note(written);
+        self.write(key, None);
     }
 
     fn as_read(&mut self) -> &mut dyn Read {
@@ -114,7 +191,7 @@ impl Read for SnapshotRead<'_> {
             return Ok(Pairs::new());
         }
         let (snapshot, _) = self.at();
-        collect(snapshot.raw_iterator_opt(bounded(start, end, limit)), start, end, limit)
+        collect(&mut snapshot.raw_iterator_opt(bounded(start, end, limit)), std::iter::empty(), start, limit)
     }
 }
 
@@ -130,22 +207,31 @@ fn bounded(start: &[u8], end: &[u8], limit: usize) -> ReadOptions {
     options
 }
 
-fn collect<D: DBAccess>(
-    mut iterator: DBRawIteratorWithThreadMode<'_, D>,
+/// What the iterator shows from `start` on, with `own` writes in its place and between.
+fn collect<'a, D: DBAccess>(
+    iterator: &mut DBRawIteratorWithThreadMode<'_, D>,
+    own: impl Iterator<Item = (&'a Bytes, &'a Option<Bytes>)>,
     start: &[u8],
-    end: &[u8],
     limit: usize,
 ) -> Result<Pairs, KvError> {
     let mut pairs = Pairs::new();
+    let mut own = own.peekable();
     iterator.seek(start);
-    while pairs.len() < limit
-        && let Some((key, value)) = iterator.item()
-    {
-        // A transaction's own writes are merged in above the bounds of the snapshot's iterator.
-        if key >= end {
-            break;
+    while pairs.len() < limit {
+        match (iterator.item(), own.peek()) {
+            (Some((key, value)), next) if next.is_none_or(|(own, _)| key < &own[..]) => {
+                pairs.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+            }
+            (there, Some((key, value))) => {
+                pairs.extend(value.as_ref().map(|value| (Bytes::clone(key), value.clone())));
+                let replaced = there.is_some_and(|(there, _)| there == &key[..]);
+                own.next();
+                if !replaced {
+                    continue;
+                }
+            }
+            (_, None) => break,
         }
-        pairs.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
         if pairs.len() < limit {
             iterator.next();
         }
