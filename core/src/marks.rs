@@ -58,6 +58,10 @@ marks! {
     LogSegments: "the write-back log went on in another segment";
     LogSegmentRemoved: "a segment of the write-back log went";
     LogRead: "a block was read from the write-back log";
+    LogKeptRead: "a block that the store has was read from the write-back log";
+    LogKeptReleased: "a segment without a name went to make room";
+    LogKeptMissing: "a segment without a name could not be read, and the store was asked";
+    LogKeptWrong: "a block that the store has was damaged in the write-back log, and the store was asked";
     LogReadTorn: "the disk of the write-back log gave back other bytes for once";
     LogSyncFailed: "a sync of the write-back log failed and was made good";
     LogWriteIntoFailedSegment: "a record was written while a sync of its segment failed";

@@ -220,7 +220,7 @@ pub struct Geometry {
 impl Geometry {
     /// What `format` uses unless told otherwise.
     pub const DEFAULT: Self =
-        Self { chunk_size: 64 << 20, block_size: 4 << 20, frame_size: 64 << 10, inline_max: 4 << 10 };
+        Self { chunk_size: 64 << 20, block_size: 4 << 20, frame_size: 16 << 10, inline_max: 4 << 10 };
 
     /// Number of blocks that `len` bytes of a slice take.
     pub fn block_count(&self, len: u32) -> u32 {

@@ -114,6 +114,7 @@ impl<'a> Game<'a> {
             slice_lease: one_of([1, 3, 20, 4096]),
             // What the judge knows of access times is what was set.
             atime: AtimeMode::Noatime,
+            whole_max: 2 * frame_size,
             ..Options::default()
         };
         let (failures, looks) = (one_of([0, 0, 30, 200]), one_of([1, 1, 4, 16]));

@@ -3,6 +3,7 @@
 //! Owns: everything that touches the outside world. Leaves to others: what a file system *is* (`kiseki_core`).
 
 pub mod bench;
+mod brief;
 pub mod cli;
 pub mod control;
 mod direct;

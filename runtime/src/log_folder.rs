@@ -9,6 +9,7 @@
 //! - The name of a segment is durable once its first sync has returned; whatever else changes a name syncs the folder.
 //! - After a sync of a segment has failed all later ones fail: the kernel tells of lost pages once.
 //! - Zeros are written ahead of the records only where no record is or is being written.
+//! - A segment that was detached stays open only while the disk has one `SPARE`th of its space free.
 //! - What has its pages to itself and is large goes around the page cache. Writes that make a file longer run one at a
 //!   time, so space is reserved ahead of them.
 //!
@@ -21,7 +22,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Write};
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,10 +32,11 @@ use bytes::Bytes;
 use kiseki_core::env::{Disk, DiskError};
 use kiseki_core::format::log::PAGE;
 use rustix::buffer::spare_capacity;
-use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags, StatVfs};
 use rustix::io::{Errno, ReadWriteFlags};
 use tokio::runtime::Handle;
 
+use crate::brief;
 use crate::direct::{Direct, LEAST};
 use crate::folders;
 use crate::rounds::{RoundFailed, Rounds};
@@ -48,6 +50,8 @@ const AHEAD: u64 = 1 << 20;
 pub(crate) const LARGE: u64 = LEAST as u64;
 /// Space is reserved up to a multiple of this, but no more than what the segment has already.
 const RESERVE: u64 = 16 << 20;
+/// What must be free of a disk, in parts of it, for segments without a name to stay.
+const SPARE: u64 = 10;
 /// Most pieces of one pwritev(2) (IOV_MAX).
 const PIECES_MAX: usize = 1024;
 
@@ -97,6 +101,8 @@ struct Inner {
     handle: Handle,
     access: FolderAccess,
     segments: Mutex<BTreeMap<u64, Arc<Segment>>>,
+    /// Without a name, open to be read.
+    detached: Mutex<BTreeMap<u64, Arc<Segment>>>,
     /// What the last call that failed failed with; `None` since a write has succeeded.
     trouble: Mutex<Option<String>>,
     troubled: AtomicBool,
@@ -107,10 +113,11 @@ struct Inner {
 
 /// An open segment.
 struct Segment {
-    number: u64,
     file: File,
     /// The same file, opened with O_DIRECT, if that can be.
     direct: OnceLock<Option<OwnedFd>>,
+    /// What was written around the page cache, where it is not: where it begins and ends.
+    uncached: Mutex<BTreeMap<u64, u64>>,
     /// Where the last byte that was written ends; behind it may be zeros. `None`: it was there before.
     end: Option<AtomicU64>,
     /// Up to here the file is as long as it takes, or its bytes are being written. Changes under `growing`.
@@ -163,6 +170,7 @@ impl LogFolder {
             handle,
             access,
             segments: Mutex::default(),
+            detached: Mutex::default(),
             trouble: Mutex::default(),
             troubled: AtomicBool::new(false),
             direct: Direct::default(),
@@ -188,6 +196,16 @@ impl LogFolder {
             taken += entry?.metadata()?.len();
         }
         Ok((disk.f_bavail.saturating_mul(disk.f_frsize), taken))
+    }
+
+    /// Closes segments without a name, the oldest first, until the disk has enough space for others.
+    pub fn make_room(&self) {
+        while self.0.is_short_of_space() {
+            let oldest = self.0.detached().pop_first();
+            if oldest.is_none() {
+                return;
+            }
+        }
     }
 
     /// Runs `call` on the blocking pool, to its end.
@@ -257,8 +275,8 @@ impl Disk for LogFolder {
     }
 
     async fn read(&self, segment: u64, range: Range<u64>) -> Answer<Bytes> {
-        let open = self.0.open_segments().get(&segment).cloned();
-        if let Some(bytes) = open.as_ref().and_then(|open| read_cached(open, &range)) {
+        let open = self.0.open_segments().get(&segment).cloned().or_else(|| self.0.detached().get(&segment).cloned());
+        if let Some(bytes) = open.as_ref().and_then(|open| read_now(open, &range)) {
             return Ok(bytes);
         }
         self.blocking("read", move |inner| read(&*open.map_or_else(|| inner.segment(segment), Ok)?, range)).await
@@ -266,6 +284,20 @@ impl Disk for LogFolder {
 
     async fn remove(&self, segment: u64) -> Answer<()> {
         self.blocking("remove", move |inner| inner.remove(segment)).await
+    }
+
+    async fn detach(&self, segment: u64) -> Answer<()> {
+        self.blocking("remove", move |inner| inner.detach(segment)).await
+    }
+
+    async fn release(&self, segment: u64) {
+        // To close it is to free its space, which takes its time.
+        let close = move |inner: &Inner| {
+            let segment = inner.detached().remove(&segment);
+            drop(segment);
+            Ok(())
+        };
+        _ = self.blocking("close", close).await;
     }
 
     async fn set_aside(&self, segment: u64) -> Answer<()> {
@@ -289,6 +321,22 @@ impl Disk for LogFolder {
 impl Inner {
     fn open_segments(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Segment>>> {
         self.segments.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn detached(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Segment>>> {
+        self.detached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether that has freed any space.
+    fn give_up_detached(&self) -> bool {
+        let all = std::mem::take(&mut *self.detached());
+        !all.is_empty()
+    }
+
+    fn is_short_of_space(&self) -> bool {
+        // As df(1) does: what nobody but root may use is no one's.
+        let all = |disk: &StatVfs| disk.f_blocks - disk.f_bfree + disk.f_bavail;
+        rustix::fs::statvfs(&self.path).is_ok_and(|disk| disk.f_bavail < all(&disk) / SPARE)
     }
 
     fn segment_path(&self, segment: u64) -> PathBuf {
@@ -334,7 +382,7 @@ impl Inner {
             Ok(()) | Err(_) => {}
         }
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
-        let made = Segment::new(segment, file.map_err(|error| errno(&error))?, Some(0), 0);
+        let made = Segment::new(file.map_err(|error| errno(&error))?, Some(0), 0);
         let mut open = self.open_segments();
         // Records go to this one from here on.
         open.values().for_each(|other| other.give_back());
@@ -353,7 +401,7 @@ impl Inner {
                 .write(self.access != FolderAccess::Read)
                 .open(self.segment_path(segment))?;
             let len = file.metadata()?.len();
-            Ok(Segment::new(segment, file, None, len))
+            Ok(Segment::new(file, None, len))
         };
         let found = open().map_err(|error| errno(&error))?;
         Ok(Arc::clone(self.open_segments().entry(segment).or_insert(Arc::new(found))))
@@ -366,12 +414,18 @@ impl Inner {
         let apart = [at, body.first().map_or(1, |head| head.len() as u64)].iter().all(|at| at.is_multiple_of(PAGE));
         let end = if apart { (at + len).next_multiple_of(PAGE) } else { at + len };
         segment.make_ready(end, len <= SMALL && segment.end.is_some());
-        let direct = if apart && LARGE <= len { segment.direct(&self.segment_path(segment.number)) } else { None };
-        let written = direct.and_then(|file| {
-            segment.reserve(end);
-            self.direct.attempt(|| self.direct.write(file, at, body))
-        });
-        written.unwrap_or_else(|| write_all(&segment.file, at, body))?;
+        let direct = if apart && LARGE <= len { segment.direct() } else { None };
+        let write = || {
+            let written = direct.and_then(|file| {
+                segment.reserve(end);
+                self.direct.attempt(|| self.direct.write(file, at, body)).inspect(|_| segment.note_uncached(at..end))
+            });
+            written.unwrap_or_else(|| write_all(&segment.file, at, body))
+        };
+        match write() {
+            Err(Errno::NOSPC | Errno::DQUOT) if self.give_up_detached() => write()?,
+            written => written?,
+        }
         segment.end.as_ref().inspect(|end| {
             end.fetch_max(at + len, Ordering::AcqRel);
         });
@@ -397,6 +451,19 @@ impl Inner {
             segment.named.store(true, Ordering::Release);
         }
         Ok(covered)
+    }
+
+    fn detach(&self, segment: u64) -> Result<(), Errno> {
+        self.check_writable()?;
+        match self.segment(segment) {
+            Ok(open) if !self.is_short_of_space() => {
+                open.give_back();
+                self.detached().insert(segment, open);
+            }
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+        self.remove(segment)
     }
 
     fn remove(&self, segment: u64) -> Result<(), Errno> {
@@ -451,11 +518,11 @@ impl Inner {
 }
 
 impl Segment {
-    fn new(number: u64, file: File, end: Option<u64>, len: u64) -> Self {
+    fn new(file: File, end: Option<u64>, len: u64) -> Self {
         Self {
-            number,
             file,
             direct: OnceLock::new(),
+            uncached: Mutex::default(),
             end: end.map(AtomicU64::new),
             ready: AtomicU64::new(len),
             growing: Mutex::default(),
@@ -472,13 +539,27 @@ impl Segment {
         self.end.as_ref().map(|end| end.load(Ordering::Acquire))
     }
 
-    /// The file for writes around the page cache; `path` is its.
-    fn direct(&self, path: &Path) -> Option<BorrowedFd<'_>> {
+    /// The file for what goes around the page cache, also once it has no name any more.
+    fn direct(&self) -> Option<BorrowedFd<'_>> {
         let open = || {
-            let flags = OFlags::WRONLY | OFlags::DIRECT | OFlags::CLOEXEC;
-            rustix::fs::open(path, flags, Mode::empty()).ok()
+            let access = rustix::fs::fcntl_getfl(&self.file).ok()? & OFlags::RWMODE;
+            let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+            rustix::fs::open(path, access | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()).ok()
         };
         self.direct.get_or_init(open).as_ref().map(AsFd::as_fd)
+    }
+
+    fn note_uncached(&self, range: Range<u64>) {
+        self.uncached().insert(range.start, range.end);
+    }
+
+    /// The page cache has nothing of it, unless somebody has read it.
+    fn is_uncached(&self, range: &Range<u64>) -> bool {
+        self.uncached().range(..=range.start).next_back().is_some_and(|(_, end)| range.end <= *end)
+    }
+
+    fn uncached(&self) -> MutexGuard<'_, BTreeMap<u64, u64>> {
+        self.uncached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sees to it that a write up to `end` does not make the file grow, if that is worth it.
@@ -563,16 +644,22 @@ fn write_all(file: &File, mut at: u64, body: &[Bytes]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Reads without waiting for the disk; `None`: that cannot be done.
-fn read_cached(segment: &Segment, range: &Range<u64>) -> Option<Bytes> {
+/// Reads from the page cache, or waits for the disk where that is allowed; `None`: that cannot be done.
+fn read_now(segment: &Segment, range: &Range<u64>) -> Option<Bytes> {
     let len = range.end.saturating_sub(range.start);
     if SMALL < len || segment.written().is_some_and(|end| end < range.end) {
         return None;
     }
-    let mut bytes = vec![0; len as usize];
-    let slices = &mut [IoSliceMut::new(&mut bytes)];
-    let read = rustix::io::preadv2(&segment.file, slices, range.start, ReadWriteFlags::NOWAIT);
-    (read == Ok(len as usize)).then(|| bytes.into())
+    // Where there is nothing, asking would start to read it into the page cache.
+    if !segment.is_uncached(range) {
+        let mut bytes = vec![0; len as usize];
+        let slices = &mut [IoSliceMut::new(&mut bytes)];
+        let read = rustix::io::preadv2(&segment.file, slices, range.start, ReadWriteFlags::NOWAIT);
+        if read == Ok(len as usize) {
+            return Some(bytes.into());
+        }
+    }
+    brief::read(&segment.direct()?, range.clone())?.ok().filter(|bytes| bytes.len() as u64 == len)
 }
 
 fn read(segment: &Segment, range: Range<u64>) -> Result<Bytes, Errno> {

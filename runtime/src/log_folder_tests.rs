@@ -164,6 +164,37 @@ fn segments_go_or_are_kept_under_another_name() {
 }
 
 #[test]
+fn parts_of_large_records_are_read_by_whoever_may_wait_and_by_others() {
+    let world = World::new();
+    let log = world.open(FolderAccess::Create);
+    world.wait(log.create(1)).unwrap();
+    let head = Bytes::from(vec![1; PAGE as usize]);
+    let large: Vec<u8> = (0..600_000).map(|at| (at / 9) as u8).collect();
+    world.wait(log.write(1, PAGE, vec![head, Bytes::copy_from_slice(&large)])).unwrap();
+    world.wait(log.sync(1)).unwrap();
+    let start = 2 * PAGE;
+    let check = || {
+        for range in [0..10, 4090..5000, 100_000..180_000, 599_000..600_000] {
+            let read = world.wait(log.read(1, start + range.start..start + range.end)).unwrap();
+            assert!(read == large[range.start as usize..range.end as usize], "{range:?}");
+        }
+        assert_eq!(world.wait(log.read(1, start + 599_999..start + 600_001)), Err(DiskError::Missing));
+    };
+    brief::allowed(check);
+    check();
+    // On a disk that is nearly full it is not kept.
+    let short = log.0.is_short_of_space();
+    world.wait(log.detach(1)).unwrap();
+    if !short {
+        brief::allowed(check);
+        check();
+    }
+    assert_eq!(log.0.give_up_detached(), !short);
+    assert_eq!(world.wait(log.read(1, start..start + 1)), Err(DiskError::Missing));
+    assert!(!log.0.give_up_detached());
+}
+
+#[test]
 fn a_folder_is_used_by_one_at_a_time() {
     let world = World::new();
     let handle = world.runtime.handle();

@@ -136,6 +136,7 @@ impl Knobs {
             slice_lease: one_of(&[1, 5, 60, LEASE_SLICES]),
             atime: [AtimeMode::Relatime, AtimeMode::Noatime, AtimeMode::Strictatime][dice.below(3) as usize],
             meta_cache: one_of(&[0, 0, 100_000, 1 << 20]),
+            whole_max: 2 * frame_size,
             ..Options::default()
         };
         let looks = one_of(&[1000, 300, 300, 100]);
@@ -149,6 +150,7 @@ impl Knobs {
                 uploads: one_of(&[1, 1, 2, 4]) as usize,
                 beside: one_of(&[1, 1, 2, 4]) as usize,
                 quiet_after: Duration::from_millis(one_of(&[0, 100, 300, 5000])),
+                burst: Duration::from_millis(one_of(&[0, 0, 500, 10_000])),
             },
             upload_delay: Duration::from_millis(one_of(&[0, 0, 100, 5000])),
             pack_below: one_of(&[0, 300, u64::from(block_size) / 2, u64::MAX]),
@@ -156,6 +158,7 @@ impl Knobs {
             pack_delay: Duration::from_millis(one_of(&[0, 20, 300, 3000])),
             pack_rest: Duration::from_millis(one_of(&[0, 0, 100, 10_000])),
             paged_from: one_of(&[u64::MAX, u64::MAX, 200, u64::from(block_size)]),
+            keep: dice.chance(700),
             place: "sim".into(),
         };
         Self { geometry, options, log: dice.chance(750).then_some(log), looks }

@@ -28,8 +28,6 @@ use crate::store::cache::{CacheShard, shard_of};
 use crate::types::{BlockId, SliceId, VolumeId};
 
 const SHARDS: usize = 16;
-/// Blocks of up to so many frames (128 KiB) are fetched whole whatever is asked of them: a second request costs more.
-const WHOLE_FRAMES: u32 = 2;
 /// Heads of blocks that each shard keeps: with 16 of them those of 8 GiB in full blocks, in 1.2 MiB.
 const HEADS_MAX: usize = 128;
 /// Bytes fetched ahead and not in the cache yet, at most: four blocks of 4 MiB for each of four readers.
@@ -40,7 +38,8 @@ const DAMAGED_TRIES: u32 = 4;
 #[derive(Debug)]
 struct Shard {
     cache: CacheShard,
-    /// Heads of blocks of which parts were read, each verified by its own checksum; in `head_order` the oldest first.
+    /// Heads of blocks that were stored, or of which anything was read, each verified by its own checksum; in `head_order`
+    /// the oldest first.
     heads: BTreeMap<(SliceId, u32), Arc<Head>>,
     head_order: VecDeque<(SliceId, u32)>,
     flights: BTreeMap<(SliceId, u32), Flight<Result<Bytes, Unreadable>>>,
@@ -83,7 +82,7 @@ struct Inner<E: Env> {
     env: E,
     volume: VolumeId,
     frame_size: u32,
-    /// See `WHOLE_PART`.
+    /// See `Options::whole_max`.
     whole_max: u32,
     timeout: Duration,
     shards: Vec<Mutex<Shard>>,
@@ -104,7 +103,7 @@ pub(super) enum Fetch {
 
 impl<E: Env> Blocks<E> {
     /// `bytes` of memory, for the cache and for what is fetched ahead of its readers.
-    pub(super) fn new(env: E, volume: &Volume, bytes: u64, timeout: Duration) -> Self {
+    pub(super) fn new(env: E, volume: &Volume, bytes: u64, whole_max: u32, timeout: Duration) -> Self {
         let ahead = (bytes / 4).min(AHEAD_MAX);
         let cache = bytes - ahead;
         // A shard must hold what several readers have fetched ahead, or it evicts what was not read yet.
@@ -115,7 +114,6 @@ impl<E: Env> Blocks<E> {
         };
         let shards = (0..count).map(shard).collect();
         let frame_size = volume.geometry.frame_size;
-        let whole_max = WHOLE_FRAMES * frame_size;
         let ahead = Budget::new(ahead);
         Self(Arc::new(Inner { env, volume: volume.id, frame_size, whole_max, timeout, shards, ahead }))
     }
@@ -123,6 +121,11 @@ impl<E: Env> Blocks<E> {
     /// Keeps a block that was just stored.
     pub(super) fn insert(&self, id: BlockId, payload: Bytes) {
         lock(self.0.shard(id)).cache.insert(id.slice, id.index, payload);
+    }
+
+    /// Keeps the head of a block that was just stored, if parts of it may be asked for.
+    pub(super) fn note_head(&self, id: BlockId, head: &[u8]) {
+        self.0.note_head(id, head);
     }
 
     /// Bytes cached.
@@ -172,6 +175,14 @@ impl<E: Env> Inner<E> {
         &self.shards[shard_of(id.slice, id.index, self.shards.len())]
     }
 
+    fn note_head(&self, id: BlockId, head: &[u8]) {
+        if id.len > self.whole_max
+            && let Ok(head) = decode_head(self.volume, id, self.frame_size, head)
+        {
+            lock(self.shard(id)).keep_head(id, Arc::new(head));
+        }
+    }
+
     async fn whole(&self, id: BlockId) -> Result<Bytes, Unreadable> {
         let key = (id.slice, id.index);
         loop {
@@ -217,7 +228,9 @@ impl<E: Env> Inner<E> {
                 let payload = object.slice(head_len(self.frame_size, id.len) as usize..);
                 lock(self.shard(id)).cache.insert(id.slice, id.index, payload);
             }
-            verify_object(self.volume, id, self.frame_size, &object).map_err(Fault::Damaged)
+            let payload = verify_object(self.volume, id, self.frame_size, &object).map_err(Fault::Damaged)?;
+            self.note_head(id, &object);
+            Ok(payload)
         })
         .await
     }
@@ -273,6 +286,9 @@ impl<E: Env> Inner<E> {
             };
             if planted::is(Bug::FailedGetIsHole) && matches!(fault, Fault::Store(StoreError::Retry)) {
                 return Ok(Bytes::from(alloc::vec![0; id.len as usize]));
+            }
+            if let Fault::Damaged(_) = fault {
+                self.env.objects().distrust(&object_key(id));
             }
             match fault {
                 Fault::Damaged(_) | Fault::Store(StoreError::Short) if damaged + 1 < DAMAGED_TRIES => {

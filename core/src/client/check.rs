@@ -206,7 +206,7 @@ impl<E: Env> Checker<'_, E> {
         let mut attempt = 1;
         loop {
             let deadline = self.env.now() + REQUEST_DEADLINE;
-            let answer = timeout(self.env, deadline, self.env.objects().get(&key, range.clone())).await;
+            let answer = timeout(self.env, deadline, self.env.objects().get_stored(&key, range.clone())).await;
             match answer.unwrap_or(Err(StoreError::Retry)) {
                 Ok(bytes) => return Ok(Ok(bytes)),
                 Err(StoreError::NotFound) => return Ok(Err(Fault::Missing)),

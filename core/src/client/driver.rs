@@ -108,14 +108,17 @@ impl<E: Env> Shared<E> {
         lock(&cell.state).queued -= 1;
         let head = encode_head(self.volume.id, id, self.geometry().frame_size, &payload);
         self.env.at(Point::Put, Edge::Begin);
-        let result = self.env.objects().put(&object_key(id), vec![head, payload]).await;
+        let result = self.env.objects().put(&object_key(id), vec![head.clone(), payload]).await;
         self.env.at(Point::Put, Edge::End);
         if result.is_ok() || !planted::is(Bug::PermitKept) {
             self.uploads.give(1);
         }
-        if let Err(error) = result {
-            self.unsure.store(true, Ordering::Release);
-            tracing::debug!(ino = cell.ino.0, object = object_key(id), %error, "put failed");
+        match result {
+            Ok(()) => self.blocks.note_head(id, &head),
+            Err(error) => {
+                self.unsure.store(true, Ordering::Release);
+                tracing::debug!(ino = cell.ino.0, object = object_key(id), %error, "put failed");
+            }
         }
         self.env.pause().await;
         let now = self.env.now();

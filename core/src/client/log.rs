@@ -49,6 +49,8 @@ pub struct LogOptions {
     pub mode: LogMode,
     /// Size of all segments together, at most.
     pub size_max: u64,
+    /// Segments that nobody needs are kept for reading, within the size of all.
+    pub keep: bool,
     /// Size of one segment; an object that is larger gets one of its own.
     pub segment_size: u64,
     /// Records of objects of this length and more have their pages in the log to themselves.
@@ -77,6 +79,7 @@ impl Default for LogOptions {
         Self {
             mode: LogMode::Back,
             size_max: 10 << 30,
+            keep: false,
             segment_size: 64 << 20,
             paged_from: u64::MAX,
             direct_from: u64::MAX,
@@ -275,33 +278,11 @@ impl<E: Env, D: Disk> ObjectStore for LoggedObjects<E, D> {
     }
 
     async fn get(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
-        let Some(staging) = &self.0.staging else { return self.0.stored(key, range).await };
-        let mut last = None;
-        loop {
-            self.0.env.pause().await;
-            let found = {
-                let mut state = lock(&staging.state);
-                state.log.note_use(self.0.env.now());
-                state.log.find(key)
-            };
-            let Some((place, len)) = found else { return self.0.stored(key, range).await };
-            if len < range.end {
-                return Err(StoreError::Short);
-            }
-            let (segment, at) = match place {
-                BytesAt::Memory(body) => return Ok(cut(&body, range)),
-                BytesAt::Disk { segment, range: at, .. } => (segment, at.start),
-            };
-            match staging.disk.read(segment, at + range.start..at + range.end).await {
-                Ok(bytes) => {
-                    reached(Mark::LogRead);
-                    return Ok(bytes);
-                }
-                // The segment went, for the store has the object by this time.
-                Err(DiskError::Missing) if last != Some(segment) => last = Some(segment),
-                Err(DiskError::Missing | DiskError::Failed | DiskError::Full) => return Err(StoreError::Retry),
-            }
-        }
+        self.0.get(key, range, true).await
+    }
+
+    async fn get_stored(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+        self.0.get(key, range, false).await
     }
 
     async fn delete(&self, key: &str) -> Answer {
@@ -333,6 +314,15 @@ impl<E: Env, D: Disk> ObjectStore for LoggedObjects<E, D> {
         // What is not there was perhaps deleted by a call whose answer was lost: a barrier has to make that durable.
         lock(&staging.state).direct += 1;
         Ok(page)
+    }
+
+    fn distrust(&self, key: &str) {
+        if let Some(staging) = &self.0.staging {
+            let mut state = lock(&staging.state);
+            reached_if(Mark::LogKeptWrong, || state.log.find_kept(key, &(0..0)).is_some());
+            state.log.give_up_kept(key);
+        }
+        self.0.env.objects().distrust(key);
     }
 
     /// What is in the store is put again by the next mount while there are records of it.
@@ -386,6 +376,67 @@ impl<E: Env, D: Disk> Inner<E, D> {
         let answer = waiting.wait();
         self.env.spawn(async move { publisher.publish(task.await) });
         answer.await.unwrap_or(Err(StoreError::Retry))
+    }
+
+    /// `kept`: what the store has, too, may be read from the log.
+    async fn get(&self, key: &str, range: Range<u64>, kept: bool) -> Result<Bytes, StoreError> {
+        let Some(staging) = &self.staging else { return self.stored(key, range).await };
+        let mut last = None;
+        loop {
+            self.env.pause().await;
+            let (found, kept) = {
+                let mut state = lock(&staging.state);
+                state.log.note_use(self.env.now());
+                (state.log.find(key), kept.then(|| state.log.find_kept(key, &range)).flatten())
+            };
+            let Some((place, len)) = found else {
+                if let Some((segment, at)) = kept
+                    && let Some(bytes) = self.read_kept(staging, key, segment, at).await
+                {
+                    return Ok(bytes);
+                }
+                return self.stored(key, range).await;
+            };
+            if len < range.end {
+                return Err(StoreError::Short);
+            }
+            let (segment, at) = match place {
+                BytesAt::Memory(body) => return Ok(cut(&body, range)),
+                BytesAt::Disk { segment, range: at, .. } => (segment, at.start),
+            };
+            match staging.disk.read(segment, at + range.start..at + range.end).await {
+                Ok(bytes) => {
+                    reached(Mark::LogRead);
+                    return Ok(bytes);
+                }
+                // The segment went, for the store has the object by this time.
+                Err(DiskError::Missing) if last != Some(segment) => last = Some(segment),
+                Err(DiskError::Missing | DiskError::Failed | DiskError::Full) => return Err(StoreError::Retry),
+            }
+        }
+    }
+
+    /// Reads an object that the store has, too. `None`: the store is to be asked.
+    async fn read_kept(&self, staging: &Staging<D>, key: &str, segment: u64, at: Range<u64>) -> Option<Bytes> {
+        match staging.disk.read(segment, at).await {
+            Ok(bytes) => {
+                reached(Mark::LogKeptRead);
+                Some(bytes)
+            }
+            Err(error) => {
+                tracing::debug!(key, segment, %error, "the store is asked for what the write-back log has kept");
+                let without_name = {
+                    let mut state = lock(&staging.state);
+                    state.log.give_up_kept(key);
+                    state.log.give_up_segment(segment)
+                };
+                if without_name {
+                    reached(Mark::LogKeptMissing);
+                    staging.disk.release(segment).await;
+                }
+                None
+            }
+        }
     }
 
     // ---- records
@@ -457,6 +508,7 @@ impl<E: Env, D: Disk> Inner<E, D> {
 
     /// Makes the segment that records go to from here on, unless another task does.
     async fn make_segment(&self, staging: &Staging<D>) -> Result<(), DiskError> {
+        self.release_segments(staging).await;
         let Some(head) = lock(&staging.state).log.begin_segment() else { return Ok(()) };
         let mut making = Making { staging, head, made: false };
         staging.disk.create(head.number).await?;

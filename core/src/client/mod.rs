@@ -94,6 +94,8 @@ pub struct Options {
     pub atime: AtimeMode,
     /// Memory for attributes and names.
     pub meta_cache: u64,
+    /// Blocks of up to this length are fetched whole whatever is asked of them: a second request costs more.
+    pub whole_max: u32,
 }
 
 impl Default for Options {
@@ -110,6 +112,7 @@ impl Default for Options {
             atime: AtimeMode::default(),
             // Some 200,000 files.
             meta_cache: 64 << 20,
+            whole_max: 128 << 10,
         }
     }
 }
@@ -296,7 +299,7 @@ impl<E: Env> Shared<E> {
         let meta = Arc::new(CachedMeta::new(env.clone(), options.meta_cache));
         Ok(Self {
             started: env.now(),
-            blocks: Blocks::new(env.clone(), &volume, cache, options.store_timeout),
+            blocks: Blocks::new(env.clone(), &volume, cache, options.whole_max, options.store_timeout),
             collector: Collector::new(env.clone(), meta.clone(), volume.geometry, grace.clone()),
             memory: Budget::new(options.buffer_size - cache),
             uploads: Budget::new(options.max_uploads as u64),

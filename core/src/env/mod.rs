@@ -110,6 +110,10 @@ pub trait ObjectStore: Send + Sync + 'static {
     fn put(&self, key: &str, body: Vec<Bytes>) -> impl Future<Output = Result<(), StoreError>> + Send;
     /// Reads exactly `range`, or fails (`Short` if the object ends before).
     fn get(&self, key: &str, range: Range<u64>) -> impl Future<Output = Result<Bytes, StoreError>> + Send;
+    /// As `get`; a copy beside what is stored for good is left alone.
+    fn get_stored(&self, key: &str, range: Range<u64>) -> impl Future<Output = Result<Bytes, StoreError>> + Send {
+        self.get(key, range)
+    }
     /// Removes the object; succeeds if it is not there. Until a `barrier` that began after this returned, a power cut
     /// may bring it back.
     fn delete(&self, key: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
@@ -122,6 +126,9 @@ pub trait ObjectStore: Send + Sync + 'static {
     fn finish(&self) -> impl Future<Output = ()> + Send {
         async {}
     }
+    /// What was given of the object is not what it should be: where there are several copies, another is to be taken from
+    /// here on.
+    fn distrust(&self, _key: &str) {}
     /// Whether a put that this store begins by itself, now or at the next mount, may take effect after its object was
     /// deleted.
     fn is_unsure(&self) -> bool {
@@ -160,6 +167,10 @@ pub trait Disk: Send + Sync + 'static {
     fn read(&self, segment: u64, range: Range<u64>) -> impl Future<Output = Result<Bytes, DiskError>> + Send;
     /// Removes the segment, durably; succeeds if it is not there.
     fn remove(&self, segment: u64) -> impl Future<Output = Result<(), DiskError>> + Send;
+    /// As `remove`; but what is in the segment can be read until `release`, or until the disk wants the room.
+    fn detach(&self, segment: u64) -> impl Future<Output = Result<(), DiskError>> + Send;
+    /// A segment that was detached is read no more.
+    fn release(&self, segment: u64) -> impl Future<Output = ()> + Send;
     /// Keeps the segment under another name, where `segments` does not show it.
     fn set_aside(&self, segment: u64) -> impl Future<Output = Result<(), DiskError>> + Send;
     /// What `set_owner` left last, if anything.

@@ -2,7 +2,8 @@
 //! the object store, and which segments nobody needs.
 //!
 //! Owns: the index of objects, places for records, what syncs cover; `leave` has uploads, deletion and segments that go,
-//! `pack` what goes in packs.
+//! `pack` what goes in packs, `kept` what
+//! can be read of segments that have gone.
 //! Leaves to others: files and requests (`client::log` executes and reports back), layouts (`format::log`), what was
 //! there at the start (`recover`).
 //!
@@ -27,8 +28,10 @@ use crate::format::log::{
 };
 use crate::types::{PackId, VolumeId};
 
+use self::kept::Kept;
 use self::pack::Packs;
 
+mod kept;
 mod leave;
 mod pack;
 mod recover;
@@ -124,6 +127,8 @@ pub struct Backlog {
     pub since: Option<Duration>,
     /// Size of all segments.
     pub log_bytes: u64,
+    /// Size of segments that no later mount finds, of which objects are read that the store has, too.
+    pub kept_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -223,12 +228,14 @@ pub struct Pace {
     pub beside: usize,
     /// How long after the last of them that is.
     pub quiet_after: Duration,
+    /// So long none is put while they come, from the first of them on.
+    pub burst: Duration,
 }
 
 impl Pace {
     /// Always the same.
     pub fn steady(uploads: usize) -> Self {
-        Self { uploads, beside: uploads, quiet_after: Duration::ZERO }
+        Self { uploads, beside: uploads, quiet_after: Duration::ZERO, burst: Duration::ZERO }
     }
 }
 
@@ -246,6 +253,8 @@ pub struct Log {
     pace: Pace,
     /// When an object came or was asked for last.
     used: Duration,
+    /// When the first of those came after which there was no pause.
+    burst_from: Duration,
     entries: BTreeMap<String, Entry>,
     /// Objects to be put by themselves, by order.
     waiting: BTreeMap<u64, String>,
@@ -264,6 +273,7 @@ pub struct Log {
     unsynced: BTreeMap<u64, (Kind, String, u64)>,
     frontier: Frontier,
     next_order: u64,
+    kept: Kept,
 }
 
 impl Log {
@@ -278,6 +288,7 @@ impl Log {
             delay: Duration::ZERO,
             pace: Pace::steady(1),
             used: Duration::ZERO,
+            burst_from: Duration::ZERO,
             entries: BTreeMap::new(),
             waiting: BTreeMap::new(),
             running: 0,
@@ -292,6 +303,7 @@ impl Log {
             unsynced: BTreeMap::new(),
             frontier: Frontier::default(),
             next_order: 0,
+            kept: Kept::default(),
         }
     }
 
@@ -335,7 +347,7 @@ impl Log {
 
     /// What is in the log.
     pub fn backlog(&self) -> Backlog {
-        let mut backlog = Backlog { log_bytes: self.log_bytes(), ..Backlog::default() };
+        let mut backlog = Backlog { log_bytes: self.log_bytes(), kept_bytes: self.kept_bytes(), ..Backlog::default() };
         for entry in self.entries.values().filter(|entry| entry.state != State::Settled) {
             backlog.objects += 1;
             backlog.bytes += entry.len;
@@ -391,6 +403,9 @@ impl Log {
 
     /// Somebody waits for an object.
     pub fn note_use(&mut self, now: Duration) {
+        if self.used + self.pace.quiet_after <= now {
+            self.burst_from = now;
+        }
         self.used = now;
     }
 
@@ -656,6 +671,7 @@ impl Log {
         let running = self.entries.values().filter(runs).count();
         assert_eq!(running, self.running, "puts under way");
         assert!(self.synced <= self.written);
+        self.check_kept();
     }
 }
 

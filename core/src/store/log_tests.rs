@@ -55,7 +55,7 @@ fn objects_are_put_in_the_order_in_which_they_were_staged() {
 #[test]
 fn few_are_put_while_others_come_and_there_is_room() {
     let quiet_after = Duration::from_millis(200);
-    let pace = Pace { uploads: 3, beside: 1, quiet_after };
+    let pace = Pace { uploads: 3, beside: 1, quiet_after, burst: Duration::ZERO };
     let started = |log: &mut Log, now| core::iter::from_fn(|| log.next_upload(now)).count();
     let mut log = log();
     log.set_pace(pace);
@@ -73,6 +73,33 @@ fn few_are_put_while_others_come_and_there_is_room() {
         stage(&mut log, &format!("{number}"));
     }
     assert_eq!(started(&mut log, NOW), 3, "more than half of the log is in use");
+}
+
+#[test]
+fn none_is_put_in_a_burst_until_it_has_lasted() {
+    let quiet_after = Duration::from_millis(200);
+    let mut log = log();
+    log.set_pace(Pace { uploads: 3, beside: 1, quiet_after, burst: 2 * quiet_after });
+    for key in ["a", "b", "c", "d"] {
+        stage(&mut log, key);
+    }
+    assert_eq!(log.next_upload(NOW), None);
+    assert_eq!(log.retry_at(NOW), Some(NOW + quiet_after), "then there was a pause");
+    for tenths in 1..4 {
+        let now = NOW + tenths * quiet_after / 2;
+        log.note_use(now);
+        assert_eq!(
+            (log.next_upload(now), log.retry_at(now)),
+            (None, Some((now + quiet_after).min(NOW + 2 * quiet_after)))
+        );
+    }
+    let now = NOW + 2 * quiet_after;
+    assert!(log.next_upload(now).is_some() && log.next_upload(now).is_none(), "the burst has lasted");
+    assert_eq!(log.retry_at(now), None);
+    let now = now + quiet_after;
+    assert!(log.next_upload(now).is_some(), "the burst is over");
+    log.note_use(now);
+    assert_eq!(log.next_upload(now), None, "another has begun");
 }
 
 #[test]
@@ -180,7 +207,7 @@ fn what_a_failed_sync_has_lost_can_be_deleted() {
     let plan = log.plan_sync().expect("there is something");
     assert_eq!(log.handle_sync_failed(&plan).len(), 1);
     let (number, _) = log.removable(false).expect("nothing is left in the segment");
-    log.handle_removed(number);
+    log.handle_removed(number, false);
     assert!(!log.begin_delete("a"), "a record to be taken back");
     assert!(!log.is_drained());
     log.end_delete("a");
@@ -207,7 +234,7 @@ fn segments_go_in_order_and_only_without_objects() {
     // Its record is there as long as the segment is.
     assert!(log.begin_delete("a"));
     log.end_delete("a");
-    log.handle_removed(1);
+    log.handle_removed(1, false);
     assert!(!log.begin_delete("a"));
     assert_eq!(log.removable(false), None, "the second takes records");
     assert_eq!(log.removable(true), Some((2, false)));
@@ -223,4 +250,76 @@ fn a_full_log_takes_deletes_alone() {
     stage(&mut log, "c");
     assert_eq!(log.reserve(Kind::Put, "d", &body(100)), Place::Full);
     assert!(matches!(log.reserve(Kind::Delete, "a", &[]), Place::At(_)));
+}
+
+/// Has what was staged in the store for good.
+fn settle(log: &mut Log, key: &str) {
+    assert_eq!(uploads(log, NOW, 9), [key]);
+    log.handle_upload(NOW, key, true);
+    log.handle_settled(&log.plan_settle());
+    log.check();
+}
+
+#[test]
+fn what_the_store_has_is_found_where_it_was_as_long_as_that_can_be_read() {
+    let mut log = log();
+    log.set_kept(true);
+    for key in ["a", "b", "gone", "wrong"] {
+        stage(&mut log, key);
+        settle(&mut log, key);
+        make_segment(&mut log);
+    }
+    assert_eq!(log.find("a"), None);
+    let (segment, at) = log.find_kept("a", &(10..20)).expect("its segment is there");
+    assert_eq!((segment, at.end - at.start), (1, 10));
+    assert_eq!(log.find_kept("a", &(10..101)), None, "it is not so long");
+    log.give_up_kept("wrong");
+    assert_eq!(log.find_kept("wrong", &(0..1)), None);
+    log.begin_delete("gone");
+    assert_eq!(log.find_kept("gone", &(0..1)), None);
+    log.end_delete("gone");
+    while let Some((number, _)) = log.removable(true) {
+        log.handle_removed(number, true);
+        log.check();
+    }
+    assert_eq!(log.find_kept("a", &(10..20)), Some((1, at)));
+    assert_eq!(log.find_kept("wrong", &(0..1)), None);
+    assert!(log.kept_bytes() > 0);
+    // Nothing is read from the segments of the others, and from the last.
+    assert!(log.has_release());
+    let released: Vec<u64> = core::iter::from_fn(|| log.next_release()).collect();
+    assert_eq!(released, [5, 4, 3]);
+    log.begin_delete("b");
+    log.check();
+    assert_eq!((log.next_release(), log.next_release()), (Some(2), None));
+    assert!(log.give_up_segment(1) && !log.give_up_segment(1));
+    assert_eq!((log.find_kept("a", &(0..1)), log.kept_bytes()), (None, 0));
+    log.check();
+}
+
+#[test]
+fn segments_without_a_name_make_room_for_records() {
+    let mut log = Log::new(VolumeId([1; 16]), 1, 10_000, 40_000);
+    log.set_kept(true);
+    let mut released = 0;
+    for number in 0..1000 {
+        let key = format!("{number}");
+        let slot = loop {
+            if let Place::At(slot) = log.reserve(Kind::Put, &key, &body(100)) {
+                break slot;
+            }
+            while let Some(segment) = log.next_release() {
+                released += 1;
+                assert_eq!(segment, released, "the oldest goes first");
+            }
+            assert!(log.kept_bytes() + log.backlog().log_bytes + 10_000 <= 40_000);
+            make_segment(&mut log);
+        };
+        assert!(log.handle_written(NOW, &slot, Kind::Put, &key, &body(100)));
+        settle(&mut log, &key);
+        while let Some((segment, _)) = log.removable(false) {
+            log.handle_removed(segment, true);
+        }
+    }
+    assert!(released > 5 && log.kept_bytes() > 0);
 }

@@ -38,6 +38,7 @@ pub async fn run<D: Disk>(disk: &D) {
     segments_are_listed_in_order(disk).await;
     what_is_made_again_is_empty(disk).await;
     what_was_removed_is_gone(disk).await;
+    what_was_detached_is_read_until_its_release(disk).await;
     what_was_set_aside_is_not_shown(disk).await;
     owners_take_each_others_place(disk).await;
     many_at_once(disk).await;
@@ -174,6 +175,25 @@ async fn what_was_removed_is_gone<D: Disk>(disk: &D) {
     remove(disk, 5).await;
     assert_eq!(listed(disk).await, []);
     assert_eq!(disk.read(5, 0..1).await, Err(DiskError::Missing));
+}
+
+async fn what_was_detached_is_read_until_its_release<D: Disk>(disk: &D) {
+    create(disk, 7).await;
+    let body = pattern(300_000, 7);
+    write(disk, 7, 0, vec![Bytes::copy_from_slice(&body)]).await;
+    sync(disk, 7).await;
+    for again in 0..2 {
+        disk.detach(7).await.unwrap_or_else(|error| panic!("detach, {again}: {error:?}"));
+        assert_eq!(listed(disk).await, []);
+        // Where the disk has no room it may be gone at once.
+        match disk.read(7, 5000..250_000).await {
+            Ok(found) => assert!(found == body[5000..250_000], "other bytes than were written"),
+            Err(error) => assert_eq!(error, DiskError::Missing),
+        }
+    }
+    disk.release(7).await;
+    assert_eq!(disk.read(7, 0..1).await, Err(DiskError::Missing));
+    disk.detach(7).await.unwrap_or_else(|error| panic!("detach of none: {error:?}"));
 }
 
 async fn what_was_set_aside_is_not_shown<D: Disk>(disk: &D) {

@@ -29,7 +29,7 @@ Keys of --json:
                         or through), log, store
   mount.log             the write-back log: null, or folder, takes_writes, objects and bytes (not in the object store
                         yet), oldest_secs (of these; those of earlier mounts count from the start of this one), size
-                        (of its files), size_max, broken (its disk failed, objects go to the store directly), error
+                        (of its files), kept (bytes of files without a name, to be read), size_max, broken (its disk failed, objects go to the store directly), error
                         (null, or what it failed with), damaged (places that are not readable any more)
   mount.store           place (where this mount reaches it), ok, error (null, or why its last request failed),
                         failing_secs (null, or for how long), max_uploads; counted since the mount: puts, put_bytes,
@@ -134,6 +134,9 @@ fn log(log: &LogView) -> String {
         let _ = write!(text, " of {}", show_size(log.size_max));
     }
     let _ = write!(text, " in {}", log.folder);
+    if log.kept > 0 {
+        let _ = write!(text, ", and {} in files without a name, to be read", show_size(log.kept));
+    }
     if log.broken {
         let why = log.error.as_deref().unwrap_or("it failed");
         let _ = write!(text, "; its disk fails ({why}), and objects go to the object store directly");

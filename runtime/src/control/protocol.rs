@@ -178,6 +178,9 @@ pub struct LogView {
     pub oldest_secs: Option<u64>,
     /// Bytes of its files.
     pub size: u64,
+    /// Bytes of files without a name, which hold what the object store has and are there to be read; not in `size`.
+    #[serde(default)]
+    pub kept: u64,
     /// Bytes that these may have; more goes to the object store directly.
     pub size_max: u64,
     /// Its disk failed at the last attempt, and objects go to the object store directly.

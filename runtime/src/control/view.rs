@@ -51,6 +51,7 @@ pub(crate) fn log(log: &MountLog, status: &LogStatus, now: Duration) -> LogView 
         bytes: backlog.bytes,
         oldest_secs: backlog.since.map(|since| now.saturating_sub(since).as_secs()),
         size: backlog.log_bytes,
+        kept: backlog.kept_bytes,
         size_max,
         broken,
         error: log.folder.trouble(),

@@ -11,6 +11,7 @@ use kiseki_core::client::Client;
 use kiseki_core::env::Env;
 
 use super::{Adapter, convert};
+use crate::brief;
 
 /// A reply that can be an error: all of them.
 pub(super) trait Refuse: Send + 'static {
@@ -67,7 +68,7 @@ impl<E: Env> Adapter<E> {
     /// Polls `request` here once; if it has to wait, it goes on on the executor.
     pub(super) fn run(&self, request: impl Future<Output = ()> + Send + 'static) {
         let mut request = Box::pin(request);
-        let polled = request.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let polled = brief::allowed(|| request.as_mut().poll(&mut Context::from_waker(Waker::noop())));
         if polled.is_pending() {
             // The executor polls it again at once, so nothing that the idle waker missed is lost.
             self.executor.spawn(request);

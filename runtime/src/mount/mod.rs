@@ -43,6 +43,8 @@ use session::Serving;
 /// How long tasks that still wait for the stores are given when all is done.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(10);
 
+/// How often it is looked whether the disk of the write-back log has space for what is kept there to be read.
+const SPACE_TICK: Duration = Duration::from_secs(5);
 /// How often it is decided how much memory is kept, and after how many of these without a write none is.
 const MEMORY_TICK: Duration = Duration::from_millis(200);
 const MEMORY_IDLE_TICKS: u32 = 300;
@@ -192,6 +194,7 @@ where
         explain(&error, config, &stores.objects)
     })?;
     let keeper = runtime.spawn(keep_memory(client.clone(), config.buffer_size));
+    let space_keeper = stores.log.as_ref().map(|log| runtime.spawn(keep_space(log.folder.clone())));
     let leave_log = watch::Sender::new(false);
     let ready = Ready { client: &client, stores: &stores, leave_log: &leave_log, config, handle: runtime.handle() };
     let result = match runtime.block_on(root_of(&client, config.subdir.as_deref())) {
@@ -202,8 +205,10 @@ where
         }
     };
     // In this order: see the invariants above.
-    keeper.abort();
-    _ = runtime.block_on(keeper);
+    for task in [Some(keeper), space_keeper].into_iter().flatten() {
+        task.abort();
+        _ = runtime.block_on(task);
+    }
     drop((client, stores));
     runtime.shutdown_timeout(SHUTDOWN_WAIT);
     result
@@ -221,6 +226,16 @@ async fn keep_memory(client: Client<World>, buffer_size: u64) {
         // Blocks may be given back a moment before they count as such.
         memory::keep(budget, used.min(before) as usize);
         before = used;
+    }
+}
+
+/// Other users of the disk come before what is kept of the write-back log to be read.
+async fn keep_space(folder: LogFolder) {
+    let mut ticks = tokio::time::interval(SPACE_TICK);
+    loop {
+        ticks.tick().await;
+        let folder = folder.clone();
+        _ = tokio::task::spawn_blocking(move || folder.make_room()).await;
     }
 }
 

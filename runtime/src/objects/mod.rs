@@ -4,7 +4,7 @@
 //! Leaves to others: block formats (`kiseki_core`); what a store does (`folder`, `s3`), what its errors mean (`failure`).
 //!
 //! Invariants
-//! - Every call runs in a task of its own to its end: a waiter that is dropped or passes its deadline changes nothing.
+//! - Every call that may take long runs in a task of its own to its end: a waiter that is dropped or passes its deadline changes nothing.
 //! - The two stores look alike from outside, except that a folder needs its barrier.
 
 use std::ops::Range;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::{self, Either};
 use kiseki_core::env::{ObjectPage, ObjectStore, StoreError};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -30,6 +31,7 @@ mod folder;
 mod health;
 mod http;
 mod list;
+mod open_files;
 mod pace;
 mod place;
 mod s3;
@@ -187,13 +189,16 @@ impl ObjectStore for Objects {
 
     fn get(&self, key: &str, range: Range<u64>) -> impl Future<Output = Result<Bytes, StoreError>> + Send {
         let call = match &self.store {
-            Store::Folder(folder) => folder.get(key, range),
+            Store::Folder(folder) => match folder.get_briefly(key, &range) {
+                Some(got) => return Either::Left(future::ready(got)),
+                None => folder.get(key, range),
+            },
             Store::S3(s3) => {
                 let (s3, owned) = (Arc::clone(s3), key.to_owned());
                 self.handle.spawn(async move { s3.get(&owned, range).await })
             }
         };
-        self.await_detached(Verb::Get, key, call)
+        Either::Right(self.await_detached(Verb::Get, key, call))
     }
 
     fn delete(&self, key: &str) -> impl Future<Output = Result<(), StoreError>> + Send {

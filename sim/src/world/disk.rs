@@ -133,6 +133,16 @@ impl Write {
     }
 }
 
+/// What becomes of a segment that is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Removal {
+    Whole,
+    /// It can still be read.
+    Open,
+    /// It has another name.
+    Aside,
+}
+
 /// Which pages of a write take effect.
 #[derive(Clone, Copy, Debug)]
 enum Extent {
@@ -167,6 +177,8 @@ struct State {
     files: BTreeMap<u64, File>,
     /// Files that are being removed: a power cut may bring them back.
     going: BTreeMap<u64, File>,
+    /// Files without a name that are open.
+    detached: BTreeMap<u64, File>,
     /// Files under another name.
     aside: BTreeSet<u64>,
     owner: Option<Bytes>,
@@ -296,6 +308,7 @@ impl SimDisk {
         let state = &mut *state;
         let dice = &self.parts.dice;
         state.epoch += 1;
+        state.detached.clear();
         for number in state.writes.keys().copied().collect::<Vec<u64>>() {
             match dice.below(3) {
                 0 => drop(state.writes.remove(&number)),
@@ -516,7 +529,7 @@ impl SimDisk {
         }
         let mut bytes = {
             let state = self.state();
-            let file = state.files.get(&segment).ok_or(DiskError::Missing)?;
+            let file = state.files.get(&segment).or_else(|| state.detached.get(&segment)).ok_or(DiskError::Missing)?;
             let found = file.bytes.get(range.start as usize..range.end as usize);
             found.ok_or(DiskError::Missing)?.to_vec()
         };
@@ -531,7 +544,8 @@ impl SimDisk {
         Ok(bytes.into())
     }
 
-    async fn remove_now(&self, segment: u64, aside: bool) -> Result<(), DiskError> {
+    async fn remove_now(&self, segment: u64, how: Removal) -> Result<(), DiskError> {
+        let aside = how == Removal::Aside;
         let epoch = self.arrive("log remove").await;
         let failed = self.strikes(Fault::LogWriteFailed);
         if failed && self.parts.dice.chance(500) {
@@ -543,6 +557,11 @@ impl SimDisk {
         {
             let mut state = self.living(epoch)?;
             if let Some(file) = state.files.remove(&segment) {
+                // Without room for it, it is gone at once.
+                if how == Removal::Open && !self.parts.dice.chance(100) {
+                    let bytes = file.bytes.clone();
+                    state.detached.insert(segment, File { bytes, ..File::default() });
+                }
                 state.going.insert(segment, file);
                 if aside {
                     state.aside.insert(segment);
@@ -652,12 +671,21 @@ impl Disk for SimDisk {
 
     async fn remove(&self, segment: u64) -> Result<(), DiskError> {
         let this = self.clone();
-        self.detached(async move { this.remove_now(segment, false).await }).await
+        self.detached(async move { this.remove_now(segment, Removal::Whole).await }).await
+    }
+
+    async fn detach(&self, segment: u64) -> Result<(), DiskError> {
+        let this = self.clone();
+        self.detached(async move { this.remove_now(segment, Removal::Open).await }).await
+    }
+
+    async fn release(&self, segment: u64) {
+        self.state().detached.remove(&segment);
     }
 
     async fn set_aside(&self, segment: u64) -> Result<(), DiskError> {
         let this = self.clone();
-        self.detached(async move { this.remove_now(segment, true).await }).await
+        self.detached(async move { this.remove_now(segment, Removal::Aside).await }).await
     }
 
     async fn owner(&self) -> Result<Option<Bytes>, DiskError> {

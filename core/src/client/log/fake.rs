@@ -38,6 +38,8 @@ pub(crate) struct Rates {
 
 pub(crate) struct State {
     files: BTreeMap<u64, File>,
+    /// Without a name.
+    pub(crate) detached: BTreeMap<u64, File>,
     pub(crate) aside: Vec<u64>,
     pub(crate) owner: Option<Bytes>,
     pub(crate) rates: Rates,
@@ -56,6 +58,7 @@ impl FakeDisk {
     pub(crate) fn new(world: &World, seed: u64) -> Self {
         let state = State {
             files: BTreeMap::new(),
+            detached: BTreeMap::new(),
             aside: Vec::new(),
             owner: None,
             rates: Rates::default(),
@@ -71,7 +74,8 @@ impl FakeDisk {
 
     pub(crate) fn power_cut(&self) {
         let mut state = self.state();
-        let State { files, dice, .. } = &mut *state;
+        let State { files, detached, dice, .. } = &mut *state;
+        detached.clear();
         files.retain(|_, file| file.named || dice.below(2) == 0);
         for file in files.values_mut() {
             let mut left = file.durable.clone();
@@ -185,7 +189,7 @@ impl Disk for FakeDisk {
             return Err(DiskError::Failed);
         }
         let torn = state.strikes(rates.torn);
-        let file = state.files.get(&segment).ok_or(DiskError::Missing)?;
+        let file = state.files.get(&segment).or_else(|| state.detached.get(&segment)).ok_or(DiskError::Missing)?;
         let found = file.bytes.get(range.start as usize..range.end as usize).ok_or(DiskError::Missing)?;
         let mut found = found.to_vec();
         if torn && !found.is_empty() {
@@ -199,6 +203,20 @@ impl Disk for FakeDisk {
         self.world.pause().await;
         self.state().files.remove(&segment);
         Ok(())
+    }
+
+    async fn detach(&self, segment: u64) -> Result<(), DiskError> {
+        self.world.pause().await;
+        let mut state = self.state();
+        if let Some(file) = state.files.remove(&segment) {
+            state.detached.insert(segment, file);
+        }
+        Ok(())
+    }
+
+    async fn release(&self, segment: u64) {
+        self.world.pause().await;
+        self.state().detached.remove(&segment);
     }
 
     async fn set_aside(&self, segment: u64) -> Result<(), DiskError> {

@@ -235,6 +235,39 @@ fn an_unmount_leaves_no_record_of_what_the_store_has() {
     });
 }
 
+#[test]
+fn what_was_put_is_read_from_the_log_until_it_is_found_wrong() {
+    let world = World::mountable();
+    let disk = FakeDisk::new(&world, 1);
+    world.block_on(async {
+        let log = open(&world, &disk, LogOptions { keep: true, segment_size: 20_000, ..small() }).await;
+        let body = |byte: u8| Bytes::from(vec![byte; 12_000]);
+        for (byte, key) in (0..).zip(["a", "b", "c", "d"]) {
+            log.objects().put(key, vec![body(byte)]).await.expect("a put");
+        }
+        log.objects().barrier().await.expect("a barrier");
+        log.drain().await;
+        check(&log);
+        assert!(disk.state().detached.len() >= 2, "no segment is kept");
+        // The store is not asked.
+        let stored = core::mem::take(&mut world.state().objects);
+        for (byte, key) in (0..).zip(["a", "b", "c", "d"]) {
+            assert_eq!(log.objects().get(key, 5..11_000).await, Ok(body(byte).slice(5..11_000)), "{key}");
+        }
+        assert_eq!(log.objects().get_stored("a", 0..1).await, Err(StoreError::NotFound));
+        assert_eq!(log.objects().get("a", 0..12_001).await, Err(StoreError::NotFound));
+        log.objects().distrust("a");
+        assert_eq!(log.objects().get("a", 0..1).await, Err(StoreError::NotFound));
+        disk.state().detached.clear();
+        assert_eq!(log.objects().get("b", 0..1).await, Err(StoreError::NotFound));
+        world.state().objects = stored;
+        assert_eq!(log.objects().get("b", 0..1).await, Ok(body(1).slice(0..1)));
+        log.objects().delete("c").await.expect("a delete");
+        assert_eq!(log.objects().get("c", 0..1).await, Err(StoreError::NotFound));
+        check(&log);
+    });
+}
+
 fn refused(world: &World, disk: &FakeDisk) -> LogError {
     let opened = world.block_on(async { Logged::open(world.clone(), disk.clone(), small()).await });
     match opened {

@@ -34,7 +34,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// There is something to settle or to remove.
 fn has_work(log: &Log) -> bool {
-    !log.plan_settle().is_empty() || !log.plan_packs().is_empty() || log.removable(false).is_some()
+    !log.plan_settle().is_empty() || !log.plan_packs().is_empty() || log.removable(false).is_some() || log.has_release()
 }
 
 impl<E: Env, D: Disk> Inner<E, D> {
@@ -187,17 +187,35 @@ impl<E: Env, D: Disk> Inner<E, D> {
     /// Removes segments, oldest first, as far as they can go. False: one could not be removed.
     pub(super) async fn remove_segments(&self, staging: &Staging<D>, all: bool) -> bool {
         loop {
-            let next = lock(&staging.state).log.removable(all);
+            self.release_segments(staging).await;
+            let (next, keeps) = {
+                let log = &lock(&staging.state).log;
+                (log.removable(all), log.keeps())
+            };
             let Some((number, damaged)) = next else { return true };
-            let removed =
-                if damaged { staging.disk.set_aside(number).await } else { staging.disk.remove(number).await };
+            let keeps = keeps && !all && !damaged;
+            let removed = match (damaged, keeps) {
+                (true, _) => staging.disk.set_aside(number).await,
+                (false, true) => staging.disk.detach(number).await,
+                (false, false) => staging.disk.remove(number).await,
+            };
             if let Err(error) = removed {
                 tracing::debug!(segment = number, %error, "a segment of the write-back log could not be removed");
                 return false;
             }
             reached_if(Mark::LogSegmentRemoved, || !damaged);
-            lock(&staging.state).log.handle_removed(number);
+            lock(&staging.state).log.handle_removed(number, keeps);
             staging.changed.notify_all();
+        }
+    }
+
+    /// Segments without a name go for good as far as their room is wanted.
+    pub(super) async fn release_segments(&self, staging: &Staging<D>) {
+        loop {
+            let next = lock(&staging.state).log.next_release();
+            let Some(number) = next else { return };
+            reached(Mark::LogKeptReleased);
+            staging.disk.release(number).await;
         }
     }
 

@@ -23,11 +23,22 @@ impl Log {
         self.pace = pace;
     }
 
-    /// How many puts may be under way. There is one at least, and when it has ended this is asked again.
+    /// How many puts may be under way. If it is one at least, this is asked again when that has ended.
     pub(super) fn running_max(&self, now: Duration) -> usize {
-        let Pace { uploads, beside, quiet_after } = self.pace;
-        let busy = now < self.used + quiet_after && self.log_bytes() < self.size_max / 2;
-        if busy { beside.min(uploads) } else { uploads }
+        let Pace { uploads, beside, quiet_after, burst } = self.pace;
+        if self.used + quiet_after <= now || self.size_max / 2 <= self.log_bytes() {
+            uploads
+        } else if now < self.burst_from + burst {
+            0
+        } else {
+            beside.min(uploads)
+        }
+    }
+
+    /// When a put may be under way again, if none may.
+    fn resumes_at(&self, now: Duration) -> Option<Duration> {
+        let Pace { quiet_after, burst, .. } = self.pace;
+        (self.running_max(now) == 0).then(|| (self.used + quiet_after).min(self.burst_from + burst))
     }
 
     /// The next object to put at `now`; to be ended with `handle_upload`.
@@ -55,7 +66,9 @@ impl Log {
     pub fn retry_at(&self, now: Duration) -> Option<Duration> {
         let due = |key: &String| self.entries[key].due(self.delay).filter(|due| now < *due);
         let alone = self.waiting.values().take(AHEAD).filter_map(due).min();
-        alone.into_iter().chain(self.pack_at(now)).min()
+        let waits = !self.waiting.is_empty() || self.packing.waiting().next().is_some();
+        let resumes = self.resumes_at(now).filter(|_| waits);
+        alone.into_iter().chain(self.pack_at(now)).chain(resumes).min()
     }
 
     /// A put has ended.
@@ -107,6 +120,7 @@ impl Log {
 
     /// The object is to be deleted; whether the log has to say so. To be ended with `end_delete` or `abort_delete`.
     pub fn begin_delete(&mut self, key: &str) -> bool {
+        self.kept.forget(key);
         if let Some(entry) = self.entries.get_mut(key) {
             entry.deleting = true;
         }
@@ -123,6 +137,7 @@ impl Log {
     /// The log says that it is deleted, and no put of it is under way.
     pub fn end_delete(&mut self, key: &str) {
         let Some(entry) = self.entries.remove(key) else { return };
+        self.kept.forget(key);
         if let (State::Running { .. }, None) = (entry.state, entry.pack) {
             // Only a planted mistake gets here: the put that is under way finds nothing.
             self.running -= 1;
@@ -141,10 +156,11 @@ impl Log {
         idle.then_some((*number, segment.damaged))
     }
 
-    /// The segment is gone.
-    pub fn handle_removed(&mut self, number: u64) {
-        let Some(segment) = self.segments.remove(&number) else { return };
-        for (key, order) in segment.keys {
+    /// The segment is gone; `open`: it can still be read.
+    pub fn handle_removed(&mut self, number: u64, open: bool) {
+        let Some(mut segment) = self.segments.remove(&number) else { return };
+        let mut settled = Vec::new();
+        for (key, order) in core::mem::take(&mut segment.keys) {
             if let Some(count) = self.recorded.get_mut(&key) {
                 *count -= 1;
                 if *count == 0 {
@@ -154,8 +170,10 @@ impl Log {
             // What a failed sync has lost keeps its order, and is in memory only.
             let here = |entry: &Entry| entry.order == order && entry.place.is_some();
             if self.entries.get(&key).is_some_and(here) {
-                self.entries.remove(&key);
+                let entry = self.entries.remove(&key).expect("just seen");
+                settled.push((key, entry));
             }
         }
+        self.keep(&segment, settled, open);
     }
 }
