@@ -95,6 +95,7 @@ marks! {
     StaleViewRefused: "slices that were loaded before a commit came too late to be installed";
     MetaCached: "metadata was read from memory";
     ListedFromMemory: "a listing took attributes from memory";
+    MetaKnownToTxn: "a transaction was told what memory had of a key";
     OldSnapshotNotCached: "what a snapshot showed was not kept in memory, for a transaction had ended since";
     StaleAttributesRefused: "attributes that were read before a commit came too late to be shown";
     StaleMachineRefused: "attributes that were read before another machine came and went made no machine";

@@ -106,7 +106,7 @@ pub(crate) fn read(file: &impl AsRawFd, range: Range<u64>) -> Option<Result<Byte
         let padding = memory.as_ptr().align_offset(ALIGN);
         // SAFETY: there is room for `len` bytes behind the padding.
         let target = unsafe { memory.as_mut_ptr().add(padding) };
-        // A number of its own: `file` may be closed before the kernel is done.
+        // The kernel holds the file open until it is done.
         let entry = opcode::Read::new(Fd(file.as_raw_fd()), target, len as u32).offset(start).build();
         let (result, held) = ring.run(entry, Held::Memory(memory))?;
         let Held::Memory(mut memory) = held else { return None };

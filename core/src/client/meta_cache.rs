@@ -8,7 +8,8 @@
 //! the key at once, of which the order is not known here. What a snapshot showed is kept only if no transaction that wrote
 //! the key has ended since before the snapshot was taken.
 //!
-//! A read is answered from here with all its keys or not at all: each was current when the last of them was looked up.
+//! A read is answered from here with all its keys or not at all: each was current when the last of them was looked up. A
+//! transaction is told what is here, and validates it as what it reads itself.
 //!
 //! Invariants
 //! - Of a key that is not being written, the value kept is that of the newest transaction.
@@ -381,7 +382,15 @@ struct Telling<'a, 'b> {
 
 impl Read for Telling<'_, '_> {
     fn get(&mut self, key: &[u8]) -> Result<Found, KvError> {
-        self.txn.get(key)
+        // What this transaction writes is not there.
+        let known = if keys::is_cached(key) { lock(self.write.cache.shard(key)).kept.get(key) } else { None };
+        match known {
+            Some(known) => {
+                reached(Mark::MetaKnownToTxn);
+                self.txn.get_known(key, known)
+            }
+            None => self.txn.get(key),
+        }
     }
 
     fn scan(&mut self, start: &[u8], end: &[u8], limit: usize) -> Result<Pairs, KvError> {

@@ -228,6 +228,14 @@ impl Read for MemTxn<'_> {
 }
 
 impl Txn for MemTxn<'_> {
+    fn get_known(&mut self, key: &[u8], known: Option<Bytes>) -> Result<Option<Bytes>, KvError> {
+        let value = self.get(key)?;
+        if !self.writes.contains_key(key) && !self.kv.changed_since(key, self.snapshot) {
+            assert_eq!(value, known, "what is known of {key:?} is not what is stored");
+        }
+        Ok(value)
+    }
+
     fn put(&mut self, key: &[u8], value: &[u8]) {
         self.writes.insert(Bytes::copy_from_slice(key), Some(Bytes::copy_from_slice(value)));
     }

@@ -41,6 +41,12 @@ pub trait Read {
 
 /// Reads and writes of one transaction.
 pub trait Txn: Read {
+    /// As `get`. `known` is what the newest commit had left of the key when somebody looked, after this transaction began: a
+    /// store that can tell whether that is still so need not look itself.
+    fn get_known(&mut self, key: &[u8], known: Option<Bytes>) -> Result<Option<Bytes>, KvError> {
+        drop(known);
+        self.get(key)
+    }
     /// Sets `key`.
     fn put(&mut self, key: &[u8], value: &[u8]);
     /// Removes `key`; nothing happens if it is absent.

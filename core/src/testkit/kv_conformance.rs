@@ -327,7 +327,36 @@ pub async fn nested_conflicts<M: MetaStore>(store: &M) {
             );
         }
     }
+    what_was_known_is_not_taken_for_what_is_there(store).await;
     snapshot_outlives_a_commit(store).await;
+}
+
+/// What somebody knew of a key before another transaction wrote it.
+async fn what_was_known_is_not_taken_for_what_is_there<M: MetaStore>(store: &M) {
+    let set = |value: &'static [u8]| {
+        move |txn: &mut dyn Txn| {
+            txn.put(b"n/k", value);
+            Ok(())
+        }
+    };
+    for known_before in [true, false] {
+        write(store, set(b"old")).await;
+        let runs = AtomicU32::new(0);
+        write(store, |txn| {
+            let first = runs.fetch_add(1, Ordering::Relaxed) == 0;
+            let known = Some(Bytes::from_static(if first { b"old" } else { b"new" }));
+            let found = if first && known_before { Some(txn.get_known(b"n/k", known.clone())?) } else { None };
+            if first {
+                ready(store.write(set(b"new"))).expect("the second transaction");
+            }
+            let found = found.map_or_else(|| txn.get_known(b"n/k", known), Ok)?;
+            txn.put(b"n/copy", &found.unwrap_or_default());
+            Ok(())
+        })
+        .await;
+        let copy = read(store, |read| Ok(read.get(b"n/copy")?)).await;
+        assert_eq!(copy.as_deref(), Some(&b"new"[..]), "known before the other transaction: {known_before}");
+    }
 }
 
 async fn snapshot_outlives_a_commit<M: MetaStore>(store: &M) {

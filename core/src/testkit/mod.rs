@@ -141,6 +141,11 @@ impl Read for MissingTxn<'_> {
 }
 
 impl Txn for MissingTxn<'_> {
+    fn get_known(&mut self, key: &[u8], known: Option<Bytes>) -> Result<Option<Bytes>, KvError> {
+        // Known or not, it is tracked.
+        self.txn.get_known(key, known)
+    }
+
     fn put(&mut self, key: &[u8], value: &[u8]) {
         self.own.insert(Bytes::copy_from_slice(key));
         self.txn.put(key, value);

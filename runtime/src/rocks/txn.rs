@@ -143,6 +143,16 @@ impl Read for WriteTxn<'_> {
 }
 
 impl Txn for WriteTxn<'_> {
+    fn get_known(&mut self, key: &[u8], known: Option<Bytes>) -> Result<Option<Bytes>, KvError> {
+        let stripe = Stripes::of(key);
+        // Somebody has looked after `time`: a commit that was not seen then is later than that, or still under way.
+        if !self.stale && self.stripes.written(stripe) <= self.time && !self.writes.contains_key(key) {
+            self.tracked.push(stripe);
+            return Ok(known);
+        }
+        self.get(key)
+    }
+
     fn put(&mut self, key: &[u8], value: &[u8]) {
         self.write(key, Some(value));
     }
