@@ -2,21 +2,23 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kiseki::env::TokioEnv;
 use kiseki::objects::{Access, Objects, Place};
-use kiseki::rocks::{OpenMode, RocksMeta};
+use kiseki::rocks::{OpenError, OpenMode, RocksMeta};
 use kiseki_core::client::{Caller, Client, OpenFlags, Options, load_volume};
 use kiseki_core::env::MetaStore;
 use kiseki_core::kv::{OpResult, Txn};
 use kiseki_core::types::{FileType, Ino};
+use rustix::fs::{FlockOperation, flock};
 use tempfile::TempDir;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Handle, Runtime};
 
 /// Name of the volumes made here.
 pub const NAME: &str = "test-volume";
@@ -126,10 +128,32 @@ impl World {
         kiseki(&[&["format", &meta, NAME, "--storage", "file", "--bucket", &bucket], more].concat())
     }
 
+    /// The metadata store of the unmounted volume. A process that another test is just starting has copies of this one's
+    /// files until it is another program, and with them holds the lock of a store that was closed: flock(2) tells when that
+    /// is over.
+    fn open_meta(&self, handle: &Handle) -> RocksMeta {
+        let path = self.path("meta");
+        let open = || RocksMeta::open(&path, OpenMode::Existing, handle.clone());
+        match open() {
+            Err(OpenError::Locked(_)) => {
+                let lock = File::open(path.join("kiseki.lock")).expect("the store's lock");
+                let (free, freed) = mpsc::channel();
+                std::thread::spawn(move || {
+                    let locked = flock(&lock, FlockOperation::LockExclusive);
+                    drop(lock);
+                    free.send(locked)
+                });
+                freed.recv_timeout(PATIENCE).expect("the store is let go of").expect("a lock");
+                open().expect("opens")
+            }
+            opened => opened.expect("opens"),
+        }
+    }
+
     /// Runs `op` in a transaction on the unmounted volume.
     pub fn change<T: Send>(&self, op: impl Fn(&mut dyn Txn) -> OpResult<T> + Send + Sync) -> T {
         let runtime = runtime();
-        let meta = RocksMeta::open(&self.path("meta"), OpenMode::Existing, runtime.handle().clone()).expect("opens");
+        let meta = self.open_meta(runtime.handle());
         let committed = runtime.block_on(meta.write(op)).expect("commits");
         meta.close().expect("closes");
         committed.value
@@ -139,7 +163,7 @@ impl World {
     pub fn with_client<T, F: Future<Output = T>>(&self, work: impl FnOnce(Client<TokioEnv>) -> F) -> T {
         let runtime = runtime();
         let handle = runtime.handle().clone();
-        let meta = RocksMeta::open(&self.path("meta"), OpenMode::Existing, handle.clone()).expect("opens");
+        let meta = self.open_meta(&handle);
         let meta = Arc::new(meta);
         let timeout = Duration::from_secs(60);
         let bucket = self.path("bucket");
