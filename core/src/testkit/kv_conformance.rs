@@ -328,7 +328,44 @@ pub async fn nested_conflicts<M: MetaStore>(store: &M) {
         }
     }
     what_was_known_is_not_taken_for_what_is_there(store).await;
+    a_transaction_sees_one_moment(store).await;
     snapshot_outlives_a_commit(store).await;
+}
+
+/// A second transaction adds a key and counts it, before one of the first one's reads. What the first returns, and writes,
+/// is of one moment, whether it was run again or not.
+async fn a_transaction_sees_one_moment<M: MetaStore>(store: &M) {
+    let add = |txn: &mut dyn Txn| {
+        let count = number(txn.as_read(), b"n/count")? + 1;
+        txn.put(b"n/count", &count.to_be_bytes());
+        txn.put(&[b"n/m/".as_slice(), &count.to_be_bytes()].concat(), b"");
+        Ok(())
+    };
+    for (writes, reads) in [(true, "gs"), (false, "gs"), (true, "sg"), (false, "sg"), (true, "ss"), (false, "ss")] {
+        for before in 0..2 {
+            let runs = AtomicU32::new(0);
+            let seen = write(store, |txn| {
+                let first = runs.fetch_add(1, Ordering::Relaxed) == 0;
+                let mut seen = Vec::new();
+                for (at, read) in reads.chars().enumerate() {
+                    if first && at == before {
+                        ready(store.write(add)).expect("the second transaction");
+                    }
+                    seen.push(match read {
+                        'g' => number(txn.as_read(), b"n/count")?,
+                        _ => keys_in(txn.as_read(), b"n/m/", b"n/m0", 1000)?.len() as u64,
+                    });
+                }
+                if writes {
+                    txn.put(b"n/seen", b"");
+                }
+                Ok(seen)
+            })
+            .await
+            .value;
+            assert_eq!(seen[0], seen[1], "reads {reads}, a commit before read {before}; it writes: {writes}");
+        }
+    }
 }
 
 /// What somebody knew of a key before another transaction wrote it.

@@ -4,13 +4,13 @@
 //! (`rocks`), what was written when (`stripes`).
 //!
 //! Invariants
-//! - All gets of one operation see one moment, and its own writes; so do all reads of one that only reads.
-//! - Every `get`, `put` and `delete` is tracked from the moment at which the transaction began; scans are not. One that
-//!   scans sees the moment of the scan, which is never before that of a get whose key it is consistent with: what it gets
-//!   later than that was not written in between, or the operation is run again.
+//! - All reads of an operation whose outcome counts see one moment, and its own writes. If it scans, that is the snapshot of
+//!   its first scan: what it got before was not written until then, nor what it gets after, or it is run again.
+//! - Every `get`, `put` and `delete` is tracked from before that moment to the commit; scans are not.
 //! - A transaction that wrote nothing commits nothing.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use bytes::Bytes;
 use kiseki_core::kv::{KvError, Pairs, Read, Txn};
@@ -29,7 +29,7 @@ pub(super) struct WriteTxn<'db> {
     tracked: Vec<u32>,
     /// Values to be set, and keys to be removed.
     writes: BTreeMap<Bytes, Option<Bytes>>,
-    scanned: bool,
+    scans: SnapshotRead<'db>,
     /// What it has read was never there all at once.
     stale: bool,
 }
@@ -47,13 +47,13 @@ pub(super) enum Commit {
 impl<'db> WriteTxn<'db> {
     pub(super) fn begin(db: &'db Db, stripes: &'db Stripes) -> Self {
         let (tracked, writes) = (Vec::with_capacity(16), BTreeMap::new());
-        Self { db, stripes, time: stripes.now(), tracked, writes, scanned: false, stale: false }
+        Self { db, stripes, time: stripes.now(), tracked, writes, scans: SnapshotRead::new(db), stale: false }
     }
 
     /// What it has read was there at one moment, so that what the operation has made of it is an answer.
     pub(super) fn holds(&self) -> bool {
         // Gets are compared when they come; a scan has seen what was there a moment later.
-        !self.stale && (!self.scanned || self.stripes.lock(&[]).allow(&self.tracked, self.time))
+        !self.stale && (!self.scans.has_begun() || self.stripes.lock(&[]).allow(&self.tracked, self.time))
     }
 
     pub(super) fn commit(self, options: &WriteOptions) -> Commit {
@@ -98,7 +98,7 @@ impl<'db> WriteTxn<'db> {
     /// Goes on at this moment, if what was read is still so. What a scan has shown is not known to be.
     fn advance(&mut self) -> bool {
         let now = self.stripes.now();
-        let still = !self.stale && !self.scanned && self.stripes.lock(&[]).allow(&self.tracked, self.time);
+        let still = !self.stale && !self.scans.has_begun() && self.stripes.lock(&[]).allow(&self.tracked, self.time);
         if still {
             self.time = now;
         }
@@ -135,10 +135,8 @@ impl Read for WriteTxn<'_> {
         if start >= end || limit == 0 {
             return Ok(Pairs::new());
         }
-        self.scanned = true;
-        let mut iterator = self.db.raw_iterator_opt(bounded(start, end, limit));
-        let own = (std::ops::Bound::Included(start), std::ops::Bound::Excluded(end));
-        collect(&mut iterator, self.writes.range::<[u8], _>(own), start, limit)
+        let own = self.writes.range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)));
+        self.scans.scan_below(own, start, end, limit)
     }
 }
 
@@ -166,7 +164,7 @@ impl Txn for WriteTxn<'_> {
     }
 }
 
-/// Reads without tracking.
+/// Reads of one snapshot, without tracking.
 pub(super) struct SnapshotRead<'db> {
     db: &'db Db,
     /// Made by the first read.
@@ -176,6 +174,22 @@ pub(super) struct SnapshotRead<'db> {
 impl<'db> SnapshotRead<'db> {
     pub(super) fn new(db: &'db Db) -> Self {
         Self { db, at: None }
+    }
+
+    fn has_begun(&self) -> bool {
+        self.at.is_some()
+    }
+
+    /// A scan with `own` writes over it.
+    fn scan_below<'a>(
+        &mut self,
+        own: impl Iterator<Item = (&'a Bytes, &'a Option<Bytes>)>,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+    ) -> Result<Pairs, KvError> {
+        let (snapshot, _) = self.at();
+        collect(&mut snapshot.raw_iterator_opt(bounded(start, end, limit)), own, start, limit)
     }
 
     fn at(&mut self) -> &(SnapshotWithThreadMode<'db, Db>, ReadOptions) {
@@ -200,8 +214,7 @@ impl Read for SnapshotRead<'_> {
         if start >= end || limit == 0 {
             return Ok(Pairs::new());
         }
-        let (snapshot, _) = self.at();
-        collect(&mut snapshot.raw_iterator_opt(bounded(start, end, limit)), std::iter::empty(), start, limit)
+        self.scan_below(std::iter::empty(), start, end, limit)
     }
 }
 
