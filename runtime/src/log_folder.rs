@@ -200,11 +200,9 @@ impl LogFolder {
 
     /// Closes segments without a name, the oldest first, until the disk has enough space for others.
     pub fn make_room(&self) {
-        while self.0.is_short_of_space() {
+        while !self.0.detached().is_empty() && self.0.is_short_of_space() {
             let oldest = self.0.detached().pop_first();
-            if oldest.is_none() {
-                return;
-            }
+            drop(oldest);
         }
     }
 

@@ -7,6 +7,7 @@ use kiseki_core::env::{Env, ObjectStore};
 use kiseki_core::testkit::{disk_conformance, store_conformance};
 
 mod logged;
+mod volume;
 
 use logged::{executor, open_folder, stores, wait, with_log};
 

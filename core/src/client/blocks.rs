@@ -20,7 +20,7 @@ use super::std;
 use super::upkeep::Guard;
 use super::wait::{Flight, flight, join_all, lock, timeout};
 use crate::env::{Env, ObjectStore, StoreError};
-use crate::format::block::{BlockError, Head, decode_head, head_len, object_key, object_len, verify_object};
+use crate::format::block::{BlockError, Head, decode_head, head_len, object_key, object_len, split_object};
 use crate::format::values::Volume;
 use crate::marks::{Mark, reached, reached_if};
 use crate::planted::{self, Bug};
@@ -28,7 +28,7 @@ use crate::store::cache::{CacheShard, shard_of};
 use crate::types::{BlockId, SliceId, VolumeId};
 
 const SHARDS: usize = 16;
-/// Heads of blocks that each shard keeps: with 16 of them those of 8 GiB in full blocks, in 1.2 MiB.
+/// Heads of blocks that each shard keeps: with 16 of them those of 8 GiB in full blocks, in 4.3 MiB.
 const HEADS_MAX: usize = 128;
 /// Bytes fetched ahead and not in the cache yet, at most: four blocks of 4 MiB for each of four readers.
 const AHEAD_MAX: u64 = 64 << 20;
@@ -125,7 +125,12 @@ impl<E: Env> Blocks<E> {
 
     /// Keeps the head of a block that was just stored, if parts of it may be asked for.
     pub(super) fn note_head(&self, id: BlockId, head: &[u8]) {
-        self.0.note_head(id, head);
+        let inner = &self.0;
+        if id.len > inner.whole_max
+            && let Ok(head) = decode_head(inner.volume, id, inner.frame_size, head)
+        {
+            lock(inner.shard(id)).keep_head(id, Arc::new(head));
+        }
     }
 
     /// Bytes cached.
@@ -175,14 +180,6 @@ impl<E: Env> Inner<E> {
         &self.shards[shard_of(id.slice, id.index, self.shards.len())]
     }
 
-    fn note_head(&self, id: BlockId, head: &[u8]) {
-        if id.len > self.whole_max
-            && let Ok(head) = decode_head(self.volume, id, self.frame_size, head)
-        {
-            lock(self.shard(id)).keep_head(id, Arc::new(head));
-        }
-    }
-
     async fn whole(&self, id: BlockId) -> Result<Bytes, Unreadable> {
         let key = (id.slice, id.index);
         loop {
@@ -228,8 +225,11 @@ impl<E: Env> Inner<E> {
                 let payload = object.slice(head_len(self.frame_size, id.len) as usize..);
                 lock(self.shard(id)).cache.insert(id.slice, id.index, payload);
             }
-            let payload = verify_object(self.volume, id, self.frame_size, &object).map_err(Fault::Damaged)?;
-            self.note_head(id, &object);
+            let split = split_object(self.volume, id, self.frame_size, &object);
+            let (head, payload) = split.map_err(Fault::Damaged)?;
+            if id.len > self.whole_max {
+                lock(self.shard(id)).keep_head(id, Arc::new(head));
+            }
             Ok(payload)
         })
         .await

@@ -30,8 +30,10 @@ use crate::planted::{self, Bug};
 use crate::store::log::{Backlog, BytesAt, Log, Lost, Pace, Place, Slot};
 use crate::types::Timestamp;
 
+use self::barrier::Round;
 use self::packs::Packs;
 
+mod barrier;
 #[cfg(test)]
 mod fake;
 mod open;
@@ -94,8 +96,6 @@ impl Default for LogOptions {
     }
 }
 
-/// A sync that fails is tried again with new segments; then what it was for goes to the real store.
-const SYNC_TRIES: u32 = 3;
 /// A record that cannot be written is tried again in another segment so often.
 const WRITE_TRIES: u32 = 2;
 
@@ -198,16 +198,6 @@ struct State {
     /// The metadata store has failed when it was to be told of a pack: the next mount goes on.
     untold: bool,
     broken: bool,
-}
-
-/// Rounds of the barrier: each covers what came before it began, and one runs at a time.
-#[derive(Default)]
-struct Round {
-    running: bool,
-    begun: u64,
-    /// Highest that has succeeded, and that has failed.
-    done: u64,
-    failed: u64,
 }
 
 /// Why the log did not take a record.
@@ -384,15 +374,13 @@ impl<E: Env, D: Disk> Inner<E, D> {
         let mut last = None;
         loop {
             self.env.pause().await;
-            let (found, kept) = {
+            let found = {
                 let mut state = lock(&staging.state);
                 state.log.note_use(self.env.now());
-                (state.log.find(key), kept.then(|| state.log.find_kept(key, &range)).flatten())
+                state.log.find(key)
             };
             let Some((place, len)) = found else {
-                if let Some((segment, at)) = kept
-                    && let Some(bytes) = self.read_kept(staging, key, segment, at).await
-                {
+                if kept && let Some(bytes) = self.read_kept(staging, key, &range).await {
                     return Ok(bytes);
                 }
                 return self.stored(key, range).await;
@@ -417,7 +405,8 @@ impl<E: Env, D: Disk> Inner<E, D> {
     }
 
     /// Reads an object that the store has, too. `None`: the store is to be asked.
-    async fn read_kept(&self, staging: &Staging<D>, key: &str, segment: u64, at: Range<u64>) -> Option<Bytes> {
+    async fn read_kept(&self, staging: &Staging<D>, key: &str, range: &Range<u64>) -> Option<Bytes> {
+        let (segment, at) = lock(&staging.state).log.find_kept(key, range)?;
         match staging.disk.read(segment, at).await {
             Ok(bytes) => {
                 reached(Mark::LogKeptRead);
@@ -516,136 +505,6 @@ impl<E: Env, D: Disk> Inner<E, D> {
         reached_if(Mark::LogSegments, || head.number > 1);
         making.made = true;
         Ok(())
-    }
-
-    // ---- durability
-
-    /// Waits for a round of the barrier that begins after this call, unless there is nothing to cover.
-    async fn covered(self: &Arc<Self>, staging: &Staging<D>) -> Answer {
-        self.env.pause().await;
-        let wanted = {
-            let state = lock(&staging.state);
-            let nothing = state.log.synced() == state.log.written()
-                && state.lost.is_empty()
-                && state.settled == state.direct
-                && !state.round.running;
-            if nothing {
-                return Ok(());
-            }
-            state.round.begun + 1
-        };
-        loop {
-            let changed = staging.changed.listen();
-            {
-                let mut state = lock(&staging.state);
-                if wanted <= state.round.done {
-                    return Ok(());
-                }
-                if wanted <= state.round.failed {
-                    return Err(StoreError::Retry);
-                }
-                if !state.round.running {
-                    state.round.running = true;
-                    state.round.begun += 1;
-                    let inner = self.clone();
-                    self.env.spawn(async move { inner.run_round().await });
-                }
-            }
-            changed.await;
-        }
-    }
-
-    async fn run_round(self: Arc<Self>) {
-        let staging = self.staging();
-        self.env.pause().await;
-        let answer = self.cover_all(staging).await;
-        self.env.pause().await;
-        {
-            let mut state = lock(&staging.state);
-            let round = &mut state.round;
-            round.running = false;
-            match answer {
-                Ok(()) => round.done = round.begun,
-                Err(_) => round.failed = round.begun,
-            }
-        }
-        staging.changed.notify_all();
-    }
-
-    async fn cover_all(&self, staging: &Staging<D>) -> Answer {
-        let mut stored = Vec::new();
-        for attempt in 0..SYNC_TRIES {
-            let lost = core::mem::take(&mut lock(&staging.state).lost);
-            for lost in lost {
-                // The last attempt leaves the log alone.
-                let again = attempt + 1 < SYNC_TRIES && staging.options.mode == LogMode::Back;
-                if !self.restore(staging, &lost, again, &mut stored).await {
-                    lock(&staging.state).lost.push(lost);
-                }
-            }
-            if self.sync(staging).await {
-                break;
-            }
-            reached(Mark::LogSyncFailed);
-        }
-        if !lock(&staging.state).lost.is_empty() {
-            return Err(StoreError::Retry);
-        }
-        let direct = {
-            let state = lock(&staging.state);
-            (state.settled < state.direct).then_some(state.direct)
-        };
-        if let Some(direct) = direct.filter(|_| !planted::is(Bug::DirectUncovered)) {
-            self.env.objects().barrier().await?;
-            let mut state = lock(&staging.state);
-            state.settled = direct;
-            stored.iter().for_each(|key: &String| state.log.handle_stored(key));
-        }
-        Ok(())
-    }
-
-    /// Syncs what was written. False: it failed, and what it was for is among the lost.
-    async fn sync(&self, staging: &Staging<D>) -> bool {
-        let Some(plan) = lock(&staging.state).log.plan_sync() else { return true };
-        let mut done = true;
-        for segment in &plan.segments {
-            if planted::is(Bug::LogAckBeforeSync) {
-                break;
-            }
-            if let Err(error) = staging.disk.sync(*segment).await {
-                tracing::warn!(segment, %error, "the write-back log could not be synced; it is written again");
-                done = false;
-            }
-        }
-        self.env.pause().await;
-        let mut state = lock(&staging.state);
-        if done || planted::is(Bug::LogSyncFailedAccepted) {
-            state.log.handle_synced(&plan);
-            return true;
-        }
-        let lost = state.log.handle_sync_failed(&plan);
-        state.lost.extend(lost);
-        false
-    }
-
-    /// Stores again what a failed sync may have lost; `again`: in the log.
-    async fn restore(&self, staging: &Staging<D>, lost: &Lost, again: bool, stored: &mut Vec<String>) -> bool {
-        match lost {
-            Lost::Put(key, body) => {
-                // Deleted meanwhile, or put into the store.
-                if !lock(&staging.state).log.is_lost(key) {
-                    return true;
-                }
-                if again && self.stage(staging, Kind::Put, key, body).await.is_ok() {
-                    return true;
-                }
-                reached(Mark::LogLostGoesToStore);
-                let put = self.put_directly(key, body.clone()).await;
-                stored.extend(put.is_ok().then(|| key.clone()));
-                put.is_ok()
-            }
-            Lost::Delete(key) => self.stage(staging, Kind::Delete, key, &[]).await.is_ok(),
-        }
     }
 
     // ---- deletion

@@ -19,10 +19,11 @@ use super::Shared;
 use super::std::sync::Mutex;
 use super::wait::{Notify, lock, timeout};
 use crate::env::Env;
+use crate::errno::Errno;
 use crate::marks::{Mark, reached, reached_if};
 use crate::meta;
 use crate::planted::{self, Bug};
-use crate::types::Ino;
+use crate::types::{Ino, SliceId};
 
 /// How long an orphan waits for others, and how many go in one transaction at most.
 const DELAY: Duration = Duration::from_millis(10);
@@ -77,25 +78,10 @@ impl<E: Env> Shared<E> {
         let queue = mem::take(&mut *lock(&self.orphans.queue));
         for inos in queue.chunks(BATCH) {
             let _reaping = Reaping { shared: self.clone(), count: inos.len() as u64 };
-            inos.iter().for_each(|ino| self.accesses.forget(*ino));
-            self.space.begin();
-            let reaped = self
-                .mutate(|txn, ctx| {
-                    inos.iter().try_fold(0, |freed, ino| Ok(freed + meta::remove::reap(txn, ctx, *ino, &[])?))
-                })
-                .await;
-            self.space.end(-reaped.map_or(0, |freed| freed as i64));
-            match reaped {
-                Ok(_) => {
-                    reached(Mark::OrphanReaped);
-                    reached_if(Mark::OrphansReapedTogether, || inos.len() > 1);
-                    self.collector.kick();
-                }
-                // One that is damaged keeps none of the others; what was removed after all is left alone.
-                Err(_) => {
-                    for ino in inos {
-                        self.clone().reap_now(*ino).await;
-                    }
+            // One that is damaged keeps none of the others; what was removed after all is left alone.
+            if self.remove(inos, &[]).await.is_err() {
+                for ino in inos {
+                    self.clone().reap_now(*ino).await;
                 }
             }
         }
@@ -156,21 +142,28 @@ impl<E: Env> Shared<E> {
             cell.changed.notify_all();
             self.files.retire(&cell);
         }
-        self.accesses.forget(ino);
-        self.space.begin();
-        let reaped = self.mutate(|txn, ctx| meta::remove::reap(txn, ctx, ino, &given_up)).await;
-        self.space.end(-reaped.map_or(0, |freed| freed as i64));
-        match reaped {
-            Ok(_) => {
-                reached(Mark::OrphanReaped);
-                self.collector.kick();
-            }
-            Err(errno) => {
-                // The next mount finds the orphan, and the objects under the leases of this session.
-                self.unsure.store(true, Ordering::Release);
-                tracing::warn!(ino = ino.0, ?errno, "an unlinked inode could not be removed; the next mount will");
-            }
+        if let Err(errno) = self.remove(&[ino], &given_up).await {
+            // The next mount finds the orphan, and the objects under the leases of this session.
+            self.unsure.store(true, Ordering::Release);
+            tracing::warn!(ino = ino.0, ?errno, "an unlinked inode could not be removed; the next mount will");
         }
+    }
+
+    /// Removes inodes, and has the slices deleted that they had `given_up`, in one transaction.
+    async fn remove(&self, inos: &[Ino], given_up: &[(SliceId, u32)]) -> Result<(), Errno> {
+        inos.iter().for_each(|ino| self.accesses.forget(*ino));
+        self.space.begin();
+        let removed = self
+            .mutate(|txn, ctx| {
+                inos.iter().try_fold(0, |freed, ino| Ok(freed + meta::remove::reap(txn, ctx, *ino, given_up)?))
+            })
+            .await;
+        self.space.end(-removed.map_or(0, |freed| freed as i64));
+        removed?;
+        reached(Mark::OrphanReaped);
+        reached_if(Mark::OrphansReapedTogether, || inos.len() > 1);
+        self.collector.kick();
+        Ok(())
     }
 
     /// Removes all orphans: the kernel is gone and holds none of them open.

@@ -301,13 +301,23 @@ impl Head {
 
 /// Verifies a whole object and returns its payload, a part of the same memory.
 pub fn verify_object(volume: VolumeId, id: BlockId, frame_size: u32, object: &Bytes) -> Result<Bytes, BlockError> {
+    split_object(volume, id, frame_size, object).map(|(_, payload)| payload)
+}
+
+/// As `verify_object`; also its head.
+pub fn split_object(
+    volume: VolumeId,
+    id: BlockId,
+    frame_size: u32,
+    object: &Bytes,
+) -> Result<(Head, Bytes), BlockError> {
     let head = decode_head(volume, id, frame_size, object)?;
     if object.len() as u64 != object_len(frame_size, id.len) {
         return Err(BlockError::Length);
     }
     let payload = object.slice(head.head_len() as usize..);
     head.verify(0, &payload)?;
-    Ok(payload)
+    Ok((head, payload))
 }
 
 /// Contents of the marker object: one line of text that a person can read.

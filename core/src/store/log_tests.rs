@@ -263,7 +263,6 @@ fn settle(log: &mut Log, key: &str) {
 #[test]
 fn what_the_store_has_is_found_where_it_was_as_long_as_that_can_be_read() {
     let mut log = log();
-    log.set_kept(true);
     for key in ["a", "b", "gone", "wrong"] {
         stage(&mut log, key);
         settle(&mut log, key);
@@ -300,7 +299,6 @@ fn what_the_store_has_is_found_where_it_was_as_long_as_that_can_be_read() {
 #[test]
 fn segments_without_a_name_make_room_for_records() {
     let mut log = Log::new(VolumeId([1; 16]), 1, 10_000, 40_000);
-    log.set_kept(true);
     let mut released = 0;
     for number in 0..1000 {
         let key = format!("{number}");

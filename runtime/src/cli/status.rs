@@ -29,8 +29,9 @@ Keys of --json:
                         or through), log, store
   mount.log             the write-back log: null, or folder, takes_writes, objects and bytes (not in the object store
                         yet), oldest_secs (of these; those of earlier mounts count from the start of this one), size
-                        (of its files), kept (bytes of files without a name, to be read), size_max, broken (its disk failed, objects go to the store directly), error
-                        (null, or what it failed with), damaged (places that are not readable any more)
+                        (of its files), kept (bytes of files without a name, to be read), size_max, broken (its disk
+                        failed, objects go to the store directly), error (null, or what it failed with), damaged (places
+                        that are not readable any more)
   mount.store           place (where this mount reaches it), ok, error (null, or why its last request failed),
                         failing_secs (null, or for how long), max_uploads; counted since the mount: puts, put_bytes,
                         gets, got_bytes, deletes, lists; of these failures; of these throttled (too many at once)

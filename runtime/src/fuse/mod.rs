@@ -4,8 +4,9 @@
 //! a request runs. Leaves to others: what every operation means (`kiseki_core::client`), the mount itself (`mount`).
 //!
 //! Invariants
-//! - No request blocks a FUSE thread on the object store, but for moments (`brief`): it is a future that is polled once on
-//!   the thread that read it; if it is ready the reply goes out there, else the future and its reply move to the executor.
+//! - No request blocks a FUSE thread on the object store, but for moments (`brief`): it is a future that is polled on the
+//!   thread that read it; if it is ready the reply goes out there, else the future and its reply move to the executor when
+//!   it is woken.
 //! - Every lookup that a reply gives to the kernel is counted by the client: entries by the call that made them, those
 //!   of a listing by `remember`, `.` and `..` and names that do not exist not at all.
 

@@ -2,11 +2,10 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 
-use std::fs::File;
 use std::future::Future;
 use std::path::Path;
 use std::pin::pin;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
@@ -20,7 +19,6 @@ use kiseki_core::env::{Env, MetaStore};
 use kiseki_core::format::values::{VOLUME_VERSION_PLAIN, Volume};
 use kiseki_core::meta::{self, OpCtx};
 use kiseki_core::types::{Geometry, Timestamp, VolumeId};
-use rustix::fs::{FlockOperation, flock};
 use tokio::runtime::Runtime;
 
 struct Unpark(Thread);
@@ -88,19 +86,12 @@ pub fn with_log(env: TokioEnv, root: &Path, runtime: &Runtime) -> World {
     opened.env
 }
 
-/// Tasks of the one before, which has ended, may hold the folder for a moment: flock(2) tells when they have let go of it.
+/// Also if tasks of the one before, which has ended, hold the folder for a moment.
 pub fn open_folder(path: &Path, runtime: &Runtime) -> LogFolder {
     let open = || LogFolder::open(path, FolderAccess::Create, runtime.handle().clone());
     match open() {
         Err(LogFolderError::InUse(_)) => {
-            let lock = File::open(path.join("lock")).expect("the folder's lock");
-            let (free, freed) = mpsc::channel();
-            thread::spawn(move || {
-                let locked = flock(&lock, FlockOperation::LockExclusive);
-                drop(lock);
-                free.send(locked)
-            });
-            freed.recv_timeout(Duration::from_secs(30)).expect("the folder is let go of").expect("a lock");
+            crate::volume::wait_until_free(&path.join("lock"));
             open().expect("the log's folder")
         }
         opened => opened.expect("the log's folder"),

@@ -43,6 +43,20 @@ pub fn within(patience: Duration, what: &str, mut condition: impl FnMut() -> boo
     }
 }
 
+/// Waits until nobody holds this file's lock, for half a minute at most: flock(2) tells when. Tasks of a mount that has ended may
+/// hold it for a moment; or a process that another test is just starting, which has copies of this one's files until it is
+/// another program.
+pub fn wait_until_free(lock: &Path) {
+    let lock = File::open(lock).expect("the lock's file");
+    let (free, freed) = mpsc::channel();
+    std::thread::spawn(move || {
+        let locked = flock(&lock, FlockOperation::LockExclusive);
+        drop(lock);
+        free.send(locked)
+    });
+    freed.recv_timeout(Duration::from_secs(30)).expect("it is let go of").expect("a lock");
+}
+
 /// One run of the command.
 #[derive(Debug)]
 pub struct Ran {
@@ -128,22 +142,13 @@ impl World {
         kiseki(&[&["format", &meta, NAME, "--storage", "file", "--bucket", &bucket], more].concat())
     }
 
-    /// The metadata store of the unmounted volume. A process that another test is just starting has copies of this one's
-    /// files until it is another program, and with them holds the lock of a store that was closed: flock(2) tells when that
-    /// is over.
+    /// The metadata store of the unmounted volume.
     fn open_meta(&self, handle: &Handle) -> RocksMeta {
         let path = self.path("meta");
         let open = || RocksMeta::open(&path, OpenMode::Existing, handle.clone());
         match open() {
             Err(OpenError::Locked(_)) => {
-                let lock = File::open(path.join("kiseki.lock")).expect("the store's lock");
-                let (free, freed) = mpsc::channel();
-                std::thread::spawn(move || {
-                    let locked = flock(&lock, FlockOperation::LockExclusive);
-                    drop(lock);
-                    free.send(locked)
-                });
-                freed.recv_timeout(PATIENCE).expect("the store is let go of").expect("a lock");
+                wait_until_free(&path.join("kiseki.lock"));
                 open().expect("opens")
             }
             opened => opened.expect("opens"),

@@ -188,12 +188,9 @@ impl<E: Env, D: Disk> Inner<E, D> {
     pub(super) async fn remove_segments(&self, staging: &Staging<D>, all: bool) -> bool {
         loop {
             self.release_segments(staging).await;
-            let (next, keeps) = {
-                let log = &lock(&staging.state).log;
-                (log.removable(all), log.keeps())
-            };
+            let next = lock(&staging.state).log.removable(all);
             let Some((number, damaged)) = next else { return true };
-            let keeps = keeps && !all && !damaged;
+            let keeps = staging.options.keep && !all && !damaged;
             let removed = match (damaged, keeps) {
                 (true, _) => staging.disk.set_aside(number).await,
                 (false, true) => staging.disk.detach(number).await,

@@ -38,8 +38,6 @@ struct Open {
 /// See above.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
-    /// Segments without a name are kept.
-    wanted: bool,
     segments: BTreeMap<u64, Open>,
     places: BTreeMap<String, Place>,
     bytes: u64,
@@ -81,16 +79,6 @@ impl Kept {
 }
 
 impl Log {
-    /// Segments that go are kept for reading while there is room.
-    pub fn set_kept(&mut self, wanted: bool) {
-        self.kept.wanted = wanted;
-    }
-
-    /// Whether a segment that goes is to be kept for reading.
-    pub fn keeps(&self) -> bool {
-        self.kept.wanted
-    }
-
     /// Bytes of segments that have no name any more.
     pub fn kept_bytes(&self) -> u64 {
         self.kept.bytes
