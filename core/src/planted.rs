@@ -64,7 +64,7 @@ bugs! {
     LogReadUnverified, 3, "what comes back from the disk of the write-back log is put as it is";
     LogDeleteUnrecorded, 6, "the write-back log does not say that an object was deleted";
     DeletedWhilePut, 6, "a staged object is deleted while it is put into the store";
-    LogUnlisted, 6, "a listing leaves out what is in the write-back log only";
+    LogUnlisted, 6, "a sweep knows nothing of what is in the write-back log only";
     CommitOutOfOrder, 2, "a batch that is ready does not wait for the one before it";
     PresenceForNumber, 2, "a commit counts as applied if its first slice is there, whatever the inode's number says";
     UnknownIsApplied, 2, "a commit without an answer counts as applied";

@@ -152,7 +152,7 @@ impl Knobs {
                 quiet_after: Duration::from_millis(one_of(&[0, 100, 300, 5000])),
                 burst: Duration::from_millis(one_of(&[0, 0, 500, 10_000])),
             },
-            upload_delay: Duration::from_millis(one_of(&[0, 0, 100, 5000])),
+            upload_delay: Duration::from_millis(one_of(&[0, 100, 5000, 100_000])),
             pack_below: one_of(&[0, 300, u64::from(block_size) / 2, u64::MAX]),
             pack_size: one_of(&[600, 3 * u64::from(block_size), 20_000]),
             pack_delay: Duration::from_millis(one_of(&[0, 20, 300, 3000])),

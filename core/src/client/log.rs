@@ -306,6 +306,11 @@ impl<E: Env, D: Disk> ObjectStore for LoggedObjects<E, D> {
         Ok(page)
     }
 
+    fn is_arriving(&self) -> bool {
+        let staging = self.0.staging.as_ref().filter(|_| !planted::is(Bug::LogUnlisted));
+        staging.is_some_and(|staging| lock(&staging.state).log.has_found()) || self.0.env.objects().is_arriving()
+    }
+
     fn distrust(&self, key: &str) {
         if let Some(staging) = &self.0.staging {
             let mut state = lock(&staging.state);

@@ -108,7 +108,8 @@ struct State {
     running: bool,
     /// Slice ids leased by ended sessions whose left-overs are yet to be collected.
     ended: Vec<Range<u64>>,
-    /// From when on listings show all that those sessions left.
+    /// From when on listings show all that those sessions left. What they left in the write-back log is put again, and a put
+    /// that fails may take effect later.
     settled_at: Duration,
     /// They were collected as far as listings showed before that.
     early: bool,
@@ -216,9 +217,13 @@ impl<E: Env> Collector<E> {
     async fn pass(&self, done: &mut Pass) -> Result<(), UpkeepError> {
         self.env.pause().await;
         let drained = self.drain_into(done).await;
+        let arriving = !lock(&self.state).ended.is_empty() && self.env.objects().is_arriving();
         let (ended, early, settled) = {
             let mut state = lock(&self.state);
             let once = planted::is(Bug::ListedOnce) || planted::is(Bug::ListCutShort);
+            if arriving {
+                state.settled_at = self.env.now() + SETTLE;
+            }
             let settled = self.env.now() >= state.settled_at || once;
             (mem::take(&mut state.ended), state.early, settled)
         };

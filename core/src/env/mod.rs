@@ -126,6 +126,10 @@ pub trait ObjectStore: Send + Sync + 'static {
     fn finish(&self) -> impl Future<Output = ()> + Send {
         async {}
     }
+    /// Whether objects that earlier mounts have put are still on their way to where a `list` of the store finds them for good.
+    fn is_arriving(&self) -> bool {
+        false
+    }
     /// What was given of the object is not what it should be: where there are several copies, another is to be taken from
     /// here on.
     fn distrust(&self, _key: &str) {}

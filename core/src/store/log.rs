@@ -273,6 +273,8 @@ pub struct Log {
     unsynced: BTreeMap<u64, (Kind, String, u64)>,
     frontier: Frontier,
     next_order: u64,
+    /// Records up to this one were found at the start.
+    found_to: u64,
     kept: Kept,
 }
 
@@ -303,6 +305,7 @@ impl Log {
             unsynced: BTreeMap::new(),
             frontier: Frontier::default(),
             next_order: 0,
+            found_to: 0,
             kept: Kept::default(),
         }
     }
@@ -368,6 +371,11 @@ impl Log {
     /// There is no segment that a later mount could find.
     pub fn is_empty(&self) -> bool {
         self.segments.is_empty() && !self.making
+    }
+
+    /// An object that was found at the start is neither in the store for good nor deleted.
+    pub fn has_found(&self) -> bool {
+        self.entries.values().any(|entry| entry.order <= self.found_to && entry.state != State::Settled)
     }
 
     /// No put into the store is under way.

@@ -218,6 +218,35 @@ fn a_mount_goes_on_with_what_another_one_left() {
     assert!(disk.numbers().is_empty());
 }
 
+/// A sweep of what an ended session left was over before an object of it was put again: that stayed for good.
+#[test]
+fn what_an_earlier_mount_has_left_arrives_until_it_is_stored() {
+    let world = World::mountable();
+    let disk = FakeDisk::new(&world, 1);
+    let options = || LogOptions { upload_delay: Duration::from_secs(3600), ..small() };
+    world.block_on(async {
+        let log = open(&world, &disk, options()).await;
+        log.objects().put("left", vec![Bytes::from_static(b"body")]).await.expect("a put");
+        log.objects().barrier().await.expect("a barrier");
+        assert!(!log.objects().is_arriving(), "it is this mount's own");
+    });
+    cut(&world, &disk);
+    world.block_on(async {
+        let log = open(&world, &disk, options()).await;
+        assert!(log.objects().is_arriving());
+        log.objects().put("own", vec![Bytes::from_static(b"body")]).await.expect("a put");
+        log.objects().delete("left").await.expect("a delete");
+        assert!(!log.objects().is_arriving());
+    });
+    cut(&world, &disk);
+    world.block_on(async {
+        let log = open(&world, &disk, options()).await;
+        assert!(log.objects().is_arriving());
+        log.drain().await;
+        assert!(!log.objects().is_arriving());
+    });
+}
+
 /// What a later mount would find in the log it would put again, when nobody knows any more whose it was.
 #[test]
 fn an_unmount_leaves_no_record_of_what_the_store_has() {

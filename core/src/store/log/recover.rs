@@ -96,6 +96,7 @@ impl Log {
                 Kind::Delete => self.end_delete(&record.key),
             }
         }
+        self.found_to = self.next_order;
         damage
     }
 
