@@ -26,6 +26,9 @@
 # operations, ten times over (three with --short), of which the figure is all operations over all their time. Short all the
 # same, on two cores of an AMD EPYC: ls_l, ten times 6 ms, and rand4k_warm, 3 ms, which is noise.
 #
+# plain_upload is what curl reaches with objects of 4 MiB, 16 at once, where the mounts put theirs: as many bytes as `kiseki
+# bench` writes into big files. What is drained is to reach 0.8 of it, the time of writing included.
+#
 # Needs root: the kernel's caches are dropped between phases. MinIO syncs the whole machine at every put, as it must to
 # survive a power cut (MINIO_FS_OSYNC).
 #
@@ -71,7 +74,7 @@ def digits($n): pow(10; $n) as $p | (. * $p | round) as $i
     | if $n == 0 then "\($i)" else "\($i / $p | floor).\("\($i % $p + $p)"[1:])" end;
 def figure: if . == null then "" elif . >= 100 then digits(0) elif . >= 10 then digits(1) else digits(2) end;
 def words: {write_big: "Write big file", read_big: "Read big file", write_small: "Write small file",
-    read_small: "Read small file", stat: "Stat file", write_long: "Write four times the buffer", untar: "Untar", git_clone: "git clone",
+    read_small: "Read small file", stat: "Stat file", write_long: "Write four times the buffer", plain_upload: "Upload 4 MiB objects with curl", untar: "Untar", git_clone: "git clone",
     cargo_build: "cargo build", sqlite_commits: "SQLite commits"}[.] // .;
 # The rows of one driver, one object for all systems: key, threads, unit, and the row of each system.
 def across($driver): [.rows[] | select(.driver == $driver)] | (map("\(.row) \(.account)") | to_entries
@@ -86,7 +89,11 @@ def targets: [["write_big", 0.75, "null"], ["read_big", 0.85, "lower"], ["write_
 # Rows that a store far away must not slow down to less than this part of the same store nearby.
 def unslowed: [["write_big", "write_small", "create_empty", "rename", "unlink", "append4k", "small4k_fsync", "append4k_fsync"], 0.8];
 # Of each row that has a target: what of what, how much it is, how much it must be.
-def judged: [across("jbench")[] | . as $row | .of as $of
+def judged: [(across("kiseki bench") | map(select(.row == "write_big" and .account == "drained" or .row == "plain_upload"))
+      | group_by(.threads)[] | (map(select(.row == "plain_upload").of) | first) as $plain | .[] | select(.account == "drained" and $plain) | .threads as $threads
+      | {row: "write_big drained", $threads, system: "minio", what: "plain upload", least: 0.8,
+          is: ([.of.minio.rounds, $plain.minio.rounds] | transpose | map(.[0] / .[1]) | median)}),
+    (across("jbench")[] | . as $row | .of as $of
     | def part($system; $base): [$of[$system].rounds, $base] | transpose | map(.[0] / .[1]) | median;
       def base($what): if $what == "lower" then [$of.local.rounds, $of.null.rounds] | transpose | map(min) else $of[$what].rounds end;
       (["kiseki", "minio"][] | select($of[.]) | . as $system
@@ -94,7 +101,7 @@ def judged: [across("jbench")[] | . as $row | .of as $of
           else targets[:9][] | select(.[0] == $row.row) | [.[0], 0.6, "null"] end
         | {row: $row.row, threads: $row.threads, system: $system, what: .[2], least: .[1], is: part($system; base(.[2]))}),
       (select($of.delayed and (unslowed[0] | index($row.row)))
-        | {row: $row.row, threads: $row.threads, system: "delayed", what: "minio", least: unslowed[1], is: part("delayed"; $of.minio.rounds)})];
+        | {row: $row.row, threads: $row.threads, system: "delayed", what: "minio", least: unslowed[1], is: part("delayed"; $of.minio.rounds)}))];
 JQ
 
 if [ -n "$table" ]; then
@@ -251,6 +258,30 @@ run_bench() {
         | map(tostring) | join("\t")' "$work/out" >>"$work/results"
 }
 
+# Requests of method $1 for the objects of a plain upload, 16 at once.
+plain_requests() {
+    {
+        printf 'aws-sigv4 = "aws:amz:us-east-1:s3"\nuser = "%s:%s"\n' "$KISEKI_ACCESS_KEY" "$KISEKI_SECRET_KEY"
+        printf 'header = "x-amz-content-sha256: UNSIGNED-PAYLOAD"\nrequest = "%s"\nno-progress-meter\nfail\nparallel\nparallel-max = 16\n' "$1"
+        for at in $(seq $((big / 4))); do
+            printf 'url = "%s/kiseki/plain/%s"\noutput = "/dev/null"\n' "$minio_url" "$at"
+            [ "$1" != PUT ] || printf 'upload-file = "%s"\n' "$work/4MiB"
+        done
+    } | curl --config - || die "curl cannot $1 objects"
+}
+
+# What a plain uploader reaches on MinIO: a row of `kiseki bench`, for $1 threads.
+run_plain_upload() {
+    local big=1024 start
+    [ -z "$short" ] || big=256
+    [ -s "$work/4MiB" ] || head -c 4M /dev/urandom >"$work/4MiB"
+    start=$EPOCHREALTIME
+    plain_requests PUT
+    awk -v threads="$1" -v big="$big" -v from="$start" -v to="$EPOCHREALTIME" \
+        'BEGIN { printf "kiseki bench\tminio\tplain_upload\tnull\t%s\t%.6g\tMiB/s\tnull\n", threads, big / (to - from) }' >>"$work/results"
+    plain_requests DELETE
+}
+
 # The rows of real programs, and of a file that the buffer does not hold.
 run_programs() {
     bash "$root/ci/bench/programs.sh" run "$work/material" "$work/on/$1" >"$work/out" || { log_of "$1"; die "a program failed on $1"; }
@@ -309,6 +340,7 @@ for threads in 1 4; do
         [ "$round" -le "$bench_rounds" ] || continue
         say "round $round of $bench_rounds, $threads threads: kiseki bench"
         interleave "$round" run_bench "$threads" local "${mounted[@]}"
+        [ -z "$minio" ] || run_plain_upload "$threads"
     done
 done
 
