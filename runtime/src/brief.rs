@@ -1,15 +1,17 @@
-//! Reads of local files that the thread which asks waits for itself, but not for long.
+//! Reads and syncs of local files that the thread which asks waits for itself, but not for long.
 //!
 //! Owns: a ring (io_uring(7)) for each such thread, and what a read that takes too long leaves behind.
-//! Leaves to others: which threads may wait (`fuse`), which files are read (`objects::folder`, `log_folder`), and what is
-//! done instead where this does nothing: a thread of the blocking pool reads, which may take as long as it likes.
+//! Leaves to others: which threads may wait (`fuse`), which files are read (`objects::folder`, `log_folder`) and synced
+//! (`rounds`), and what is done instead where this does nothing: a thread of the blocking pool does it, which may take as
+//! long as it likes.
 //!
 //! A disk of today answers in 0.1 ms, and to wake another thread takes 40 us where processors are idle: a read that goes by
 //! way of the blocking pool and the executor pays that three times. pread(2) on the thread itself has no deadline; a ring
 //! has. Reads go around the page cache (O_DIRECT): of 64 KiB at random, 105 us instead of 160 to 210.
 //!
 //! Invariants
-//! - A thread waits for `PATIENCE` at most; after that it does not try again for `REST`.
+//! - A thread waits for a read for `PATIENCE` at most; after that it does not try again for `REST`. A sync has to be waited
+//!   for, since the kernel has none with a deadline; the rest is the same.
 //! - `AT_ONCE` threads wait at most: the others serve what needs no disk.
 //! - What the kernel may still write to is kept until it says that it is done.
 
@@ -26,8 +28,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
-use kiseki_core::file::buffer::ALIGN;
 use rustix::io::Errno;
+
+use crate::direct::Target;
 
 /// Longer reads gain nothing.
 pub(crate) const LEN_MAX: u64 = 128 << 10;
@@ -42,6 +45,8 @@ static WAITING: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     static MAY_WAIT: Cell<bool> = const { Cell::new(false) };
+    /// `block` is not to be tried before.
+    static RESTS_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
     static RING: RefCell<State> = const { RefCell::new(State::Untried) };
 }
 
@@ -62,6 +67,24 @@ pub(crate) fn allowed<T>(work: impl FnOnce() -> T) -> T {
     }
     let _reset = Reset(MAY_WAIT.replace(true));
     work()
+}
+
+pub(crate) fn is_allowed() -> bool {
+    MAY_WAIT.get()
+}
+
+/// Does `work`, which blocks for as long as the disk takes; gives it back where this thread may not wait. One that took too
+/// long is the last for a while.
+pub(crate) fn block<T, W: FnOnce() -> T>(work: W) -> Result<T, W> {
+    if !MAY_WAIT.get() || RESTS_UNTIL.get().is_some_and(|until| Instant::now() < until) {
+        return Err(work);
+    }
+    let Some(_place) = Place::take() else { return Err(work) };
+    let began = Instant::now();
+    let done = work();
+    let ended = Instant::now();
+    RESTS_UNTIL.set((PATIENCE < ended - began).then(|| ended + REST));
+    Ok(done)
 }
 
 /// A place among those that wait.
@@ -99,27 +122,17 @@ pub(crate) fn read(file: &impl AsRawFd, range: Range<u64>) -> Option<Result<Byte
         return None;
     }
     with_ring(|ring| {
-        let align = ALIGN as u64;
-        let (start, end) = (range.start - range.start % align, range.end.next_multiple_of(align));
-        let (skip, len) = ((range.start - start) as usize, (end - start) as usize);
-        let mut memory: Vec<u8> = Vec::with_capacity(len + ALIGN);
-        let padding = memory.as_ptr().align_offset(ALIGN);
-        // SAFETY: there is room for `len` bytes behind the padding.
-        let target = unsafe { memory.as_mut_ptr().add(padding) };
+        let mut target = Target::new(range);
+        let Some((space, at)) = target.space() else { return Some(Ok(Bytes::new())) };
         // The kernel holds the file open until it is done.
-        let entry = opcode::Read::new(Fd(file.as_raw_fd()), target, len as u32).offset(start).build();
-        let (result, held) = ring.run(entry, Held::Memory(memory))?;
-        let Held::Memory(mut memory) = held else { return None };
+        let (memory, len) = (space.as_mut_ptr().cast(), space.len() as u32);
+        let entry = opcode::Read::new(Fd(file.as_raw_fd()), memory, len).offset(at).build();
+        let (result, held) = ring.run(entry, Held::Memory(target))?;
+        let Held::Memory(mut target) = held else { return None };
         Some(result.map(|count| {
-            let there = (count as usize).min(len);
-            // SAFETY: the padding is written here, and the kernel has written so many bytes behind it.
-            unsafe {
-                memory.as_mut_ptr().write_bytes(0, padding);
-                memory.set_len(padding + there);
-            }
-            let bytes = Bytes::from(memory);
-            let wanted = (range.end - range.start) as usize;
-            bytes.slice(padding + skip.min(there)..padding + (skip + wanted).min(there))
+            // SAFETY: the kernel has written so many bytes.
+            unsafe { target.advance(count as usize) };
+            target.finish()
         }))
     })
 }
@@ -149,7 +162,7 @@ fn with_ring<T>(work: impl FnOnce(&mut Ring) -> Option<T>) -> Option<T> {
 /// What the kernel uses until an operation has ended.
 enum Held {
     Path(#[expect(dead_code, reason = "the kernel reads it")] CString),
-    Memory(Vec<u8>),
+    Memory(Target),
 }
 
 struct Ring {
@@ -303,10 +316,11 @@ mod tests {
             let began = Instant::now();
             assert!(
                 with_ring(|ring| {
-                    let mut memory = vec![0; 16];
+                    let mut target = Target::new(0..16);
+                    let memory = target.space().expect("nothing is filled").0.as_mut_ptr().cast();
                     // Nobody writes to the pipe.
-                    let entry = opcode::Read::new(Fd(reader.as_raw_fd()), memory.as_mut_ptr(), 16).build();
-                    ring.run(entry, Held::Memory(memory)).map(|(result, _)| result)
+                    let entry = opcode::Read::new(Fd(reader.as_raw_fd()), memory, 16).build();
+                    ring.run(entry, Held::Memory(target)).map(|(result, _)| result)
                 })
                 .is_none()
             );
@@ -332,6 +346,24 @@ mod tests {
             assert!(with_ring(|_| Some(())).is_none());
             drop(places);
             assert!(with_ring(|_| Some(())).is_some());
+        });
+    }
+
+    #[test]
+    fn what_blocks_too_long_is_not_done_here_for_a_while() {
+        let _alone = ALONE.lock();
+        assert!(block(|| ()).is_err(), "this thread may not wait");
+        allowed(|| {
+            assert_eq!(block(|| 7).map_err(drop), Ok(7));
+            RESTS_UNTIL.set(None);
+            let (slow, until) = (Duration::from_millis(3), Instant::now() + REST);
+            block(|| std::thread::sleep(slow)).map_err(drop).expect("it is done");
+            assert!(RESTS_UNTIL.get().is_some_and(|rests| until <= rests));
+            RESTS_UNTIL.set(Some(Instant::now() + Duration::from_secs(60)));
+            let work = block(|| 7).err().expect("it rests");
+            assert_eq!(work(), 7);
+            RESTS_UNTIL.set(Some(Instant::now()));
+            assert_eq!(block(|| 7).map_err(drop), Ok(7));
         });
     }
 }

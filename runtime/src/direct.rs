@@ -1,4 +1,4 @@
-//! Bytes written around the page cache (O_DIRECT, open(2)), from where they lie in memory if that can be.
+//! Bytes written and read around the page cache (O_DIRECT, open(2)), from where they lie in memory if that can be.
 //!
 //! Owns: alignment, and whether the file system takes such writes at all. Leaves to others: which bytes are worth it, and
 //! what they are (`objects::direct`, `log_folder`).
@@ -8,6 +8,8 @@
 //! a small aligned buffer. The end is padded with zeros.
 
 use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -65,6 +67,72 @@ fn write(file: BorrowedFd<'_>, at: u64, body: &[Bytes], buffer: &mut [u8]) -> Re
         out.add(piece, end)?;
     }
     if out.filled > 0 { out.write(&[], 0) } else { Ok(()) }
+}
+
+/// `range` of a file that was opened with O_DIRECT, or as much of it as there is.
+pub(crate) fn read(file: BorrowedFd<'_>, range: Range<u64>) -> Result<Bytes, Errno> {
+    let mut target = Target::new(range);
+    while let Some((space, at)) = target.space() {
+        match rustix::io::pread(file, space, at) {
+            Ok((read, _)) => {
+                let count = read.len();
+                // SAFETY: the kernel has written so many bytes to the space.
+                if !unsafe { target.advance(count) } {
+                    break;
+                }
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(target.finish())
+}
+
+/// Memory for a stretch of a file, aligned as direct I/O wants it.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// Filled from its aligned beginning on: what was read.
+    memory: Vec<u8>,
+    /// Where that is.
+    padding: usize,
+    range: Range<u64>,
+}
+
+impl Target {
+    pub(crate) fn new(range: Range<u64>) -> Self {
+        let len = range.end.next_multiple_of(ALIGN as u64) - (range.start - range.start % ALIGN as u64);
+        let mut memory: Vec<u8> = Vec::with_capacity(len as usize + ALIGN);
+        let padding = memory.as_ptr().align_offset(ALIGN);
+        memory.resize(padding, 0);
+        Self { memory, padding, range }
+    }
+
+    /// What is to be filled next, and from where in the file.
+    pub(crate) fn space(&mut self) -> Option<(&mut [MaybeUninit<u8>], u64)> {
+        let (start, end) =
+            (self.range.start - self.range.start % ALIGN as u64, self.range.end.next_multiple_of(ALIGN as u64));
+        let at = start + (self.memory.len() - self.padding) as u64;
+        (at < end).then(|| (&mut self.memory.spare_capacity_mut()[..(end - at) as usize], at))
+    }
+
+    /// Whether there may be more: a stretch that is no multiple of `ALIGN` ends where the file does.
+    ///
+    /// # Safety
+    /// The first `count` bytes of `space` are written.
+    pub(crate) unsafe fn advance(&mut self, count: usize) -> bool {
+        // SAFETY: the caller's.
+        unsafe { self.memory.set_len(self.memory.len() + count) };
+        count > 0 && count.is_multiple_of(ALIGN)
+    }
+
+    /// As much of the range as was filled.
+    pub(crate) fn finish(self) -> Bytes {
+        let filled = self.memory.len();
+        let skip = (self.range.start % ALIGN as u64) as usize;
+        let wanted = (self.range.end - self.range.start) as usize;
+        let start = (self.padding + skip).min(filled);
+        Bytes::from(self.memory).slice(start..(start + wanted).min(filled))
+    }
 }
 
 /// A stretch of a file that is written from its start to its end.
@@ -133,5 +201,29 @@ impl Out<'_> {
         }
         self.filled = 0;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_as_far_as_the_file_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let bytes: Vec<u8> = (0..1_000_000).map(|at| (at / 7) as u8).collect();
+        fs::write(&path, &bytes).unwrap();
+        let flags = rustix::fs::OFlags::DIRECT.bits() as i32;
+        let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(&path).unwrap();
+        for (start, end) in [(0, 0), (0, 1), (0, 4096), (4095, 300_000), (4096, 1_000_000), (999_999, 1_000_001)] {
+            let read = read(file.as_fd(), start as u64..end as u64).expect("reads");
+            assert_eq!(read, bytes[start..end.min(bytes.len())], "{start}..{end}");
+        }
+        assert!(read(file.as_fd(), 2_000_000..3_000_000).unwrap().is_empty());
     }
 }

@@ -37,7 +37,7 @@ use rustix::io::{Errno, ReadWriteFlags};
 use tokio::runtime::Handle;
 
 use crate::brief;
-use crate::direct::{Direct, LEAST};
+use crate::direct::{self, Direct, LEAST};
 use crate::folders;
 use crate::rounds::{RoundFailed, Rounds};
 
@@ -665,6 +665,17 @@ fn read(segment: &Segment, range: Range<u64>) -> Result<Bytes, Errno> {
         return Err(Errno::NOENT);
     }
     let len = range.end.saturating_sub(range.start) as usize;
+    if LARGE <= len as u64
+        && let Some(file) = segment.direct()
+    {
+        match direct::read(file, range.clone()) {
+            Ok(bytes) if bytes.len() == len => return Ok(bytes),
+            Ok(_) => return Err(Errno::NOENT),
+            // The file system takes no direct reads.
+            Err(Errno::INVAL) => {}
+            Err(error) => return Err(error),
+        }
+    }
     let mut bytes: Vec<u8> = Vec::with_capacity(len);
     while bytes.len() < len {
         let at = range.start + bytes.len() as u64;
