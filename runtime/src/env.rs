@@ -19,6 +19,7 @@ use tokio::runtime::Handle;
 use crate::log_folder::LogFolder;
 use crate::objects::Objects;
 use crate::rocks::RocksMeta;
+use crate::waiting;
 
 /// The world of a mount: with a write-back log, or without one.
 pub type World = Logged<TokioEnv, LogFolder>;
@@ -72,7 +73,11 @@ impl Env for TokioEnv {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        drop(self.handle.spawn(task));
+        waiting::spawn(&self.handle, task);
+    }
+
+    fn here(&self, work: impl FnOnce()) {
+        waiting::here(&self.handle, work);
     }
 
     fn stripe(&self) -> u8 {

@@ -16,3 +16,4 @@ pub mod mount;
 pub mod objects;
 pub mod rocks;
 mod rounds;
+mod waiting;

@@ -5,7 +5,8 @@
 //!
 //! Invariants
 //! - A round covers the positions that `work` reports, which it reads before it syncs anything.
-//! - At most one round runs. It runs on the blocking pool, and dropping a waiter neither stops nor delays it.
+//! - At most one round runs, on the thread that asks if that may wait (`brief`), else on the blocking pool. Dropping a
+//!   waiter neither stops nor delays it.
 //! - A waiter fails if a round that ended after the waiter came has failed, even if that round did not cover it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,6 +15,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+
+use crate::brief;
 
 /// A round failed; whoever did the work has logged why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +63,7 @@ impl Rounds {
         self.lock().ended
     }
 
-    /// Waits until `position` is durable; runs `work` in rounds on the blocking pool of `handle` until it is.
+    /// Waits until `position` is durable; runs `work` in rounds until it is, here or on the blocking pool of `handle`.
     ///
     /// `work` returns the highest position that it has made durable: at least what any caller had reached before it ran.
     pub(crate) async fn wait<W>(self: &Arc<Self>, handle: &Handle, position: u64, work: W) -> Result<(), RoundFailed>
@@ -75,7 +78,7 @@ impl Rounds {
         loop {
             // Marked as seen before the state is looked at: a round that ends from here on wakes this waiter.
             ended.borrow_and_update();
-            {
+            let starts = {
                 let mut state = self.lock();
                 if self.through() >= position {
                     return Ok(());
@@ -83,11 +86,13 @@ impl Rounds {
                 if state.failed > arrived {
                     return Err(RoundFailed);
                 }
-                if !state.running {
-                    state.running = true;
-                    let rounds = Arc::clone(self);
-                    let work = work.clone();
-                    handle.spawn_blocking(move || rounds.run(work));
+                !std::mem::replace(&mut state.running, true)
+            };
+            if starts {
+                let (rounds, work) = (Arc::clone(self), work.clone());
+                match brief::block(move || rounds.run(work)) {
+                    Ok(()) => continue,
+                    Err(run) => drop(handle.spawn_blocking(run)),
                 }
             }
             if ended.changed().await.is_err() {

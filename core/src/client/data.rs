@@ -32,6 +32,8 @@ use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino, InodeFlags, Timestamp};
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// Blocks fetched ahead of a sequential reader at most.
 const READAHEAD_BLOCKS: u64 = 4;
+/// A flush of no more bytes goes on on the thread that asks for it: more are better hashed and copied by several.
+const FLUSHED_HERE: u64 = 128 << 10;
 
 /// The bytes of a read, in pieces as they lie in memory.
 #[derive(Clone, Debug, Default)]
@@ -420,8 +422,15 @@ impl<E: Env> Shared<E> {
         seen: u64,
         mut deadline: Duration,
     ) -> Result<(), Errno> {
-        let number = lock(&cell.state).file.flush();
-        self.drive(cell);
+        let (number, dirty) = {
+            let mut state = lock(&cell.state);
+            (state.file.flush(), state.file.dirty_bytes())
+        };
+        if dirty <= FLUSHED_HERE {
+            self.env.here(|| self.drive(cell));
+        } else {
+            self.drive(cell);
+        }
         loop {
             let changed = cell.changed.listen();
             {

@@ -139,6 +139,10 @@ impl<E: Env, D: Disk> Env for Logged<E, D> {
         self.env.spawn(task);
     }
 
+    fn here(&self, work: impl FnOnce()) {
+        self.env.here(work);
+    }
+
     fn stripe(&self) -> u8 {
         self.env.stripe()
     }

@@ -202,6 +202,11 @@ pub trait Env: Clone + Send + Sync + 'static {
     fn sleep_until(&self, at: Duration) -> impl Future<Output = ()> + Send;
     /// Runs `task` to its end on the executor.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static);
+    /// Does `work`. What it spawns, and what that spawns, may begin on this thread before this returns, where that saves the
+    /// way to another.
+    fn here(&self, work: impl FnOnce()) {
+        work();
+    }
     /// Which counter stripe this caller should use, below `STRIPES`; callers that run at once should differ.
     fn stripe(&self) -> u8;
     /// Awaited before each lock: ready at once outside the simulator, which may suspend here.
