@@ -173,7 +173,7 @@ impl Entry {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Segment {
     head: SegmentHead,
     /// Where the next record begins.
@@ -240,7 +240,7 @@ impl Pace {
 }
 
 /// The log of one mount.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Log {
     volume: VolumeId,
     epoch: u64,

@@ -20,8 +20,8 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::choices::{After, Choice, base};
 use super::mistakes::Mistake;
-use super::recovery::survivors;
-use super::world::{Event, Moment, Objects, World};
+use super::recovery::Order;
+use super::world::{Event, Form, Left, Moment, Stores, World};
 
 /// When the first choice is made; each takes so many seconds.
 const START: i64 = 2000;
@@ -32,6 +32,7 @@ const AFTER_CRASH: i64 = 9000;
 /// Which sequences.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
+    pub(crate) form: Form,
     pub(crate) choices: Vec<Choice>,
     pub(crate) length: u32,
     /// Every so-manieth sequence. (1: all)
@@ -44,6 +45,11 @@ impl Plan {
     /// Number of sequences, were there no stride.
     fn all(&self) -> u64 {
         (self.choices.len() as u64).pow(self.length)
+    }
+
+    /// Number of sequences.
+    pub(crate) fn count(&self) -> u64 {
+        self.all().div_ceil(self.stride)
     }
 
     /// The choices of a sequence.
@@ -85,6 +91,12 @@ impl Trail {
         let places = self.places.iter().cloned().chain([place]).collect();
         Self { places, worst: crash, ..*self }
     }
+
+    /// The mount after it went so far in this order; the next one is not crashed.
+    fn recovered(&self, order: Order) -> Self {
+        let places = self.places.iter().cloned().chain([format!("then a mount, {order:?}")]).collect();
+        Self { places, crash_recovery: false, ..*self }
+    }
 }
 
 /// A sequence under way.
@@ -118,7 +130,7 @@ impl Explorer {
 
     /// Goes through a plan with `threads` threads; ends early with what is wrong.
     pub(crate) fn run(&self, plan: &Plan, threads: usize) -> Result<(), String> {
-        let start = Course::start(self.mistake);
+        let start = Course::start(plan.form, self.mistake);
         // Work is handed out by the first choice, so that no beginning is gone through twice.
         let next = AtomicU64::new(0);
         std::thread::scope(|scope| {
@@ -141,8 +153,8 @@ impl Explorer {
     }
 
     /// One sequence.
-    pub(crate) fn run_one(&self, choices: &[Choice]) -> Result<(), String> {
-        let mut course = Course::start(self.mistake);
+    pub(crate) fn run_one(&self, form: Form, choices: &[Choice]) -> Result<(), String> {
+        let mut course = Course::start(form, self.mistake);
         for choice in choices {
             course = self.choose(&course, choice, choices.len() == 1)?;
         }
@@ -207,55 +219,58 @@ impl Explorer {
         trail: &Trail,
     ) -> Result<(), String> {
         let claim_hash = course.judge.hash(claim);
-        for (which, objects) in survivors(&moment.objects).iter().enumerate() {
-            let objects_hash = hash_of(objects);
+        for (which, Stores { hash, objects, disk }) in moment.survivors().into_iter().enumerate() {
             for seq in moment.synced.0..=moment.last.0 {
                 self.crash_points.fetch_add(1, Ordering::Relaxed);
                 let complete = which == 0 && seq == moment.last.0;
                 let crash = if complete && trail.worst == Crash::Kill { Crash::Kill } else { Crash::PowerCut };
                 let more = u64::from(trail.crash_recovery);
-                let words = [hashes.at(seq), objects_hash, claim_hash, crash as u64, more];
+                let words = [hashes.at(seq), hash, claim_hash, crash as u64, more];
                 let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
                 if !self.seen.lock().expect("no thread panics with it").insert(xxh3_128(&bytes)) {
                     continue;
                 }
                 let mut kv = hashes.kv.clone();
                 kv.rollback_to(TxnSeq(seq));
-                let found = objects.keys().map(|(slice, index)| format!("{}-{index}", slice.0)).collect::<Vec<_>>();
+                kv.forget_before(TxnSeq(seq));
+                let left = Left { kv, objects: objects.clone(), disk: disk.clone() };
                 let place = format!(
-                    "{crash} after {}: transactions up to {seq} of {} to {} survive, and objects [{}]",
+                    "{crash} after {}: transactions up to {seq} of {} to {} survive, {}",
                     moment.event,
                     moment.synced.0,
                     moment.last.0,
-                    found.join(" ")
+                    left.describe()
                 );
-                let trail = trail.and(place, crash);
-                self.recover(course, kv, objects, claim, &trail)?;
+                self.recover(course, left, claim, &trail.and(place, crash))?;
             }
         }
         Ok(())
     }
 
     /// Judges what a crash left, mounts it, and judges it again.
-    fn recover(
-        &self,
-        course: &Course,
-        kv: MemKv,
-        objects: &Objects,
-        claim: &Claim,
-        trail: &Trail,
-    ) -> Result<(), String> {
+    fn recover(&self, course: &Course, left: Left, claim: &Claim, trail: &Trail) -> Result<(), String> {
         let crash = trail.worst;
-        let mut world = World::unmounted(kv, objects.clone().into(), AFTER_CRASH, self.mistake);
+        let mut found = World::unmounted(course.world.form, left, AFTER_CRASH, self.mistake);
+        let mut mounted = Vec::new();
         let judged = catch_unwind(AssertUnwindSafe(|| {
-            world.check()?;
-            let tree = world.clone().look()?;
+            found.find_log()?;
+            found.check()?;
+            let tree = found.clone().look()?;
             course.judge.explain(claim, crash, &tree)?;
-            world.mount();
-            world.upkeep();
-            world.collect();
-            world.check_tidy()?;
-            if world.clone().look()? == tree { Ok(()) } else { Err("the mount after the crash changed it".into()) }
+            for order in Order::all(found.form) {
+                let mut world = found.clone();
+                world.mount();
+                world.settle_down(*order);
+                world.check_tidy()?;
+                world.finish_log();
+                if trail.crash_recovery {
+                    mounted.push((*order, world.take_moments(), world.kv.clone()));
+                }
+                if world.look()? != tree {
+                    return Err("the mount after the crash changed it".into());
+                }
+            }
+            Ok(())
         }));
         let judged: Result<(), String> = judged.unwrap_or_else(|panic| Err(format!("panicked: {}", text_of(&*panic))));
         judged.map_err(|found| {
@@ -264,11 +279,12 @@ impl Explorer {
             format!("{title}\n  {places}\n  found:\n    {found}\n  allowed:\n{allowed}\n{command}")
         })?;
         if trail.crash_recovery {
-            let trail = Trail { crash_recovery: false, ..trail.clone() };
-            let moments = world.take_moments();
-            let mut hashes = Hashes::new(&world.kv);
-            for moment in &moments {
-                self.crash_at(course, moment, claim, &mut hashes, &trail)?;
+            for (order, moments, kv) in mounted {
+                let mut hashes = Hashes::new(&kv);
+                let trail = trail.recovered(order);
+                for moment in &moments {
+                    self.crash_at(course, moment, claim, &mut hashes, &trail)?;
+                }
             }
         }
         Ok(())
@@ -277,8 +293,8 @@ impl Explorer {
 
 impl Course {
     /// What every sequence starts from.
-    fn start(mistake: Option<Mistake>) -> Self {
-        let mut world = World::new(None);
+    fn start(form: Form, mistake: Option<Mistake>) -> Self {
+        let mut world = World::new(form);
         let mut judge = Judge::new(world.wall());
         for op in base() {
             world.clock += 1;
@@ -350,12 +366,13 @@ impl Course {
     }
 
     fn title(&self) -> String {
-        format!("sequence: {}", self.names.join("; "))
+        format!("sequence: {}: {}", self.world.form.name(), self.names.join("; "))
     }
 
     fn command(&self) -> String {
         format!(
-            "  again: KISEKI_ENUMERATE='{}' cargo test -p kiseki-core --test enumerate every_crash",
+            "  again: KISEKI_ENUMERATE='{}: {}' cargo test -p kiseki-core --test enumerate every_crash",
+            self.world.form.name(),
             self.names.join("; ")
         )
     }
@@ -385,16 +402,6 @@ impl<'a> Hashes<'a> {
             hash.digest()
         })
     }
-}
-
-fn hash_of(objects: &Objects) -> u64 {
-    let mut hash = Xxh3::new();
-    for ((slice, index), object) in objects {
-        hash.update(&slice.0.to_le_bytes());
-        hash.update(&index.to_le_bytes());
-        hash.update(&object.bytes);
-    }
-    hash.digest()
 }
 
 fn text_of(panic: &(dyn std::any::Any + Send)) -> String {

@@ -306,8 +306,8 @@ impl World {
                 Segment::Bytes(piece) => bytes.extend_from_slice(&piece),
                 Segment::Zeros(len) => bytes.resize(bytes.len() + len as usize, 0),
                 Segment::Block { id, off, len } => {
-                    let object = self.objects.get(&(id.slice, id.index)).ok_or(format!("{id:?} is missing"))?;
-                    let payload = verify_object(VOLUME, id, GEOMETRY.frame_size, &object.bytes)
+                    let object = self.object(id).ok_or(format!("{id:?} is missing"))?;
+                    let payload = verify_object(VOLUME, id, GEOMETRY.frame_size, &object)
                         .map_err(|error| format!("{id:?} cannot be read: {error}"))?;
                     bytes.extend_from_slice(&payload[off as usize..(off + len) as usize]);
                 }

@@ -25,10 +25,36 @@ pub(crate) enum Mistake {
     WhiteoutApart,
     /// Objects are deleted before the proof that they are free is durable.
     DeleteBeforeSync,
+    /// What says that objects are to be deleted goes before a barrier has made it durable that they are.
+    DeleteWithoutBarrier,
     /// Queue entries go before the objects.
     ForgetBeforeDelete,
     /// A mount leaves orphans where they are.
     KeepOrphans,
     /// A mount does not look for what was put and never committed.
     KeepUncommitted,
+    /// A barrier does not sync the write-back log.
+    BarrierLeavesLog,
+    /// A barrier covers the log alone, also where objects went past it.
+    DirectUncovered,
+    /// A segment of the log goes before what it holds is durable in the store.
+    SegmentBeforeBarrier,
+    /// The log does not say that an object was deleted.
+    DeleteUnrecorded,
+    /// A record of which a part is missing counts.
+    TornAccepted,
+    /// A mount that looks for what was never committed neither knows what is in the log nor waits for it to be stored.
+    LogUnlisted,
+    /// A pack is put before it is durable that there is one.
+    PackUnannounced,
+    /// A record leaves the log before it is durable in which pack its object is.
+    PackUnsynced,
+    /// A pack is deleted as soon as one of its blocks is.
+    PackDeletedInUse,
+    /// The metadata forgets a pack before it is deleted.
+    PackForgottenFirst,
+    /// What is in use of a pack is said to be in another one, which no barrier covers.
+    RewriteUncovered,
+    /// A mount does not look at the packs that earlier ones have left.
+    KeepPacks,
 }

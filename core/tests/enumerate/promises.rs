@@ -4,16 +4,26 @@
 use super::explore::Explorer;
 use super::mistakes::Mistake;
 use super::sequence;
+use super::world::Form;
 
-/// Every crash of each sequence is explained; each of the mistakes makes one of them fail.
+/// With whatever is in front of the store, every crash of each sequence is explained; each of the mistakes makes one of
+/// them fail.
 #[track_caller]
 fn check(sequences: &[&str], broken_by: &[Mistake]) {
-    let run = |mistake, text: &str| Explorer::new(mistake).run_one(&sequence(text));
+    for form in Form::ALL {
+        check_in(form, sequences, broken_by);
+    }
+}
+
+#[track_caller]
+fn check_in(form: Form, sequences: &[&str], broken_by: &[Mistake]) {
+    let run = |mistake, text: &str| Explorer::new(mistake).run_one(form, &sequence(text).1);
     for text in sequences {
         run(None, text).unwrap_or_else(|failure| panic!("{failure}"));
     }
     for mistake in broken_by {
-        assert!(sequences.iter().any(|text| run(Some(*mistake), text).is_err()), "{mistake:?} was not noticed");
+        let noticed = sequences.iter().any(|text| run(Some(*mistake), text).is_err());
+        assert!(noticed, "{mistake:?} was not noticed ({})", form.name());
     }
 }
 
@@ -128,4 +138,30 @@ fn no_crash_takes_what_something_refers_to_and_none_leaves_what_nothing_does() {
         ],
         &[Mistake::DeleteBeforeSync, Mistake::ForgetBeforeDelete, Mistake::KeepOrphans, Mistake::KeepUncommitted],
     );
+}
+
+#[test]
+fn what_was_synced_in_the_log_is_kept_until_the_store_has_it() {
+    let sequences = [
+        "mkdir(/B/y); create-write(/A/z)+fsync",
+        "write-all(/A/x)+fsync; append(/A/x)+writeback",
+        // So many syncs that there is another segment, and one that goes.
+        "write-middle(/A/x)+fsync; write-head(/B/x)+fsync; write-all(/A/x)+fsync; mkdir(/B/y)+background",
+    ];
+    check_in(Form::Logged, &sequences, &[Mistake::BarrierLeavesLog, Mistake::DirectUncovered, Mistake::TornAccepted]);
+    check_in(Form::Logged, &sequences, &[Mistake::SegmentBeforeBarrier]);
+    check_in(Form::Packed, &sequences, &[Mistake::BarrierLeavesLog, Mistake::PackUnsynced, Mistake::PackUnannounced]);
+}
+
+#[test]
+fn what_was_deleted_stays_away_and_takes_nothing_else_along() {
+    let sequences = [
+        "create-write(/A/z)+fsync; unlink(/A/z)+background",
+        "create-write(/A/z)+writeback; unlink(/A/z)+background",
+        "unlink-and-use(/A/x)+background",
+        "write-all(/A/x)+background; unlink(/B/x)+background",
+    ];
+    check_in(Form::Logged, &sequences, &[Mistake::DeleteUnrecorded, Mistake::DeleteWithoutBarrier]);
+    check_in(Form::Packed, &sequences, &[Mistake::DeleteUnrecorded, Mistake::DeleteWithoutBarrier]);
+    check_in(Form::Packed, &sequences, &[Mistake::PackDeletedInUse, Mistake::PackForgottenFirst]);
 }

@@ -1,13 +1,16 @@
 //! The stores in memory and a client without an executor: each step is done when its function returns.
 //!
-//! Owns: what is durable; mounting; a note of every moment at which a crash finds something else than before.
-//! Leaves to others: the order in which `client` composes all this (`files`), system calls (`kernel`), the life after a
-//! crash (`recovery`), what a crash may leave (`testkit::judge`).
+//! Owns: the metadata and what of it is durable; mounting; a note of every moment at which a crash finds something else
+//! than before.
+//! Leaves to others: the order in which `client` composes all this (`files`), what is in front of the object store
+//! (`store`, `log`, `packs`), which objects and which bytes of the log are durable (`objects`, `disk`), system calls
+//! (`kernel`), the life after a crash (`recovery`), what a crash may leave (`testkit::judge`).
 //!
 //! Invariants
-//! - Each transaction, put, barrier, sync and delete leaves a `Moment`.
+//! - Each transaction, put, barrier, sync and delete leaves a `Moment`; so does each write to the log, each sync of it and
+//!   each segment that goes.
 //! - A crash at a moment leaves a prefix of the metadata log that holds all that was synced, every object that is past
-//!   a barrier, and any of the others.
+//!   a barrier and every write to the log that is past a sync, and any of the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,17 +21,27 @@ use bytes::Bytes;
 use kiseki_core::env::TxnSeq;
 use kiseki_core::errno::Errno;
 use kiseki_core::file::machine::File;
-use kiseki_core::format::block::encode_head;
+use kiseki_core::format::log::Kind;
 use kiseki_core::format::values::{VOLUME_VERSION, Volume};
 use kiseki_core::kv::mem::MemKv;
 use kiseki_core::kv::{OpError, OpResult, Read, Txn};
 use kiseki_core::meta::{self, Commit, OpCtx};
 use kiseki_core::testkit::ops::SLOTS;
-use kiseki_core::types::{BlockId, Geometry, Ino, SessionId, SliceId, Timestamp, VolumeId};
+use kiseki_core::types::{BlockId, Geometry, Ino, SessionId, Timestamp, VolumeId};
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::mistakes::Mistake;
 
+mod disk;
 mod files;
+mod log;
+mod objects;
+mod packs;
+mod store;
+
+use disk::LogDisk;
+use log::Staging;
+pub(crate) use objects::{Name, Objects};
 
 /// Small enough that a few bytes make several chunks, blocks and frames, or travel inline.
 pub(crate) const GEOMETRY: Geometry = Geometry { chunk_size: 64, block_size: 16, frame_size: 8, inline_max: 4 };
@@ -37,15 +50,29 @@ pub(crate) const VOLUME: VolumeId = VolumeId([7; 16]);
 /// Inode numbers leased at once: more than any sequence makes.
 const INODE_LEASE: u64 = 64;
 
-/// An object, and whether a barrier that began after its put has returned.
-#[derive(Clone, Debug)]
-pub(crate) struct Object {
-    pub(crate) bytes: Bytes,
-    pub(crate) durable: bool,
+/// What is in front of the object store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// Nothing.
+    Through,
+    /// The write-back log, which whole blocks go past.
+    Logged,
+    /// The write-back log, for all blocks, from which they go in packs.
+    Packed,
 }
 
-/// The object store.
-pub(crate) type Objects = BTreeMap<(SliceId, u32), Object>;
+impl Form {
+    pub(crate) const ALL: [Self; 3] = [Self::Through, Self::Logged, Self::Packed];
+
+    /// As a failure shows it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Through => "through",
+            Self::Logged => "logged",
+            Self::Packed => "packed",
+        }
+    }
+}
 
 /// What happened last before a crash.
 #[derive(Clone, Copy, Debug)]
@@ -54,14 +81,24 @@ pub(crate) enum Event {
     Txn(&'static str),
     /// A commit of the file returned.
     Commit(Ino),
-    /// A block was put.
-    Put(BlockId),
-    /// A barrier returned.
+    /// An object was put.
+    Put(Name),
+    /// A barrier of the store returned.
     Barrier,
     /// The metadata log was synced.
     Sync,
-    /// A block was deleted.
-    Delete(BlockId),
+    /// An object was deleted.
+    Delete(Name),
+    /// It is written whose the folder of the write-back log is.
+    Owner,
+    /// A segment of the write-back log was made, or got its header.
+    Segment(u64),
+    /// A record was written into a segment.
+    Record(u64, Kind),
+    /// A segment was synced.
+    LogSync(u64),
+    /// A segment was removed.
+    SegmentGone(u64),
     /// The system call returned.
     Return,
 }
@@ -71,10 +108,15 @@ impl fmt::Display for Event {
         match self {
             Self::Txn(what) => write!(f, "the transaction \"{what}\""),
             Self::Commit(ino) => write!(f, "a commit of inode {}", ino.0),
-            Self::Put(id) => write!(f, "the put of block {}-{}", id.slice.0, id.index),
+            Self::Put(name) => write!(f, "the put of {name}"),
             Self::Barrier => f.write_str("a barrier"),
             Self::Sync => f.write_str("a sync of the metadata log"),
-            Self::Delete(id) => write!(f, "the delete of block {}-{}", id.slice.0, id.index),
+            Self::Delete(name) => write!(f, "the delete of {name}"),
+            Self::Owner => f.write_str("the owner of the log was written"),
+            Self::Segment(number) => write!(f, "segment {number} of the log was made or got its header"),
+            Self::Record(number, kind) => write!(f, "a record of a {kind:?} in segment {number} of the log"),
+            Self::LogSync(number) => write!(f, "a sync of segment {number} of the log"),
+            Self::SegmentGone(number) => write!(f, "segment {number} of the log had gone"),
             Self::Return => f.write_str("the call had returned"),
         }
     }
@@ -87,6 +129,49 @@ pub(crate) struct Moment {
     pub(crate) last: TxnSeq,
     pub(crate) synced: TxnSeq,
     pub(crate) objects: Arc<Objects>,
+    pub(crate) disk: Arc<LogDisk>,
+}
+
+/// What a crash may leave besides metadata.
+#[derive(Debug)]
+pub(crate) struct Stores {
+    /// Tells it apart.
+    pub(crate) hash: u64,
+    pub(crate) objects: Arc<Objects>,
+    pub(crate) disk: Arc<LogDisk>,
+}
+
+impl Moment {
+    /// What a crash may leave besides metadata: first of all everything.
+    pub(crate) fn survivors(&self) -> Vec<Stores> {
+        let disks = self.disk.survivors();
+        let mut survivors = Vec::new();
+        for objects in self.objects.survivors() {
+            for disk in &disks {
+                let mut hash = Xxh3::new();
+                objects.hash_into(&mut hash);
+                disk.hash_into(&mut hash);
+                survivors.push(Stores { hash: hash.digest(), objects: objects.clone(), disk: disk.clone() });
+            }
+        }
+        survivors
+    }
+}
+
+/// What is left of a mount that has ended.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Left {
+    pub(crate) kv: MemKv,
+    pub(crate) objects: Arc<Objects>,
+    pub(crate) disk: Arc<LogDisk>,
+}
+
+impl Left {
+    /// Objects and writes to the log, for a person.
+    pub(crate) fn describe(&self) -> String {
+        let objects = self.objects.names().map(|name| name.to_string()).collect::<Vec<_>>().join(", ");
+        format!("of the store [{objects}], of the log [{}]", self.disk.describe())
+    }
 }
 
 /// The machine of an inode.
@@ -110,9 +195,12 @@ pub(crate) struct OpenFile {
 /// The stores, and the mount that works on them.
 #[derive(Clone, Debug)]
 pub(crate) struct World {
+    pub(crate) form: Form,
     pub(crate) kv: MemKv,
     pub(crate) synced: TxnSeq,
     pub(crate) objects: Arc<Objects>,
+    disk: Arc<LogDisk>,
+    staging: Option<Staging>,
     pub(crate) session: SessionId,
     inos: Range<u64>,
     slices: Range<u64>,
@@ -130,8 +218,8 @@ pub(crate) struct World {
 
 impl World {
     /// An empty volume, mounted.
-    pub(crate) fn new(mistake: Option<Mistake>) -> Self {
-        let mut world = Self::unmounted(MemKv::new(), Arc::default(), 1000, mistake);
+    pub(crate) fn new(form: Form) -> Self {
+        let mut world = Self::unmounted(form, Left::default(), 1000, None);
         let volume = Volume {
             version: VOLUME_VERSION,
             id: VOLUME,
@@ -152,11 +240,15 @@ impl World {
     }
 
     /// Stores that survived a crash, all of what they hold durable.
-    pub(crate) fn unmounted(kv: MemKv, objects: Arc<Objects>, clock: i64, mistake: Option<Mistake>) -> Self {
+    pub(crate) fn unmounted(form: Form, left: Left, clock: i64, mistake: Option<Mistake>) -> Self {
+        let Left { kv, objects, disk } = left;
         Self {
+            form,
             synced: kv.last(),
             kv,
             objects,
+            disk,
+            staging: None,
             session: SessionId(0),
             inos: 0..0,
             slices: 0..0,
@@ -170,8 +262,11 @@ impl World {
         }
     }
 
-    /// `Shared::new` and `begin`: ends old sessions, begins its own, leases, reaps orphans.
+    /// `Logged::open`, then `Shared::new` and `begin`: ends old sessions, begins its own, leases, reaps orphans.
     pub(crate) fn mount(&mut self) {
+        if self.has_log() {
+            self.open_log();
+        }
         let begun = self.txn(Event::Txn("begin a session"), |txn, ctx| {
             for session in meta::session::list(txn.as_read())? {
                 meta::session::fence(txn, session)?;
@@ -189,13 +284,21 @@ impl World {
         }
     }
 
-    /// Unmounts, and mounts again with nothing of the past kept: what sequences start from.
+    /// Unmounts, and mounts again with nothing of the past kept: what sequences start from. `Logged` finds its log as it
+    /// was, `Packed` an empty one, and packs in the store.
     pub(crate) fn mounted_again(mut self, mistake: Option<Mistake>) -> Self {
-        self.background();
-        assert!(self.cells.is_empty() && self.objects.values().all(|object| object.durable));
-        let session = self.session;
-        self.txn(Event::Txn("end the session"), |txn, _| meta::session::end(txn, session)).expect("it ends");
-        let mut next = Self::unmounted(self.kv, self.objects, self.clock, mistake);
+        let (session, drained) = (self.session, self.form != Form::Logged);
+        if drained {
+            self.background();
+            self.finish_log();
+        } else {
+            self.sync_all();
+        }
+        assert!(self.cells.is_empty() && self.objects.is_durable());
+        let end = if drained { meta::session::end } else { meta::session::fence };
+        self.txn(Event::Txn("end the session"), |txn, _| end(txn, session)).expect("it ends");
+        let left = Left { kv: self.kv, objects: self.objects, disk: self.disk };
+        let mut next = Self::unmounted(self.form, left, self.clock, mistake);
         next.mount();
         next.sync();
         next.kv.forget_before(next.kv.last());
@@ -210,8 +313,9 @@ impl World {
 
     /// Takes note of what a crash would find from here on.
     pub(crate) fn note(&mut self, event: Event) {
-        let (last, synced, objects) = (self.kv.last(), self.synced, self.objects.clone());
-        self.moments.push(Moment { event, last, synced, objects });
+        let (last, synced) = (self.kv.last(), self.synced);
+        let (objects, disk) = (self.objects.clone(), self.disk.clone());
+        self.moments.push(Moment { event, last, synced, objects, disk });
     }
 
     pub(crate) fn wall(&self) -> Timestamp {
@@ -273,31 +377,6 @@ impl World {
             self.refill_inodes();
         }
         Ino(self.inos.next().expect("it was refilled"))
-    }
-
-    // --- objects
-
-    fn put(&mut self, id: BlockId, payload: &[u8]) {
-        let mut bytes = encode_head(VOLUME, id, GEOMETRY.frame_size, payload).to_vec();
-        bytes.extend_from_slice(payload);
-        let object = Object { bytes: bytes.into(), durable: false };
-        let old = Arc::make_mut(&mut self.objects).insert((id.slice, id.index), object);
-        assert!(old.is_none(), "{id:?} was put twice");
-        self.note(Event::Put(id));
-    }
-
-    fn barrier(&mut self) {
-        if self.mistake != Some(Mistake::SkipBarrier) {
-            Arc::make_mut(&mut self.objects).values_mut().for_each(|object| object.durable = true);
-        }
-        self.note(Event::Barrier);
-    }
-
-    /// Deletes a block, which may be gone.
-    pub(crate) fn delete(&mut self, id: BlockId) {
-        if Arc::make_mut(&mut self.objects).remove(&(id.slice, id.index)).is_some() {
-            self.note(Event::Delete(id));
-        }
     }
 }
 

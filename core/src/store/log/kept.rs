@@ -26,7 +26,7 @@ struct Place {
     len: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Open {
     bytes: u64,
     /// Objects that were in it at first.
@@ -36,7 +36,7 @@ struct Open {
 }
 
 /// See above.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Kept {
     segments: BTreeMap<u64, Open>,
     places: BTreeMap<String, Place>,

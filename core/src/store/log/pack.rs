@@ -41,7 +41,7 @@ struct Put {
 }
 
 /// What goes in packs.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Packs {
     /// Shorter objects travel together; 0: none does.
     below: u64,

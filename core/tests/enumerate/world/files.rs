@@ -15,6 +15,7 @@ use kiseki_core::types::{FileType, Ino, Place, SliceId};
 
 use super::{Cell, Event, GEOMETRY, OpenFile, World};
 use crate::mistakes::Mistake;
+use crate::recovery::Order;
 
 /// The machines see no time pass: nothing fails here, so nothing is tried again.
 const NOW: Duration = Duration::ZERO;
@@ -317,7 +318,8 @@ impl World {
         reply.expect("the file is there")
     }
 
-    /// A flush of everything that has come as far as its commits: they are under way when the next call is made.
+    /// A flush of everything that has come as far as its commits, and puts from the log into the store: the commits are under
+    /// way when the next call is made, and no barrier of the store covers the puts.
     pub(crate) fn write_back(&mut self) {
         let dirty: Vec<Ino> = self.cells.keys().copied().collect();
         for ino in dirty {
@@ -325,11 +327,15 @@ impl World {
             self.drive(ino, Until::Commit);
             self.retire(ino);
         }
+        if self.has_log() {
+            self.pump();
+        }
     }
 
-    /// What goes on in the background, once: aged files are flushed, what was removed is swept and deleted.
+    /// What goes on in the background, once: aged files are flushed, what was removed is swept and deleted, the log is
+    /// drained, and what earlier mounts have left is collected.
     pub(crate) fn background(&mut self) {
         self.flush_all();
-        self.upkeep();
+        self.settle_down(Order::DeleteFirst);
     }
 }
