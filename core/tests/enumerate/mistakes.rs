@@ -49,6 +49,8 @@ pub(crate) enum Mistake {
     PackUnannounced,
     /// A record leaves the log before it is durable in which pack its object is.
     PackUnsynced,
+    /// A pack of which most was deleted before it was said what is in it is not rewritten.
+    ThinUnweighed,
     /// A pack is deleted as soon as one of its blocks is.
     PackDeletedInUse,
     /// The metadata forgets a pack before it is deleted.

@@ -165,3 +165,12 @@ fn what_was_deleted_stays_away_and_takes_nothing_else_along() {
     check_in(Form::Packed, &sequences, &[Mistake::DeleteUnrecorded, Mistake::DeleteWithoutBarrier]);
     check_in(Form::Packed, &sequences, &[Mistake::PackDeletedInUse, Mistake::PackForgottenFirst]);
 }
+
+#[test]
+fn a_pack_is_mostly_in_use() {
+    let sequences = [
+        "create-write(/A/z); write-head(/A/x)+writeback; create-write(/A/z)+background",
+        "write-all(/A/x)+background; unlink(/A/x)+background",
+    ];
+    check_in(Form::Packed, &sequences, &[Mistake::ThinUnweighed]);
+}

@@ -288,7 +288,12 @@ impl<E: Env, D: Disk> Inner<E, D> {
             state.log.handle_recorded(pack, &stored, told.is_ok());
         }
         staging.changed.notify_all();
-        self.bury(told.as_deref().unwrap_or_default());
+        if let Ok(emptied) = &told {
+            self.bury(emptied);
+            // Some of what was in it may have been deleted meanwhile.
+            let live = members.iter().map(|(member, _)| member.len).sum();
+            self.weigh(pack, &Pack { len: len as u32, live, condemned: false });
+        }
         told.is_ok()
     }
 
@@ -319,17 +324,23 @@ impl<E: Env, D: Disk> Inner<E, D> {
         }
         match removed.value {
             Some((packed, pack)) if pack.live == 0 => self.bury(&[packed.pack]),
-            Some((packed, pack)) if is_thin(&pack) => {
-                {
-                    let mut state = lock(&self.packs.state);
-                    state.thin.insert(packed.pack);
-                    state.thin_at = self.env.now() + state.home.map_or(Duration::ZERO, |home| home.rest);
-                }
-                self.tend();
-            }
-            Some(_) | None => {}
+            Some((packed, pack)) => self.weigh(packed.pack, &pack),
+            None => {}
         }
         Ok(())
+    }
+
+    /// Has a pack rewritten if most of it is dead.
+    fn weigh(self: &Arc<Self>, pack: PackId, known: &Pack) {
+        if !is_thin(known) {
+            return;
+        }
+        {
+            let mut state = lock(&self.packs.state);
+            state.thin.insert(pack);
+            state.thin_at = self.env.now() + state.home.map_or(Duration::ZERO, |home| home.rest);
+        }
+        self.tend();
     }
 
     /// The last transaction that a delete has waited for.
