@@ -11,7 +11,7 @@
 //!
 //! Invariants
 //! - A thread waits for a read for `PATIENCE` at most; after that it does not try again for `REST`. A sync has to be waited
-//!   for, since the kernel has none with a deadline; the rest is the same.
+//!   for, since the kernel has none with a deadline; that holds for it after the second in a row.
 //! - `AT_ONCE` threads wait at most: the others serve what needs no disk.
 //! - What the kernel may still write to is kept until it says that it is done.
 
@@ -45,6 +45,8 @@ static WAITING: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     static MAY_WAIT: Cell<bool> = const { Cell::new(false) };
+    /// The last `block` took too long.
+    static SLOW: Cell<bool> = const { Cell::new(false) };
     /// `block` is not to be tried before.
     static RESTS_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
     static RING: RefCell<State> = const { RefCell::new(State::Untried) };
@@ -73,8 +75,8 @@ pub(crate) fn is_allowed() -> bool {
     MAY_WAIT.get()
 }
 
-/// Does `work`, which blocks for as long as the disk takes; gives it back where this thread may not wait. One that took too
-/// long is the last for a while.
+/// Does `work`, which blocks for as long as the disk takes; gives it back where this thread may not wait. The second in a row
+/// that took too long is the last for a while: a single one may have had much to write.
 pub(crate) fn block<T, W: FnOnce() -> T>(work: W) -> Result<T, W> {
     if !MAY_WAIT.get() || RESTS_UNTIL.get().is_some_and(|until| Instant::now() < until) {
         return Err(work);
@@ -83,7 +85,9 @@ pub(crate) fn block<T, W: FnOnce() -> T>(work: W) -> Result<T, W> {
     let began = Instant::now();
     let done = work();
     let ended = Instant::now();
-    RESTS_UNTIL.set((PATIENCE < ended - began).then(|| ended + REST));
+    let slow = PATIENCE < ended - began;
+    let again = SLOW.replace(slow) && slow;
+    RESTS_UNTIL.set(again.then(|| ended + REST));
     Ok(done)
 }
 
@@ -355,9 +359,13 @@ mod tests {
         assert!(block(|| ()).is_err(), "this thread may not wait");
         allowed(|| {
             assert_eq!(block(|| 7).map_err(drop), Ok(7));
+            SLOW.set(false);
             RESTS_UNTIL.set(None);
-            let (slow, until) = (Duration::from_millis(3), Instant::now() + REST);
-            block(|| std::thread::sleep(slow)).map_err(drop).expect("it is done");
+            let slow = || std::thread::sleep(PATIENCE + Duration::from_millis(1));
+            block(slow).map_err(drop).expect("it is done");
+            assert!(SLOW.get() && RESTS_UNTIL.get().is_none());
+            let until = Instant::now() + REST;
+            block(slow).map_err(drop).expect("it is done");
             assert!(RESTS_UNTIL.get().is_some_and(|rests| until <= rests));
             RESTS_UNTIL.set(Some(Instant::now() + Duration::from_secs(60)));
             let work = block(|| 7).err().expect("it rests");

@@ -1,7 +1,7 @@
-//! Tasks that begin on the thread that has them to do, and go on on the executor once they are woken.
+//! When tasks go to the executor: those of a request when it is answered, those that wait when they are woken.
 //!
-//! To hand a task to the executor at once wakes a thread, which takes 40 us where processors are idle, to have it do what
-//! often is done at once, or to have it wait.
+//! To hand a task over wakes a thread. That takes 40 us where processors are idle, to have it do what often is done at once,
+//! or to have it wait; where they are not, it takes the processor of the one who answers.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -18,40 +18,60 @@ use crate::brief;
 type BoxedTask = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 thread_local! {
-    /// What is to begin on this thread, in the order in which it was spawned.
-    static HERE: RefCell<Option<VecDeque<BoxedTask>>> = const { RefCell::new(None) };
+    /// What becomes of tasks that are spawned on this thread, if they do not go to the executor at once.
+    static HELD: RefCell<Option<Held>> = const { RefCell::new(None) };
 }
 
-/// Has `task` run on `executor`, or begin on this thread if that is within `here`.
+/// Tasks in the order in which they were spawned.
+struct Held {
+    tasks: VecDeque<BoxedTask>,
+    /// They begin on this thread.
+    here: bool,
+}
+
+/// Has `task` run on `executor`, unless that is within `later` or `here`.
 pub(crate) fn spawn(executor: &Handle, task: impl Future<Output = ()> + Send + 'static) {
-    if HERE.with_borrow(Option::is_some) {
+    if HELD.with_borrow(Option::is_some) {
         let task: BoxedTask = Box::pin(task);
-        HERE.with_borrow_mut(|here| here.get_or_insert_default().push_back(task));
+        HELD.with_borrow_mut(|held| held.as_mut().expect("it is there").tasks.push_back(task));
     } else {
         drop(executor.spawn(task));
     }
 }
 
+/// Does `work`; what it spawns goes to the executor when it is done. A thread that is woken may take the processor at once,
+/// and keep whoever waits for the answer waiting.
+pub(crate) fn later<T>(executor: &Handle, work: impl FnOnce() -> T) -> T {
+    let _end = hold(executor, false);
+    work()
+}
+
 /// Does `work`; what it spawns, and what that spawns, begins after it and before this returns, on a thread that may wait.
 pub(crate) fn here(executor: &Handle, work: impl FnOnce()) {
-    if !brief::is_allowed() || HERE.with_borrow(Option::is_some) {
+    if !brief::is_allowed() || HELD.with_borrow(|held| held.as_ref().is_some_and(|held| held.here)) {
         return work();
     }
-    HERE.set(Some(VecDeque::new()));
-    let _end = End(executor);
+    let _end = hold(executor, true);
     work();
-    while let Some(task) = HERE.with_borrow_mut(|here| here.as_mut().and_then(VecDeque::pop_front)) {
+    while let Some(task) = HELD.with_borrow_mut(|held| held.as_mut().and_then(|held| held.tasks.pop_front())) {
         Waiting::begin(task, executor.clone());
     }
 }
 
-/// The end of `here`, also by a panic, which must not take others' tasks along.
-struct End<'a>(&'a Handle);
+fn hold(executor: &Handle, here: bool) -> End<'_> {
+    End { executor, outer: HELD.replace(Some(Held { tasks: VecDeque::new(), here })) }
+}
+
+/// The end of `later` and of `here`, also by a panic, which must not take others' tasks along.
+struct End<'a> {
+    executor: &'a Handle,
+    outer: Option<Held>,
+}
 
 impl Drop for End<'_> {
     fn drop(&mut self) {
-        for task in HERE.take().into_iter().flatten() {
-            drop(self.0.spawn(task));
+        for task in HELD.replace(self.outer.take()).into_iter().flat_map(|held| held.tasks) {
+            drop(self.executor.spawn(task));
         }
     }
 }

@@ -27,6 +27,7 @@ use kiseki_core::types::{FileType, Ino, InodeFlags, NAME_MAX};
 use super::attributes::{Asker, FlagsIoctl};
 use super::kernel::TTL;
 use super::{Adapter, attributes, convert, dir, kernel};
+use crate::waiting;
 
 /// Unit in which statfs counts.
 const STATFS_BLOCK: u32 = 4096;
@@ -377,7 +378,7 @@ impl<E: Env> Filesystem for Adapter<E> {
                 move |reply, ()| reply.written(len),
             );
         }
-        match self.client.write_now(file, offset, data, drop) {
+        waiting::later(&self.executor, || match self.client.write_now(file, offset, data, drop) {
             Ok(true) => reply.written(len),
             Ok(false) => {
                 let data = Bytes::copy_from_slice(data);
@@ -388,7 +389,7 @@ impl<E: Env> Filesystem for Adapter<E> {
                 );
             }
             Err(errno) => reply.error(convert::errno(errno)),
-        }
+        });
     }
 
     fn flush(&self, _request: &Request, _inode: INodeNo, file: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {

@@ -12,7 +12,7 @@ use kiseki_core::env::Env;
 
 use super::{Adapter, convert};
 use crate::brief;
-use crate::waiting::Waiting;
+use crate::waiting::{self, Waiting};
 
 /// A reply that can be an error: all of them.
 pub(super) trait Refuse: Send + 'static {
@@ -69,7 +69,8 @@ impl<E: Env> Adapter<E> {
     /// Polls `request` here; if it has to wait, it goes on on the executor once it is woken.
     pub(super) fn run(&self, request: impl Future<Output = ()> + Send + 'static) {
         let mut request = Box::pin(request);
-        let polled = brief::allowed(|| request.as_mut().poll(&mut Context::from_waker(Waker::noop())));
+        let poll = || request.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        let polled = brief::allowed(|| waiting::later(&self.executor, poll));
         if polled.is_pending() {
             Waiting::begin(request, self.executor.clone());
         }
