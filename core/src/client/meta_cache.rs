@@ -396,6 +396,10 @@ impl Read for Telling<'_, '_> {
     fn scan(&mut self, start: &[u8], end: &[u8], limit: usize) -> Result<Pairs, KvError> {
         self.txn.scan(start, end, limit)
     }
+
+    fn visit(&mut self, start: &[u8], end: &[u8], each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), KvError> {
+        self.txn.visit(start, end, each)
+    }
 }
 
 impl Txn for Telling<'_, '_> {

@@ -421,30 +421,43 @@ impl Value for SliceRecord {
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let mut d = Decoder::value(bytes)?;
-        let (slice, stored_len, off, pos, len) = (SliceId(d.u64()?), d.u32()?, d.u32()?, d.u32()?, d.u32()?);
-        let place = match d.u8()? {
-            1 => Place::Blocks,
-            2 => Place::Home,
-            3 => Place::Inline(Bytes::copy_from_slice(d.rest())),
-            4 => Place::Hole,
-            5 => Place::Reserved,
-            _ => return Err(DecodeError::Invalid("place of a slice")),
-        };
-        d.finish()?;
-        let record = Self { slice, stored_len, off, pos, len, place };
-        record.check().map_err(DecodeError::Invalid)?;
-        Ok(record)
+        let (head, inline) = Self::decode_head(bytes)?;
+        let place =
+            if let Place::Inline(_) = head.place { Place::Inline(Bytes::copy_from_slice(inline)) } else { head.place };
+        Ok(Self { place, ..head })
     }
 }
 
 impl SliceRecord {
+    /// The record without its bytes, if it is inline, and these. Not to be encoded without them.
+    pub fn decode_head(bytes: &[u8]) -> Result<(Self, &[u8]), DecodeError> {
+        let mut d = Decoder::value(bytes)?;
+        let (slice, stored_len, off, pos, len) = (SliceId(d.u64()?), d.u32()?, d.u32()?, d.u32()?, d.u32()?);
+        let (place, inline) = match d.u8()? {
+            1 => (Place::Blocks, &[][..]),
+            2 => (Place::Home, &[][..]),
+            3 => (Place::Inline(Bytes::new()), d.rest()),
+            4 => (Place::Hole, &[][..]),
+            5 => (Place::Reserved, &[][..]),
+            _ => return Err(DecodeError::Invalid("place of a slice")),
+        };
+        d.finish()?;
+        let head = Self { slice, stored_len, off, pos, len, place };
+        head.check_with(inline.len()).map_err(DecodeError::Invalid)?;
+        Ok((head, inline))
+    }
+
     /// Checks the ranges of the fields; the text names the one that does not hold.
     pub fn check(&self) -> Result<(), &'static str> {
+        self.check_with(if let Place::Inline(bytes) = &self.place { bytes.len() } else { 0 })
+    }
+
+    /// The same, of a record with so many bytes inline.
+    fn check_with(&self, inline: usize) -> Result<(), &'static str> {
         let Self { slice, stored_len, off, pos, len, ref place } = *self;
         let place_holds = match place {
             Place::Blocks | Place::Home => slice.0 != 0,
-            Place::Inline(bytes) => slice.0 == 0 && bytes.len() == stored_len as usize,
+            Place::Inline(_) => slice.0 == 0 && inline == stored_len as usize,
             Place::Hole | Place::Reserved => slice.0 == 0,
         };
         let rules = [

@@ -31,12 +31,32 @@ pub enum KvError {
 /// A page of key-value pairs in key order.
 pub type Pairs = Vec<(Bytes, Bytes)>;
 
+/// Pairs that `visit` scans at once where the store does not do better.
+const PAGE: usize = 256;
+
 /// Reads at one snapshot.
 pub trait Read {
     /// The value of `key`, if there is one.
     fn get(&mut self, key: &[u8]) -> Result<Option<Bytes>, KvError>;
     /// Up to `limit` pairs with `start <= key < end`, in key order; fewer only at the end of the range.
     fn scan(&mut self, start: &[u8], end: &[u8], limit: usize) -> Result<Pairs, KvError>;
+    /// Shows all pairs with `start <= key < end` to `each`, in key order: a scan that need not copy them.
+    fn visit(&mut self, start: &[u8], end: &[u8], each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), KvError> {
+        let mut start = start.to_vec();
+        loop {
+            let page = self.scan(&start, end, PAGE)?;
+            page.iter().for_each(|(key, value)| each(key, value));
+            match page.last() {
+                Some((key, _)) if page.len() == PAGE => {
+                    // The smallest key above it.
+                    start.clear();
+                    start.extend_from_slice(key);
+                    start.push(0);
+                }
+                Some(_) | None => return Ok(()),
+            }
+        }
+    }
 }
 
 /// Reads and writes of one transaction.

@@ -37,10 +37,14 @@ pub(super) struct Stored {
 
 impl Stored {
     pub(super) fn decode(key: Bytes, value: &Bytes) -> OpResult<Self> {
+        Self::with(key, SliceRecord::decode(value)?)
+    }
+
+    fn with(key: Bytes, record: SliceRecord) -> OpResult<Self> {
         let Key::Slice(_, chunk, seq) = keys::decode(&key)? else {
             return Err(OpError::Damaged("a key in the range of slices"));
         };
-        Ok(Self { chunk, seq, record: SliceRecord::decode(value)?, key, fresh: false })
+        Ok(Self { chunk, seq, record, key, fresh: false })
     }
 
     /// Shortens the record to `len` bytes, or removes it if that is none.
@@ -118,6 +122,7 @@ pub(super) fn visible(
 
 /// A chunk that a commit changes.
 pub(super) struct Chunk {
+    /// Those that are not fresh are without the bytes that are inline: they stay as they are, or go.
     pub(super) records: Vec<Stored>,
     /// Bytes that took space before the commit.
     pub(super) before: u64,
@@ -125,8 +130,19 @@ pub(super) struct Chunk {
 
 impl Chunk {
     pub(super) fn load(read: &mut (impl Read + ?Sized), ino: Ino, chunk: u32) -> OpResult<Self> {
-        let records = load(read, ino, chunk)?;
-        Ok(Self { before: allocated(&records).count(), records })
+        let (start, end) = keys::slice_range(ino, Some(chunk));
+        let (mut records, mut damage) = (Vec::new(), None);
+        read.visit(&start, &end, &mut |key, value| {
+            let head = SliceRecord::decode_head(value).map_err(OpError::from);
+            match head.and_then(|(head, _)| Stored::with(Bytes::copy_from_slice(key), head)) {
+                Ok(stored) => records.push(stored),
+                Err(error) => damage = damage.or(Some(error)),
+            }
+        })?;
+        match damage {
+            Some(error) => Err(error),
+            None => Ok(Self { before: allocated(&records).count(), records }),
+        }
     }
 
     /// Removes what newer records and cuts leave nothing of, and holes with nothing below them; writes what is fresh.

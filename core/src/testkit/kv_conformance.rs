@@ -17,7 +17,7 @@ use bytes::Bytes;
 use crate::client::wait::join_all;
 use crate::env::{Committed, MetaError, MetaStore, TxnSeq};
 use crate::errno::Errno;
-use crate::kv::{KvError, OpError, OpResult, Read, Txn};
+use crate::kv::{KvError, OpError, OpResult, Pairs, Read, Txn};
 
 /// All checks that hold for every store.
 pub async fn run<M: MetaStore>(store: &M) {
@@ -73,7 +73,14 @@ async fn put<M: MetaStore>(store: &M, keys: &[&[u8]]) {
 }
 
 fn keys_in(read: &mut dyn Read, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<Bytes>, KvError> {
-    Ok(read.scan(start, end, limit)?.into_iter().map(|(key, _)| key).collect())
+    let pairs = read.scan(start, end, limit)?;
+    let mut visited = Pairs::new();
+    read.visit(start, end, &mut |key, value| {
+        visited.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+    })?;
+    visited.truncate(limit);
+    assert_eq!(visited, pairs, "a visit shows what a scan gives");
+    Ok(pairs.into_iter().map(|(key, _)| key).collect())
 }
 
 fn number(read: &mut dyn Read, key: &[u8]) -> Result<u64, KvError> {

@@ -138,6 +138,16 @@ impl Read for WriteTxn<'_> {
         let own = self.writes.range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)));
         self.scans.scan_below(own, start, end, limit)
     }
+
+    fn visit(&mut self, start: &[u8], end: &[u8], each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), KvError> {
+        if start >= end {
+            return Ok(());
+        }
+        let own = self.writes.range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)));
+        let (snapshot, _) = self.scans.at();
+        let iterator = &mut snapshot.raw_iterator_opt(bounded(start, end, PAGE_CACHED_MAX));
+        visit(iterator, own, start, usize::MAX, each)
+    }
 }
 
 impl Txn for WriteTxn<'_> {
@@ -189,7 +199,11 @@ impl<'db> SnapshotRead<'db> {
         limit: usize,
     ) -> Result<Pairs, KvError> {
         let (snapshot, _) = self.at();
-        collect(&mut snapshot.raw_iterator_opt(bounded(start, end, limit)), own, start, limit)
+        let mut pairs = Pairs::new();
+        visit(&mut snapshot.raw_iterator_opt(bounded(start, end, limit)), own, start, limit, &mut |key, value| {
+            pairs.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+        })?;
+        Ok(pairs)
     }
 
     fn at(&mut self) -> &(SnapshotWithThreadMode<'db, Db>, ReadOptions) {
@@ -230,23 +244,28 @@ fn bounded(start: &[u8], end: &[u8], limit: usize) -> ReadOptions {
     options
 }
 
-/// What the iterator shows from `start` on, with `own` writes in its place and between.
-fn collect<'a, D: DBAccess>(
+/// Shows `each` what the iterator has from `start` on, `limit` pairs at most, with `own` writes in its place and between.
+fn visit<'a, D: DBAccess>(
     iterator: &mut DBRawIteratorWithThreadMode<'_, D>,
     own: impl Iterator<Item = (&'a Bytes, &'a Option<Bytes>)>,
     start: &[u8],
     limit: usize,
-) -> Result<Pairs, KvError> {
-    let mut pairs = Pairs::new();
+    each: &mut dyn FnMut(&[u8], &[u8]),
+) -> Result<(), KvError> {
+    let mut left = limit;
     let mut own = own.peekable();
     iterator.seek(start);
-    while pairs.len() < limit {
+    while left > 0 {
         match (iterator.item(), own.peek()) {
             (Some((key, value)), next) if next.is_none_or(|(own, _)| key < &own[..]) => {
-                pairs.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+                each(key, value);
+                left -= 1;
             }
             (there, Some((key, value))) => {
-                pairs.extend(value.as_ref().map(|value| (Bytes::clone(key), value.clone())));
+                if let Some(value) = value {
+                    each(key, value);
+                    left -= 1;
+                }
                 let replaced = there.is_some_and(|(there, _)| there == &key[..]);
                 own.next();
                 if !replaced {
@@ -255,12 +274,11 @@ fn collect<'a, D: DBAccess>(
             }
             (_, None) => break,
         }
-        if pairs.len() < limit {
+        if left > 0 {
             iterator.next();
         }
     }
-    iterator.status().map_err(read_failed)?;
-    Ok(pairs)
+    iterator.status().map_err(read_failed)
 }
 
 #[cold]
