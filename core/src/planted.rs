@@ -184,7 +184,10 @@ pub(crate) fn is_there(txn: &mut dyn Txn, commit: &Commit) -> OpResult<bool> {
         | Change::Written { .. }
         | Change::Attrs { .. } => None,
     });
-    let Some((chunk, record)) = slices.into_iter().next() else { return Ok(false) };
+    // Of two that are inline nobody knows whether they are the same one.
+    let Some((chunk, record)) = slices.into_iter().next().filter(|(_, record)| record.slice.0 != 0) else {
+        return Ok(false);
+    };
     let (start, end) = keys::slice_range(commit.ino, Some(*chunk));
     let stored = txn.scan(&start, &end, usize::MAX)?;
     let mut records = stored.iter().filter_map(|(_, value)| SliceRecord::decode(value).ok());

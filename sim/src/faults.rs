@@ -110,7 +110,7 @@ pub const TEETH: &[(Fault, Teeth)] = &[
     (Fault::StoreOutage, Teeth::Enough(Bug::FlushDeadlineAccepted)),
     (Fault::CommitRefused, Teeth::Needed(Bug::RefusedIsApplied)),
     (Fault::CommitAnswerLost, Teeth::Needed(Bug::PresenceForNumber)),
-    (Fault::CommitUnknown, Teeth::Needed(Bug::UnknownIsApplied)),
+    (Fault::CommitUnknown, Teeth::Enough(Bug::UnknownIsApplied)),
     (Fault::Conflict, Teeth::Shared("every transaction is run twice, and some do conflict")),
     (Fault::Miss, Teeth::Needed(Bug::MissSwallowed)),
     (Fault::SlowSync, Teeth::Needed(Bug::SyncDeadlineAccepted)),
