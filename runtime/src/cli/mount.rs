@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 
 use super::access::{Address, KEYS_HELP, Keys};
 use super::open::{explain_objects, explain_open, reach, reach_marked, read_volume};
-use super::output::{Done, Failure, Outcome, say};
+use super::output::{Done, Failure, Meter, Outcome, say};
 use super::place;
 use super::values::{duration, size};
 use super::writeback::{LogArgs, Mounting};
@@ -142,7 +142,13 @@ pub(super) fn run(args: MountArgs) -> Outcome {
     let daemon = config.daemon;
     let reaching = Reaching { address: args.address, keys: args.keys, writeback: args.writeback };
     let open = async |config: &MountConfig, handle: &Handle| reaching.open(config, handle).await;
-    crate::mount::run(config, open, serve_control).map_err(|error| match error.downcast::<Failure>() {
+    let meter = daemon.then(Meter::new);
+    if let Some(meter) = &meter {
+        meter.spin(format!("mounting {mountpoint}"));
+    }
+    let mounted = crate::mount::run(config, open, serve_control);
+    meter.inspect(Meter::clear);
+    mounted.map_err(|error| match error.downcast::<Failure>() {
         Ok(failure) => failure,
         Err(error) => Failure::new(format!("{error:#}")),
     })?;

@@ -159,6 +159,9 @@ impl LogArgs {
         let folder = folder.map_err(|error| explain_folder(&volume.name, &error, home.as_ref()))?;
         let options = self.options(mode, &folder, mounting)?;
         let size_max = options.size_max;
+        // 10 GiB take some ten seconds.
+        let (_, bytes) = folder.space().context(|| format!("look at the disk of {}", path.display()))?;
+        tracing::info!(folder = %folder.path().display(), bytes, "reading the write-back log");
         let opened = Logged::open(env, folder.clone(), options).await;
         let opened = opened.map_err(|error| explain(&volume.name, &error, &folder))?;
         let left = opened.env.log_status().map(|status| status.backlog).unwrap_or_default();
