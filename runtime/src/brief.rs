@@ -368,7 +368,7 @@ mod tests {
             block(slow).map_err(drop).expect("it is done");
             assert!(RESTS_UNTIL.get().is_some_and(|rests| until <= rests));
             RESTS_UNTIL.set(Some(Instant::now() + Duration::from_secs(60)));
-            let work = block(|| 7).err().expect("it rests");
+            let work = block(|| 7).expect_err("it rests");
             assert_eq!(work(), 7);
             RESTS_UNTIL.set(Some(Instant::now()));
             assert_eq!(block(|| 7).map_err(drop), Ok(7));

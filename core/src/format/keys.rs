@@ -291,10 +291,10 @@ pub fn attr_range() -> (Vec<u8>, Vec<u8>) {
     range(tag(ATTR).finish())
 }
 
-/// Whether the key's values are read one at a time, and again and again: attributes, names, links' targets, extended
-/// attributes.
+/// Whether the key's values are read one at a time, and again and again: attributes, what is known of directories, names,
+/// links' targets, extended attributes.
 pub fn is_cached(key: &[u8]) -> bool {
-    matches!(key.first(), Some(&(ATTR | DENTRY | SYMLINK | XATTR)))
+    matches!(key.first(), Some(&(ATTR | DIRSTAT | DENTRY | SYMLINK | XATTR)))
 }
 
 /// Hash of a name in a directory: what orders its entries. (1..1 << 55)
