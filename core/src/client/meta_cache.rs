@@ -298,6 +298,11 @@ impl Read for Filling<'_> {
         self.lists = true;
         self.read.scan(start, end, limit)
     }
+
+    fn visit(&mut self, start: &[u8], end: &[u8], each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), KvError> {
+        self.lists = true;
+        self.read.visit(start, end, each)
+    }
 }
 
 /// A transaction, from before its first run until its outcome is known. Dropped before, its outcome is unknown.

@@ -417,19 +417,12 @@ fn after(key: &[u8]) -> Vec<u8> {
 }
 
 /// All pairs of a range, for ranges that other rules keep short.
-fn scan_all(read: &mut (impl Read + ?Sized), (mut start, end): (Vec<u8>, Vec<u8>)) -> OpResult<Pairs> {
+fn scan_all(read: &mut (impl Read + ?Sized), (start, end): (Vec<u8>, Vec<u8>)) -> OpResult<Pairs> {
     let mut all = Pairs::new();
-    loop {
-        let page = read.scan(&start, &end, PAGE)?;
-        let last = page.len() < PAGE;
-        if let Some((key, _)) = page.last() {
-            start = after(key);
-        }
-        all.extend(page);
-        if last {
-            return Ok(all);
-        }
-    }
+    read.visit(&start, &end, &mut |key, value| {
+        all.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+    })?;
+    Ok(all)
 }
 
 /// Whether `name` can be an entry.

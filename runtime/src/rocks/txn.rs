@@ -135,19 +135,24 @@ impl Read for WriteTxn<'_> {
         if start >= end || limit == 0 {
             return Ok(Pairs::new());
         }
-        let own = self.writes.range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)));
-        self.scans.scan_below(own, start, end, limit)
+        self.scans.scan_below(written(&self.writes, start, end), start, end, limit)
     }
 
     fn visit(&mut self, start: &[u8], end: &[u8], each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), KvError> {
         if start >= end {
             return Ok(());
         }
-        let own = self.writes.range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)));
-        let (snapshot, _) = self.scans.at();
-        let iterator = &mut snapshot.raw_iterator_opt(bounded(start, end, PAGE_CACHED_MAX));
-        visit(iterator, own, start, usize::MAX, each)
+        self.scans.visit_below(written(&self.writes, start, end), start, end, each)
     }
+}
+
+/// What a transaction writes there. (start < end)
+fn written<'a>(
+    writes: &'a BTreeMap<Bytes, Option<Bytes>>,
+    start: &[u8],
+    end: &[u8],
+) -> impl Iterator<Item = (&'a Bytes, &'a Option<Bytes>)> + use<'a> {
+    writes.range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)))
 }
 
 impl Txn for WriteTxn<'_> {
@@ -206,6 +211,18 @@ impl<'db> SnapshotRead<'db> {
         Ok(pairs)
     }
 
+    /// A visit with `own` writes over it. Ranges that are wanted whole are short enough to be worth their place in the cache.
+    fn visit_below<'a>(
+        &mut self,
+        own: impl Iterator<Item = (&'a Bytes, &'a Option<Bytes>)>,
+        start: &[u8],
+        end: &[u8],
+        each: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<(), KvError> {
+        let (snapshot, _) = self.at();
+        visit(&mut snapshot.raw_iterator_opt(bounded(start, end, PAGE_CACHED_MAX)), own, start, usize::MAX, each)
+    }
+
     fn at(&mut self) -> &(SnapshotWithThreadMode<'db, Db>, ReadOptions) {
         self.at.get_or_insert_with(|| {
             let snapshot = self.db.snapshot();
@@ -229,6 +246,13 @@ impl Read for SnapshotRead<'_> {
             return Ok(Pairs::new());
         }
         self.scan_below(std::iter::empty(), start, end, limit)
+    }
+
+    fn visit(&mut self, start: &[u8], end: &[u8], each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), KvError> {
+        if start >= end {
+            return Ok(());
+        }
+        self.visit_below(std::iter::empty(), start, end, each)
     }
 }
 
