@@ -161,6 +161,13 @@ pub struct Pack {
     pub condemned: bool,
 }
 
+impl Pack {
+    /// Most of it is dead: what is in use is to go into another one.
+    pub fn is_thin(&self) -> bool {
+        0 < self.live && u64::from(self.live) * 2 < u64::from(self.len)
+    }
+}
+
 /// A slice whose blocks wait for deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DelSlice {

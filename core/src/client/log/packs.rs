@@ -106,11 +106,6 @@ struct Home {
     rest: Duration,
 }
 
-/// Most of the pack is dead.
-fn is_thin(pack: &Pack) -> bool {
-    0 < pack.live && u64::from(pack.live) * 2 < u64::from(pack.len)
-}
-
 impl<E: Env, D: Disk> Logged<E, D> {
     /// Looks after the packs of the volume, if it has any: removes what earlier mounts left, rewrites what is mostly dead.
     /// For mounts that write and have no log; opening one does it.
@@ -332,7 +327,7 @@ impl<E: Env, D: Disk> Inner<E, D> {
 
     /// Has a pack rewritten if most of it is dead.
     fn weigh(self: &Arc<Self>, pack: PackId, known: &Pack) {
-        if !is_thin(known) {
+        if !known.is_thin() {
             return;
         }
         {
@@ -441,7 +436,7 @@ impl<E: Env, D: Disk> Inner<E, D> {
         for (pack, known) in page.into_iter().filter(|(pack, _)| pack.mount() != mount) {
             if known.live == 0 {
                 state.dead.entry(pack).or_insert(None);
-            } else if is_thin(&known) {
+            } else if known.is_thin() {
                 state.thin.insert(pack);
             }
         }

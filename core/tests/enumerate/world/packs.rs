@@ -19,11 +19,6 @@ use crate::mistakes::Mistake;
 /// Packs that are rewritten have numbers of their own.
 const REWRITTEN: u32 = 1 << 31;
 
-/// Most of the pack is dead.
-fn is_thin(pack: &Pack) -> bool {
-    0 < pack.live && u64::from(pack.live) * 2 < u64::from(pack.len)
-}
-
 impl World {
     // --- putting
 
@@ -56,7 +51,8 @@ impl World {
         self.staging().log.handle_recorded(pack, &stored, true);
         self.bury(&emptied);
         let live = members.iter().map(|(member, _)| member.len).sum();
-        if self.mistake != Some(Mistake::ThinUnweighed) && is_thin(&Pack { len: len as u32, live, condemned: false }) {
+        if self.mistake != Some(Mistake::ThinUnweighed) && (Pack { len: len as u32, live, condemned: false }).is_thin()
+        {
             self.staging().thin.insert(pack);
         }
     }
@@ -80,7 +76,7 @@ impl World {
         self.staging().unpacked = self.kv.last();
         if pack.live == 0 || self.mistake == Some(Mistake::PackDeletedInUse) {
             self.bury(&[packed.pack]);
-        } else if is_thin(&pack) {
+        } else if pack.is_thin() {
             self.staging().thin.insert(packed.pack);
         }
     }
@@ -104,7 +100,7 @@ impl World {
         for (pack, known) in packs {
             if known.live == 0 {
                 staging.dead.insert(pack);
-            } else if is_thin(&known) {
+            } else if known.is_thin() {
                 staging.thin.insert(pack);
             }
         }
@@ -192,7 +188,7 @@ impl World {
     pub(crate) fn check_packs(&self, wanted: impl Fn((SliceId, u32)) -> bool) -> Result<(), String> {
         let known = self.read(|read| meta::packs::all(read, None, usize::MAX));
         for (pack, state) in &known {
-            if state.live == 0 || is_thin(state) || self.objects.get(Name::Pack(*pack)).is_none() {
+            if state.live == 0 || state.is_thin() || self.objects.get(Name::Pack(*pack)).is_none() {
                 return Err(format!("{} is left: {state:?}", Name::Pack(*pack)));
             }
         }
