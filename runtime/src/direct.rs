@@ -1,6 +1,6 @@
 //! Bytes written and read around the page cache (O_DIRECT, open(2)), from where they lie in memory if that can be.
 //!
-//! Owns: alignment, and whether the file system takes such writes at all. Leaves to others: which bytes are worth it, and
+//! Owns: alignment, and whether the file system takes it at all. Leaves to others: which bytes are worth it, and
 //! what they are (`objects::direct`, `log_folder`).
 //!
 //! Direct I/O wants memory, position and length aligned. Where a piece of the body lies in memory as it will in the file,
@@ -32,15 +32,15 @@ pub(crate) struct Direct {
 }
 
 impl Direct {
-    /// What `attempt` returns; `None`: the file system takes no direct writes, and nothing that counts was written.
-    pub(crate) fn attempt(&self, attempt: impl FnOnce() -> Result<(), Errno>) -> Option<Result<(), Errno>> {
+    /// What `attempt` returns; `None`: the file system takes no direct I/O, and nothing that counts was written.
+    pub(crate) fn attempt<T>(&self, attempt: impl FnOnce() -> Result<T, Errno>) -> Option<Result<T, Errno>> {
         if self.refused.load(Ordering::Relaxed) {
             return None;
         }
         let done = attempt();
-        if done == Err(Errno::INVAL) {
+        if let Err(Errno::INVAL) = done {
             self.refused.store(true, Ordering::Relaxed);
-            tracing::debug!("the file system takes no direct writes");
+            tracing::debug!("the file system takes no direct I/O");
             return None;
         }
         Some(done)
@@ -88,6 +88,11 @@ pub(crate) fn read(file: BorrowedFd<'_>, range: Range<u64>) -> Result<Bytes, Err
     Ok(target.finish())
 }
 
+/// The pages that a range touches.
+fn aligned(range: &Range<u64>) -> Range<u64> {
+    range.start - range.start % ALIGN as u64..range.end.next_multiple_of(ALIGN as u64)
+}
+
 /// Memory for a stretch of a file, aligned as direct I/O wants it.
 #[derive(Debug)]
 pub(crate) struct Target {
@@ -100,8 +105,8 @@ pub(crate) struct Target {
 
 impl Target {
     pub(crate) fn new(range: Range<u64>) -> Self {
-        let len = range.end.next_multiple_of(ALIGN as u64) - (range.start - range.start % ALIGN as u64);
-        let mut memory: Vec<u8> = Vec::with_capacity(len as usize + ALIGN);
+        let Range { start, end } = aligned(&range);
+        let mut memory: Vec<u8> = Vec::with_capacity((end - start) as usize + ALIGN);
         let padding = memory.as_ptr().align_offset(ALIGN);
         memory.resize(padding, 0);
         Self { memory, padding, range }
@@ -109,8 +114,7 @@ impl Target {
 
     /// What is to be filled next, and from where in the file.
     pub(crate) fn space(&mut self) -> Option<(&mut [MaybeUninit<u8>], u64)> {
-        let (start, end) =
-            (self.range.start - self.range.start % ALIGN as u64, self.range.end.next_multiple_of(ALIGN as u64));
+        let Range { start, end } = aligned(&self.range);
         let at = start + (self.memory.len() - self.padding) as u64;
         (at < end).then(|| (&mut self.memory.spare_capacity_mut()[..(end - at) as usize], at))
     }
@@ -128,7 +132,7 @@ impl Target {
     /// As much of the range as was filled.
     pub(crate) fn finish(self) -> Bytes {
         let filled = self.memory.len();
-        let skip = (self.range.start % ALIGN as u64) as usize;
+        let skip = (self.range.start - aligned(&self.range).start) as usize;
         let wanted = (self.range.end - self.range.start) as usize;
         let start = (self.padding + skip).min(filled);
         Bytes::from(self.memory).slice(start..(start + wanted).min(filled))

@@ -277,7 +277,10 @@ impl Disk for LogFolder {
         if let Some(bytes) = open.as_ref().and_then(|open| read_now(open, &range)) {
             return Ok(bytes);
         }
-        self.blocking("read", move |inner| read(&*open.map_or_else(|| inner.segment(segment), Ok)?, range)).await
+        self.blocking("read", move |inner| {
+            read(&inner.direct, &*open.map_or_else(|| inner.segment(segment), Ok)?, range)
+        })
+        .await
     }
 
     async fn remove(&self, segment: u64) -> Answer<()> {
@@ -660,21 +663,16 @@ fn read_now(segment: &Segment, range: &Range<u64>) -> Option<Bytes> {
     brief::read(&segment.direct()?, range.clone())?.ok().filter(|bytes| bytes.len() as u64 == len)
 }
 
-fn read(segment: &Segment, range: Range<u64>) -> Result<Bytes, Errno> {
+fn read(direct: &Direct, segment: &Segment, range: Range<u64>) -> Result<Bytes, Errno> {
     if segment.written().is_some_and(|end| end < range.end) {
         return Err(Errno::NOENT);
     }
     let len = range.end.saturating_sub(range.start) as usize;
     if LARGE <= len as u64
         && let Some(file) = segment.direct()
+        && let Some(read) = direct.attempt(|| direct::read(file, range.clone()))
     {
-        match direct::read(file, range.clone()) {
-            Ok(bytes) if bytes.len() == len => return Ok(bytes),
-            Ok(_) => return Err(Errno::NOENT),
-            // The file system takes no direct reads.
-            Err(Errno::INVAL) => {}
-            Err(error) => return Err(error),
-        }
+        return read.and_then(|bytes| if bytes.len() == len { Ok(bytes) } else { Err(Errno::NOENT) });
     }
     let mut bytes: Vec<u8> = Vec::with_capacity(len);
     while bytes.len() < len {
