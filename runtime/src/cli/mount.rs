@@ -142,12 +142,15 @@ pub(super) fn run(args: MountArgs) -> Outcome {
     let daemon = config.daemon;
     let reaching = Reaching { address: args.address, keys: args.keys, writeback: args.writeback };
     let open = async |config: &MountConfig, handle: &Handle| reaching.open(config, handle).await;
-    let meter = daemon.then(Meter::new);
-    if let Some(meter) = &meter {
+    let meter = daemon.then(|| {
+        let meter = Meter::new();
         meter.spin(format!("mounting {mountpoint}"));
-    }
+        meter
+    });
     let mounted = crate::mount::run(config, open, serve_control);
-    meter.inspect(Meter::clear);
+    if let Some(meter) = meter {
+        meter.clear();
+    }
     mounted.map_err(|error| match error.downcast::<Failure>() {
         Ok(failure) => failure,
         Err(error) => Failure::new(format!("{error:#}")),

@@ -157,10 +157,10 @@ impl LogArgs {
         self.check_place(&path, mounting)?;
         let folder = LogFolder::open(&path, access, handle.clone());
         let folder = folder.map_err(|error| explain_folder(&volume.name, &error, home.as_ref()))?;
-        let options = self.options(mode, &folder, mounting)?;
+        let (free, bytes) = folder.space().context(|| format!("look at the disk of {}", folder.path().display()))?;
+        let options = self.options(mode, &folder, (free, bytes), mounting);
         let size_max = options.size_max;
         // 10 GiB take some ten seconds.
-        let (_, bytes) = folder.space().context(|| format!("look at the disk of {}", path.display()))?;
         tracing::info!(folder = %folder.path().display(), bytes, "reading the write-back log");
         let opened = Logged::open(env, folder.clone(), options).await;
         let opened = opened.map_err(|error| explain(&volume.name, &error, &folder))?;
@@ -178,9 +178,15 @@ impl LogArgs {
         Ok((opened.env, Some(MountLog { folder, mode, damaged: opened.damage.len() })))
     }
 
-    fn options(&self, mode: LogMode, folder: &LogFolder, mounting: &Mounting<'_>) -> Outcome<LogOptions> {
+    /// Of a disk with so many bytes that are free and that the log has taken.
+    fn options(
+        &self,
+        mode: LogMode,
+        folder: &LogFolder,
+        (free, taken): (u64, u64),
+        mounting: &Mounting<'_>,
+    ) -> LogOptions {
         let path = folder.path();
-        let (free, taken) = folder.space().context(|| format!("look at the disk of {}", path.display()))?;
         let size_max = match self.writeback_size {
             Some(size) => {
                 if free + taken < size {
@@ -190,7 +196,7 @@ impl LogArgs {
             }
             None => SIZE_DEFAULT.min((free + taken) / SHARE).max(SIZE_MIN),
         };
-        Ok(LogOptions {
+        LogOptions {
             mode,
             size_max,
             segment_size: SEGMENT_MAX.min(size_max / 8),
@@ -211,7 +217,7 @@ impl LogArgs {
             pack_below: self.pack_below,
             place: place_of(path),
             ..LogOptions::default()
-        })
+        }
     }
 
     fn check_place(&self, path: &Path, mounting: &Mounting<'_>) -> Outcome<()> {

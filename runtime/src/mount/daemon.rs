@@ -1,6 +1,6 @@
 //! `-d`: the mount goes on in a process of its own.
 //!
-//! The command starts itself again, with the same arguments and a variable that says so, before it has made a thread or
+//! The command starts itself again, with the same arguments and a variable that says so, before it has made an executor or
 //! opened a store (neither survives a fork). The new process leaves the terminal and writes one line to its standard
 //! output, which is a pipe: that the mount answers, or why it does not. Its standard error is the log.
 
