@@ -88,20 +88,22 @@ def targets: [["write_big", 0.75, "null"], ["read_big", 0.85, "lower"], ["write_
     ["rand4k_cold", 0.6, "local"], ["rand4k_warm", 0.9, "local"]];
 # Rows that a store far away must not slow down to less than this part of the same store nearby.
 def unslowed: [["write_big", "write_small", "create_empty", "rename", "unlink", "append4k", "small4k_fsync", "append4k_fsync"], 0.8];
+def part($rounds; $base): [$rounds, $base] | transpose | map(.[0] / .[1]) | median;
 # Of each row that has a target: what of what, how much it is, how much it must be.
-def judged: [(across("kiseki bench") | map(select(.row == "write_big" and .account == "drained" or .row == "plain_upload"))
-      | group_by(.threads)[] | (map(select(.row == "plain_upload").of) | first) as $plain | .[] | select(.account == "drained" and $plain) | .threads as $threads
-      | {row: "write_big drained", $threads, system: "minio", what: "plain upload", least: 0.8,
-          is: ([.of.minio.rounds, $plain.minio.rounds] | transpose | map(.[0] / .[1]) | median)}),
+def judged: [
+    (across("kiseki bench") as $rows | $rows[] | select(.row == "plain_upload") | . as $plain
+      | $rows[] | select(.row == "write_big" and .account == "drained" and .threads == $plain.threads)
+      | {row: "write_big drained", threads, system: "minio", what: "plain upload", least: 0.8,
+          is: part(.of.minio.rounds; $plain.of.minio.rounds)}),
     (across("jbench")[] | . as $row | .of as $of
-    | def part($system; $base): [$of[$system].rounds, $base] | transpose | map(.[0] / .[1]) | median;
-      def base($what): if $what == "lower" then [$of.local.rounds, $of.null.rounds] | transpose | map(min) else $of[$what].rounds end;
-      (["kiseki", "minio"][] | select($of[.]) | . as $system
-        | if $row.threads == 1 then targets[] | select(.[0] == $row.row)
-          else targets[:9][] | select(.[0] == $row.row) | [.[0], 0.6, "null"] end
-        | {row: $row.row, threads: $row.threads, system: $system, what: .[2], least: .[1], is: part($system; base(.[2]))}),
-      (select($of.delayed and (unslowed[0] | index($row.row)))
-        | {row: $row.row, threads: $row.threads, system: "delayed", what: "minio", least: unslowed[1], is: part("delayed"; $of.minio.rounds)}))];
+      | def base($what): if $what == "lower" then [$of.local.rounds, $of.null.rounds] | transpose | map(min) else $of[$what].rounds end;
+        (["kiseki", "minio"][] | select($of[.]) | . as $system
+          | if $row.threads == 1 then targets[] | select(.[0] == $row.row)
+            else targets[:9][] | select(.[0] == $row.row) | [.[0], 0.6, "null"] end
+          | {row: $row.row, threads: $row.threads, system: $system, what: .[2], least: .[1], is: part($of[$system].rounds; base(.[2]))}),
+        (select($of.delayed and (unslowed[0] | index($row.row)))
+          | {row: $row.row, threads: $row.threads, system: "delayed", what: "minio", least: unslowed[1],
+              is: part($of.delayed.rounds; $of.minio.rounds)}))];
 JQ
 
 if [ -n "$table" ]; then
@@ -226,10 +228,13 @@ run_jbench() {
         }' "$work/out" >>"$work/results"
 }
 
+# MiB of big files, of all threads together.
+big=$([ -n "$short" ] && echo 256 || echo 1024)
+
 # The parts of a round.
 run_big() {
-    local big=1024 count=$((1600 / $2))
-    [ -z "$short" ] || big=256 count=200
+    local count=$((1600 / $2))
+    [ -z "$short" ] || count=200
     run_jbench "$1" "$2" 1 "write_big read_big write_small read_small rand4k_cold rand4k_warm" \
         big="$((big / $2))" count="$count" small=128 more
 }
@@ -247,8 +252,8 @@ run_small_operations() {
 
 # The same of `kiseki bench`, with as many files as `juicefs bench` has.
 run_bench() {
-    local big=1024 count=100
-    [ -z "$short" ] || big=256 count=50
+    local count=100
+    [ -z "$short" ] || count=50
     "$kiseki" bench "$work/on/$1" --threads "$2" --big-file-size "$((big / $2))M" --small-file-count "$count" --json >"$work/out" ||
         { log_of "$1"; die "kiseki bench failed on $1"; }
     settle "$1"
@@ -272,8 +277,7 @@ plain_requests() {
 
 # What a plain uploader reaches on MinIO: a row of `kiseki bench`, for $1 threads.
 run_plain_upload() {
-    local big=1024 start
-    [ -z "$short" ] || big=256
+    local start
     [ -s "$work/4MiB" ] || head -c 4M /dev/urandom >"$work/4MiB"
     start=$EPOCHREALTIME
     plain_requests PUT
