@@ -81,7 +81,7 @@ impl<E: Env> Client<E> {
         }
         let (cell, fresh) = shared.pin_fresh(ino).await?;
         let allowed = match meta::attr::check_open(cell.flags(), flags.write, flags.append, flags.truncate) {
-            Ok(()) if flags.truncate => shared.drop_capability(ino).await,
+            Ok(()) if flags.truncate => shared.drop_capability(&cell).await,
             other => other,
         };
         if let Err(errno) = allowed {
@@ -126,7 +126,8 @@ impl<E: Env> Client<E> {
         let shared = &self.0;
         let len = data.len() as u64;
         let file = shared.writable(handle, offset, len)?;
-        if file.flags.sync || shared.near_capacity(len) || !shared.memory.try_take(len) {
+        let waits = file.flags.sync || file.cell.capability.seen().is_some();
+        if waits || shared.near_capacity(len) || !shared.memory.try_take(len) {
             return Ok(false);
         }
         // Others may have taken memory at the same moment.
@@ -144,6 +145,7 @@ impl<E: Env> Client<E> {
         shared.env.pause().await;
         let len = data.len() as u64;
         let file = shared.writable(handle, offset, len)?;
+        shared.drop_capability(&file.cell).await?;
         loop {
             let start = || if file.flags.appends() { lock(&file.cell.state).file.length() } else { offset };
             let at = start();

@@ -66,6 +66,7 @@ pub(super) struct Cell {
     pub(super) ino: Ino,
     /// `InodeFlags` as they are now.
     flags: AtomicU8,
+    pub(super) capability: Capability,
     pub(super) state: Mutex<CellState>,
     /// Something completed, or a pin was dropped.
     pub(super) changed: Notify,
@@ -80,6 +81,37 @@ impl Cell {
     /// The inode's flags were changed.
     pub(super) fn set_flags(&self, flags: InodeFlags) {
         self.flags.store(flags.bits(), Ordering::Release);
+    }
+}
+
+/// Whether a file may have security.capability, which a write has to take away first. The kernel does that for what goes
+/// through its page cache, and leaves it to us for direct I/O.
+///
+/// A count that is odd while it may: it is not lost if the attribute is set while it is being taken away.
+#[derive(Debug)]
+pub(super) struct Capability(AtomicU64);
+
+impl Capability {
+    /// Nobody has looked.
+    fn unknown() -> Self {
+        Self(AtomicU64::new(1))
+    }
+
+    /// `Some`: it may be there; what `gone` wants to know.
+    pub(super) fn seen(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Acquire)).filter(|count| count % 2 == 1)
+    }
+
+    /// It is not there, unless it was set since it was `seen`.
+    pub(super) fn gone(&self, seen: u64) {
+        // Someone else says the same, or it was set.
+        _ = self.0.compare_exchange(seen, seen + 1, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// It was set.
+    pub(super) fn set(&self) {
+        let next = |count: u64| Some((count + 2) | 1);
+        _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
     }
 }
 
@@ -200,7 +232,8 @@ impl Files {
             aging: false,
         };
         let state = Mutex::new(state);
-        let cell = Arc::new(Cell { ino, flags: AtomicU8::new(flags.bits()), state, changed: Notify::default() });
+        let (flags, capability) = (AtomicU8::new(flags.bits()), Capability::unknown());
+        let cell = Arc::new(Cell { ino, flags, capability, state, changed: Notify::default() });
         shard.cells.insert(ino, cell.clone());
         Some(cell)
     }
@@ -360,6 +393,21 @@ mod tests {
     }
 
     /// A sync that asks for all dirty files between the ager's look at a file and its flush must wait for that file.
+    #[test]
+    fn a_capability_that_is_set_while_it_is_taken_away_is_seen() {
+        let capability = Capability::unknown();
+        let first = capability.seen().expect("nobody has looked");
+        capability.gone(first);
+        assert_eq!(capability.seen(), None);
+        capability.set();
+        let second = capability.seen().expect("it was set");
+        capability.gone(first);
+        assert_eq!(capability.seen(), Some(second), "whoever looked before does not know of it");
+        capability.set();
+        capability.gone(second);
+        assert!(capability.seen().is_some(), "nor does whoever looked between");
+    }
+
     #[test]
     fn what_is_flushed_by_age_is_still_among_the_dirty() {
         let files = Files::new();

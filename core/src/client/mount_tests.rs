@@ -8,6 +8,7 @@ use super::upkeep::fake::World;
 use super::*;
 use crate::format::keys;
 use crate::format::values::{VOLUME_VERSION, Value};
+use crate::meta::{SECURITY_CAPABILITY, XattrMode};
 
 /// A world whose volume was formatted with other settings.
 fn world(change: impl FnOnce(&mut Volume)) -> World {
@@ -87,4 +88,36 @@ fn a_volume_of_a_later_format_is_named_and_a_failed_read_is_not_taken_for_one() 
     world.state().faults.read_once = true;
     let mounted = world.block_on(Client::mount(world.clone(), Options::default()));
     assert!(matches!(mounted.err(), Some(MountError::Meta(MetaError::Retry))));
+}
+
+/// Whether the handle that writes knows the file from its creation, from before the attribute was set, or from after.
+#[test]
+fn a_write_takes_capabilities_away_that_were_set_at_any_time() {
+    let world = world(|_| {});
+    let flags = OpenFlags { write: true, ..OpenFlags::default() };
+    world.block_on(async {
+        let (client, entry, created) = world.mount_with_file(Options::default()).await;
+        let set = async || {
+            let value = Bytes::from_static(b"capable");
+            client.setxattr(entry.ino, SECURITY_CAPABILITY, value, XattrMode::Either).await.expect("is set");
+        };
+        let is_there = async || client.getxattr(entry.ino, SECURITY_CAPABILITY).await.is_ok();
+        let data = Bytes::from_static(b"contents");
+        for _ in 0..2 {
+            set().await;
+            assert_eq!(client.write_now(created, 0, &data, false), Ok(false), "it has to wait");
+            client.write(created, 0, data.clone(), false).await.expect("there is space");
+            assert!(!is_there().await);
+            assert_eq!(client.write_now(created, 0, &data, false), Ok(true));
+        }
+        set().await;
+        client.fsync(created).await.expect("stores are there");
+        client.release(created).await.expect("no error");
+        let opened = client.open(entry.ino, flags).await.expect("it is there");
+        assert!(is_there().await);
+        client.write(opened, 0, data, false).await.expect("there is space");
+        assert!(!is_there().await);
+        client.release(opened).await.expect("no error");
+        client.unmount().await.expect("an unmount");
+    });
 }

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use bytes::Bytes;
 
-use super::files::{Handle, OpenFlags};
+use super::files::{Cell, Handle, OpenFlags};
 use super::wait::lock;
 use super::{Client, Shared};
 use crate::env::{Edge, Env, MetaError, Point};
@@ -219,6 +219,8 @@ impl<E: Env> Client<E> {
                         }
                     }
                 };
+                // Nobody knows the new file yet who could set it.
+                cell.capability.seen().into_iter().for_each(|seen| cell.capability.gone(seen));
                 Ok((entry, shared.files.open(cell, flags)))
             }
             Err(Errno::EEXIST) if !flags.exclusive => {
@@ -444,7 +446,13 @@ impl<E: Env> Client<E> {
     /// Sets an extended attribute that is no ACL. EEXIST, ENODATA, E2BIG, EPERM (the inode's flags), and what a name can
     /// be wrong in.
     pub async fn setxattr(&self, ino: Ino, name: &[u8], value: Bytes, mode: XattrMode) -> Result<(), Errno> {
-        self.0.mutate(|txn, ctx| meta::xattr::set(txn, ctx, ino, name, &value, mode)).await
+        self.0.mutate(|txn, ctx| meta::xattr::set(txn, ctx, ino, name, &value, mode)).await?;
+        if name == SECURITY_CAPABILITY
+            && let Some(cell) = self.0.files.get(ino)
+        {
+            cell.capability.set();
+        }
+        Ok(())
     }
 
     /// Names of the extended attributes.
@@ -500,17 +508,16 @@ impl<E: Env> Shared<E> {
         result
     }
 
-    /// What opening with O_TRUNC does to security.capability; other changes leave it to the kernel to remove.
-    pub(super) async fn drop_capability(&self, ino: Ino) -> Result<(), Errno> {
+    /// What a write and opening with O_TRUNC do to security.capability; other changes leave it to the kernel to remove.
+    pub(super) async fn drop_capability(&self, cell: &Cell) -> Result<(), Errno> {
+        let (ino, Some(seen)) = (cell.ino, cell.capability.seen()) else { return Ok(()) };
         match self.read(|read| meta::xattr::get(read, ino, SECURITY_CAPABILITY)).await {
-            Ok(_) => {}
-            Err(Errno::ENODATA) => return Ok(()),
+            Ok(_) => self.mutate(|txn, _| meta::attr::drop_capability(txn, ino)).await?,
+            Err(Errno::ENODATA) => {}
             Err(errno) => return Err(errno),
         }
-        match self.mutate(|txn, ctx| meta::xattr::remove(txn, ctx, ino, SECURITY_CAPABILITY)).await {
-            Err(Errno::ENODATA) => Ok(()),
-            other => other,
-        }
+        cell.capability.gone(seen);
+        Ok(())
     }
 
     /// Attributes that are in memory; those of a directory are in several records, which only a snapshot shows together.

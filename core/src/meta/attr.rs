@@ -130,8 +130,8 @@ pub(super) fn drop_privileges(attr: &mut Attr) {
     }
 }
 
-/// The part of dropping privileges that is not in the attributes.
-pub(super) fn drop_capability(txn: &mut dyn Txn, ino: Ino) -> OpResult<()> {
+/// The part of dropping privileges that is not in the attributes: security.capability goes.
+pub fn drop_capability(txn: &mut dyn Txn, ino: Ino) -> OpResult<()> {
     let key = keys::xattr(ino, SECURITY_CAPABILITY);
     if txn.get(&key)?.is_some() {
         txn.delete(&key);

@@ -5,7 +5,10 @@
 //! lists; CAP_LINUX_IMMUTABLE for the flags. Ours are: which names there are, whom a listing shows trusted.* to, and
 //! whether an ACL, or a change of a file without group execution, takes the sgid bit.
 
+use std::future::Future;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use fuser::{Errno, FileAttr, INodeNo};
@@ -117,6 +120,8 @@ const SGID_AND_GROUP_EXECUTION: u16 = 0o2010;
 /// Whether the kernel was shown a file with sgid and without group execution. Such files are rare, and only for them a
 /// write has to look at the groups of its caller.
 static SGID_ALONE: AtomicBool = AtomicBool::new(false);
+/// Whether the kernel was shown a file with suid or sgid.
+static PRIVILEGED: AtomicBool = AtomicBool::new(false);
 
 /// Whether a change by somebody outside of its group takes sgid from this inode that others leave it.
 fn has_sgid_alone(attr: &Attr) -> bool {
@@ -134,11 +139,32 @@ pub(super) fn shown(ino: Ino, attr: &Attr) -> FileAttr {
     if has_sgid_alone(attr) {
         SGID_ALONE.store(true, Ordering::Relaxed);
     }
+    if loses_by_write(attr) {
+        PRIVILEGED.store(true, Ordering::Relaxed);
+    }
     convert::attr(ino, attr)
 }
 
+/// Whether a write may take suid or sgid from the file.
+fn loses_by_write(attr: &Attr) -> bool {
+    has_privileges(attr) || has_sgid_alone(attr)
+}
+
+/// Whether a write that drops privileges may change the mode that the kernel knows of `ino`.
+pub(super) fn may_lose_privileges<E: Env>(client: &Client<E>, ino: Ino) -> bool {
+    if !PRIVILEGED.load(Ordering::Relaxed) {
+        return false;
+    }
+    let attr = pin!(client.getattr(ino));
+    match attr.poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(Ok(attr)) => loses_by_write(&attr),
+        // Unknown as yet.
+        Poll::Ready(Err(_)) | Poll::Pending => true,
+    }
+}
+
 /// Whether `take_sgid` may have something to do for `asker`.
-pub(super) fn may_take_sgid(asker: Asker) -> bool {
+fn may_take_sgid(asker: Asker) -> bool {
     !asker.is_privileged() && SGID_ALONE.load(Ordering::Relaxed)
 }
 

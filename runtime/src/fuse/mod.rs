@@ -14,8 +14,8 @@ mod attributes;
 mod convert;
 mod dir;
 mod kernel;
+mod opened;
 mod requests;
-mod running;
 mod serve;
 
 use std::sync::{Arc, OnceLock};
@@ -35,17 +35,20 @@ pub struct Adapter<E: Env> {
     executor: Handle,
     /// OPENDIR is answered "not implemented": the kernel then neither sends it again nor RELEASEDIR.
     skip_opendir: bool,
+    /// Files that are only written are opened for direct I/O.
+    write_past_cache: bool,
     atime: AtimeMode,
     stale: Stale,
-    running: Arc<running::Running>,
+    opened: Arc<opened::Opened>,
     fitted: Arc<dir::Fitted>,
 }
 
 impl<E: Env> Adapter<E> {
     /// Serves the directory `root` of `client`; requests that have to wait do so on `executor`.
     pub fn new(client: Client<E>, root: Ino, atime: AtimeMode, executor: Handle) -> Self {
-        let (stale, running, fitted) = (Stale::default(), Arc::default(), Arc::default());
-        Self { client, root, executor, skip_opendir: false, atime, stale, running, fitted }
+        let (stale, opened, fitted) = (Stale::default(), Arc::default(), Arc::default());
+        let (skip_opendir, write_past_cache) = (false, false);
+        Self { client, root, executor, skip_opendir, write_past_cache, atime, stale, opened, fitted }
     }
 
     /// How the kernel is told of stale attributes, once there is a connection.

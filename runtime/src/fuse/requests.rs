@@ -13,8 +13,8 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, IoctlFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
     Request, TimeOrNow, WriteFlags,
 };
@@ -84,6 +84,13 @@ impl<E: Env> Adapter<E> {
         Caller { uid: request.uid(), gid: request.gid(), umask }
     }
 
+    /// What the kernel is told of a file that was opened with these flags, when it is.
+    fn way(&self, flags: i32) -> impl FnOnce(Ino) -> FopenFlags + Send + 'static {
+        let past_cache = self.write_past_cache && kernel::only_writes(flags);
+        let (opened, atime) = (Arc::clone(&self.opened), self.atime);
+        move |ino| kernel::file_flags(atime, opened.opened(ino.0, flags, past_cache))
+    }
+
     fn reply_attr(&self, inode: Ino, reply: ReplyAttr) {
         self.serve(
             reply,
@@ -97,6 +104,7 @@ impl<E: Env> Filesystem for Adapter<E> {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         kernel::configure(config, self.client.volume().acl, self.atime, self.root == Ino::ROOT)?;
         self.skip_opendir = kernel::can_skip_opendir(config, self.atime);
+        self.write_past_cache = kernel::can_write_past_cache(config);
         Ok(())
     }
 
@@ -284,10 +292,10 @@ impl<E: Env> Filesystem for Adapter<E> {
         let (asked, inode) = (inode, self.ino(inode));
         let (raw_flags, flags) = (flags.0, convert::open_flags(flags.0));
         let (asker, drop) = (asker(request), flags.truncate && request.uid() != 0);
-        if flags.truncate && !flags.write && self.running.contains(inode.0) {
+        if flags.truncate && !flags.write && self.opened.runs(inode.0) {
             return reply.error(Errno::ETXTBSY);
         }
-        let (running, stale, atime) = (Arc::clone(&self.running), self.stale.clone(), self.atime);
+        let (stale, way) = (self.stale.clone(), self.way(raw_flags));
         self.serve(
             reply,
             |client| async move {
@@ -299,11 +307,10 @@ impl<E: Env> Filesystem for Adapter<E> {
                 Ok((handle, accessed))
             },
             move |reply, (handle, accessed)| {
-                running.opened(inode.0, raw_flags);
                 if accessed {
                     stale.attributes(asked);
                 }
-                reply.opened(FileHandle(handle.0), kernel::file_flags(atime));
+                reply.opened(FileHandle(handle.0), way(inode));
             },
         );
     }
@@ -320,13 +327,13 @@ impl<E: Env> Filesystem for Adapter<E> {
     ) {
         let parent = self.ino(parent);
         let (caller, name, mode) = (self.caller(request, umask), owned(name), convert::permissions(mode));
-        let (flags, atime) = (convert::open_flags(flags), self.atime);
+        let (way, flags) = (self.way(flags), convert::open_flags(flags));
         self.serve(
             reply,
             |client| async move { client.create(caller, parent, &name, mode, flags).await },
             move |reply, (entry, handle)| {
                 let attr = attributes::shown(entry.ino, &entry.attr);
-                reply.created(&TTL, &attr, Generation(0), FileHandle(handle.0), kernel::file_flags(atime));
+                reply.created(&TTL, &attr, Generation(0), FileHandle(handle.0), way(entry.ino));
             },
         );
     }
@@ -366,14 +373,17 @@ impl<E: Env> Filesystem for Adapter<E> {
         // A request is at most `MAX_WRITE` long.
         let len = data.len() as u32;
         let asker = asker(request);
-        if drop && attributes::may_take_sgid(asker) {
-            let (inode, stale) = ((inode, self.ino(inode)), self.stale.clone());
+        if drop && attributes::may_lose_privileges(&self.client, self.ino(inode)) {
+            let (asked, ino, stale) = (inode, self.ino(inode), self.stale.clone());
             let data = Bytes::copy_from_slice(data);
             return self.serve(
                 reply,
                 |client| async move {
                     client.write(file, offset, data, drop).await?;
-                    attributes::take_sgid(&client, asker, inode, &stale).await
+                    attributes::take_sgid(&client, asker, (asked, ino), &stale).await?;
+                    // It left the dropping to us, and does not ask again for a mode that it knows.
+                    stale.attributes(asked);
+                    Ok(())
                 },
                 move |reply, ()| reply.written(len),
             );
@@ -406,7 +416,7 @@ impl<E: Env> Filesystem for Adapter<E> {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.running.released(self.ino(inode).0, flags.0);
+        self.opened.released(self.ino(inode).0, flags.0);
         self.serve(reply, |client| async move { client.release(handle(file)).await }, reply_empty);
     }
 

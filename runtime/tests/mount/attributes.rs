@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use memmap2::MmapMut;
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, IFlags, Mode, RenameFlags, Timespec, Timestamps, XattrFlags, getxattr,
     ioctl_getflags, ioctl_setflags, lgetxattr, listxattr, lsetxattr, makedev, mknodat, removexattr, renameat_with,
@@ -201,13 +202,55 @@ fn names_of_attributes_follow_their_namespaces() {
     assert!(Command::new("sh").args(["-c", &lists("trusted.a")]).current_dir(&volume.mnt).status().unwrap().success());
 }
 
+/// VFS_CAP_REVISION_2, effective; CAP_NET_BIND_SERVICE.
+fn capability() -> Vec<u8> {
+    [0x0200_0001_u32, 1 << 10, 0, 0, 0].map(u32::to_le_bytes).concat()
+}
+
+/// capabilities(7): also through descriptors that were open before the file had any, and those past the page cache, of
+/// which the kernel leaves it to us.
+#[test]
+fn writes_through_any_descriptor_drop_capabilities() {
+    let volume = Volume::formatted();
+    let (file, capability) = (volume.path("f"), capability());
+    let direct = libc::O_DIRECT;
+    for option in ["relatime", "strictatime"] {
+        volume.mount(&["-o", option]);
+        for (create, read, flags) in
+            [(true, false, 0), (false, false, 0), (false, true, 0), (false, true, libc::O_TRUNC), (false, true, direct)]
+        {
+            if !create {
+                fs::write(&file, [7; 4096]).expect("writes");
+                setxattr(&file, "security.capability", &capability, XattrFlags::empty()).expect("sets");
+            }
+            let mut options = OpenOptions::new();
+            let writer =
+                options.write(true).read(read).create_new(create).custom_flags(flags).open(&file).expect("opens");
+            // Twice: a writer that has seen none looks again when there is one.
+            for _ in 0..2 {
+                // A page that lies as O_DIRECT wants it.
+                let page = MmapMut::map_anon(4096).expect("maps");
+                assert_eq!(rustix::io::pwrite(&writer, &page, 0), Ok(4096));
+                assert_eq!(
+                    xattr(&file, "security.capability"),
+                    Err(Errno::NODATA),
+                    "{option} {create} {read} {flags:o}"
+                );
+                setxattr(&file, "security.capability", &capability, XattrFlags::empty()).expect("sets");
+            }
+            fs::remove_file(&file).expect("unlinks");
+        }
+        volume.unmount();
+    }
+    volume.check();
+}
+
 /// capabilities(7): whoever changes a file's contents takes them.
 #[test]
 fn changes_of_contents_drop_capabilities() {
     let volume = Volume::mounted();
     let file = volume.path("f");
-    // VFS_CAP_REVISION_2, effective; CAP_NET_BIND_SERVICE.
-    let capability = [0x0200_0001_u32, 1 << 10, 0, 0, 0].map(u32::to_le_bytes).concat();
+    let capability = capability();
     for (line, kept) in [
         ("echo x >> f", false),
         ("echo x > f", false),

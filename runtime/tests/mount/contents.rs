@@ -3,8 +3,10 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
-use memmap2::MmapMut;
+use memmap2::{Mmap, MmapMut};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
@@ -122,7 +124,7 @@ fn what_was_cut_off_reads_as_zeros_when_the_file_grows_again() {
 fn appends_of_several_handles_never_overlap() {
     let volume = Volume::mounted();
     let path = volume.path("log");
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         for writer in 0..4_u8 {
             let path = &path;
             scope.spawn(move || {
@@ -149,7 +151,7 @@ fn concurrent_writers_keep_to_their_ranges() {
     const PART: usize = 1 << 20;
     let volume = Volume::mounted();
     let shared = read_write(&volume.path("shared"));
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         for writer in 0..8 {
             let (shared, volume) = (&shared, &volume);
             scope.spawn(move || {
@@ -179,24 +181,66 @@ fn concurrent_writers_keep_to_their_ranges() {
 fn mapped_pages_and_write_see_each_other() {
     let volume = Volume::mounted();
     let path = volume.path("mapped");
-    let mut expected = noise(3, 200_000);
-    fs::write(&path, &expected).expect("writes");
-    let file = read_write(&path);
-    // SAFETY: nothing else changes the file's length while it is mapped.
-    let mut map = unsafe { MmapMut::map_mut(&file) }.expect("maps");
-    assert_same(&map, &expected, "mapped");
-    map[100_000..100_005].copy_from_slice(b"store");
-    expected[100_000..100_005].copy_from_slice(b"store");
-    assert_same(&fs::read(&path).expect("reads"), &expected, "a read after a store");
-    file.write_all_at(b"write", 150_000).expect("writes");
-    expected[150_000..150_005].copy_from_slice(b"write");
-    assert_same(&map, &expected, "the map after a write");
-    map[..4].copy_from_slice(b"last");
-    expected[..4].copy_from_slice(b"last");
-    map.flush().expect("syncs");
-    drop((map, file));
-    volume.remount();
-    assert_same(&fs::read(&path).expect("reads"), &expected, "after a remount");
+    // Who truncates writes past the page cache.
+    for truncate in [false, true] {
+        let mut expected = noise(3, 200_000);
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(truncate).open(&path).expect("opens");
+        file.write_all_at(&expected, 0).expect("writes");
+        // SAFETY: nothing else changes the file's length while it is mapped.
+        let mut map = unsafe { MmapMut::map_mut(&file) }.expect("maps");
+        assert_same(&map, &expected, "mapped");
+        map[100_000..100_005].copy_from_slice(b"store");
+        expected[100_000..100_005].copy_from_slice(b"store");
+        let mut found = vec![0; expected.len()];
+        file.read_exact_at(&mut found, 0).expect("reads");
+        assert_same(&found, &expected, "a read after a store");
+        assert_same(&fs::read(&path).expect("reads"), &expected, "another descriptor's read after a store");
+        file.write_all_at(b"write", 150_000).expect("writes");
+        expected[150_000..150_005].copy_from_slice(b"write");
+        assert_same(&map, &expected, "the map after a write");
+        map[..4].copy_from_slice(b"last");
+        expected[..4].copy_from_slice(b"last");
+        map.flush().expect("syncs");
+        drop((map, file));
+        volume.remount();
+        assert_same(&fs::read(&path).expect("reads"), &expected, "after a remount");
+    }
+}
+
+/// Pages that are read while they are written past the page cache do not stay as they were.
+#[test]
+fn nobody_goes_on_seeing_what_was_written_over() {
+    const ROUNDS: u32 = 3000;
+    let volume = Volume::mounted();
+    let path = volume.path("f");
+    for writer_first in [false, true] {
+        fs::write(&path, [0; 4096]).expect("writes");
+        let open_writer = || OpenOptions::new().write(true).open(&path).expect("opens");
+        let early = writer_first.then(open_writer);
+        let reader = File::open(&path).expect("opens");
+        let writer = early.unwrap_or_else(open_writer);
+        // SAFETY: nobody changes the file's length; its bytes are read as volatile, for the kernel changes them.
+        let map = unsafe { Mmap::map(&reader) }.expect("maps");
+        // SAFETY: the map is a page long.
+        let mapped = || unsafe { map.as_ptr().add(4095).read_volatile() };
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    mapped();
+                    reader.read_exact_at(&mut [0; 1], 4095).expect("reads");
+                }
+            });
+            let stale = (0..ROUNDS).find(|round| {
+                let (byte, mut read) = (*round as u8, [0]);
+                let (written, got) = (writer.write_at(&[byte; 4096], 0), reader.read_at(&mut read, 4095));
+                (written.ok(), got.ok(), read, mapped()) != (Some(4096), Some(1), [byte], byte)
+            });
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(stale, None, "writer first: {writer_first}");
+        });
+    }
 }
 
 /// Found by `ci/diff.sh`: both were appended, for the file was opened so.

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use crate::harness::Volume;
+use crate::harness::{Volume, copy_program};
 
 /// The user "nobody", and a group of nobody in particular.
 const NOBODY: u32 = 65_534;
@@ -67,6 +67,16 @@ fn changes_drop_suid_and_sgid() {
     fs::set_permissions(volume.path("d"), PermissionsExt::from_mode(0o2775)).expect("chmods");
     chown(volume.path("d"), Some(1), Some(1)).expect("chowns");
     assert_eq!(mode(&volume, "d"), 0o2775);
+}
+
+/// The kernel that ran the file before, and was not asked for its mode since.
+#[test]
+fn a_program_that_was_written_runs_without_suid() {
+    let volume = Volume::mounted();
+    copy_program("/usr/bin/id", &volume.path("id"));
+    fs::set_permissions(volume.path("id"), PermissionsExt::from_mode(0o4777)).expect("chmods");
+    assert!(as_nobody(&volume, "test $(./id -u) = 0"));
+    assert!(as_nobody(&volume, "printf x >> id && test $(./id -u) != 0"));
 }
 
 /// Without group execution sgid once meant mandatory locking; found by `ci/diff.sh`: it stayed whoever wrote.
