@@ -18,7 +18,7 @@ use bytes::{Bytes, BytesMut};
 use super::blocks::{Fault, Fetch, Unreadable};
 use super::files::{Cell, Handle, OpenFile, OpenFlags};
 use super::wait::{join_all, lock, timeout};
-use super::{Client, Shared};
+use super::{Client, Options, Shared};
 use crate::env::{Env, MetaStore, StoreError};
 use crate::errno::Errno;
 use crate::file::{File, Segment};
@@ -282,7 +282,8 @@ impl<E: Env> Shared<E> {
     }
 
     pub(super) fn machine(&self, ino: Ino, attr: &Attr) -> File {
-        File::new(ino, attr, self.volume.geometry, self.options.store_timeout)
+        let Options { store_timeout, batch_slices, .. } = self.options;
+        File::new(ino, attr, self.volume.geometry, store_timeout).with_batches_of(batch_slices)
     }
 
     pub(super) fn truncate(self: &Arc<Self>, cell: &Arc<Cell>, length: u64) {

@@ -17,6 +17,7 @@ use core::time::Duration;
 
 use crate::env::{Committed, Env, MetaError, MetaStore, ObjectStore, StoreError, TxnSeq};
 use crate::errno::Errno;
+use crate::file::machine::SLICES_MAX;
 use crate::format::block::{LEASE_SLICES, VOLUME_OBJECT, decode_marker};
 use crate::format::values::Volume;
 use crate::kv::{OpError, OpResult, Read, Txn};
@@ -94,6 +95,8 @@ pub struct Options {
     pub atime: AtimeMode,
     /// Memory for attributes and names.
     pub meta_cache: u64,
+    /// Slices of a file that are committed together at most.
+    pub batch_slices: usize,
     /// Blocks of up to this length are fetched whole whatever is asked of them: a second request costs more.
     pub whole_max: u32,
 }
@@ -112,6 +115,7 @@ impl Default for Options {
             atime: AtimeMode::default(),
             // Some 200,000 files.
             meta_cache: 64 << 20,
+            batch_slices: SLICES_MAX,
             whole_max: 128 << 10,
         }
     }

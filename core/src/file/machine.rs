@@ -36,8 +36,9 @@ mod ranges;
 
 pub use ranges::{Fallocate, Unloaded, Whence};
 
-/// One slice more than this freezes the batch: random writes commit in groups of so many slices.
-const SLICES_MAX: usize = 64;
+/// Slices of a batch at most, unless told otherwise: random writes commit in groups of so many. Writing and reading 4 KiB at
+/// random is 1.16 times as fast as with 64 (1000 writes), and 0.75 with 1024 (20,000 writes).
+pub const SLICES_MAX: usize = 256;
 
 /// Something for the client to do. Each is completed by the `handle_*` method of its name.
 #[derive(Clone, Debug)]
@@ -189,6 +190,8 @@ pub struct File {
     ino: Ino,
     geometry: Geometry,
     store_timeout: Duration,
+    /// Slices of a batch at most.
+    slices_max: usize,
     /// As callers see it: with all accepted members.
     length: u64,
     /// Of the last member accepted.
@@ -232,6 +235,7 @@ impl File {
             ino,
             geometry,
             store_timeout,
+            slices_max: SLICES_MAX,
             length: attr.length,
             number: attr.commit,
             committed: attr.commit,
@@ -250,6 +254,11 @@ impl File {
             last_copy: None,
             discarded: false,
         }
+    }
+
+    /// The same, with so many slices in a batch at most.
+    pub fn with_batches_of(self, slices_max: usize) -> Self {
+        Self { slices_max, ..self }
     }
 
     // ---- getters
@@ -341,7 +350,7 @@ impl File {
         let first = self.batches.is_empty();
         let before = self.dirty_bytes;
         // One slice too many freezes all; each member stays whole, so it is asked before the member and after it.
-        let mut work = self.open_slices() >= SLICES_MAX;
+        let mut work = self.is_batch_full();
         if work {
             reached(Mark::BatchFullOfSlices);
             self.flush();
@@ -542,9 +551,14 @@ impl File {
         filled
     }
 
-    fn open_slices(&self) -> usize {
+    /// The batch that takes members has as many slices as it may.
+    fn is_batch_full(&self) -> bool {
         let open = self.batches.back().filter(|batch| !batch.frozen);
-        open.map_or(0, |batch| self.slices.range(batch.first_key..).count())
+        open.is_some_and(|batch| {
+            // Those that were written over are gone, so they are counted only where it matters.
+            let begun = self.next_key - batch.first_key;
+            begun >= self.slices_max as u64 && self.slices.range(batch.first_key..).count() >= self.slices_max
+        })
     }
 
     /// The batch that takes members, with `number` as its last one.
