@@ -164,14 +164,16 @@ const BLOCK_CACHE_BYTES: usize = 32 << 20;
 /// they took 377 MiB, and were made no faster.
 const WRITE_BUFFER_BYTES: usize = 16 << 20;
 
-/// Log files that are used again.
-const LOGS_KEPT: usize = 2;
+/// Log files that are used again: as many as there are at once at most, and one.
+const LOGS_KEPT: usize = 4;
 
 /// Slices that are overwritten leave tombstones, which the next look at their chunk has to step over: a file that is
 /// written over and over made all looks slower until the memtable was full. One that meets so many writes the memtable out,
-/// and compaction then drops them (`options`).
+/// and compaction then drops them (`options`). With a quarter of these numbers as many files of all lengths were begun that few
+/// were used again over their whole length: appends of 4 KiB with fdatasync were 0.82 as fast, and overwriting no faster;
+/// with four times as many, overwriting and fsync was 0.75 as fast.
 const SCANS_OF_NOTHING: [(&str, &str); 2] =
-    [("memtable_op_scan_flush_trigger", "256"), ("memtable_avg_op_scan_flush_trigger", "32")];
+    [("memtable_op_scan_flush_trigger", "1024"), ("memtable_avg_op_scan_flush_trigger", "256")];
 /// Tombstones among so many entries in a row that make a table worth compacting.
 const TOMBSTONES: (usize, usize) = (1024, 512);
 
