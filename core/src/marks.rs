@@ -37,6 +37,8 @@ marks! {
     TruncateOverDirty: "a truncate cut off bytes that were not committed";
     HoleOverDirty: "a hole was punched into bytes that were not committed";
     AttributesInOrder: "attributes of a file with uncommitted members changed in their turn";
+    MemoryLent: "memory that no dirty bytes needed was lent to the cache of blocks";
+    LentMemoryBack: "dirty bytes needed memory that was lent to the cache of blocks";
     MemoryPressed: "memory ran short and everything was flushed";
     WriteWaitedForMemory: "a write waited for memory and got it";
     WriteGotNoMemory: "a write waited for memory in vain";

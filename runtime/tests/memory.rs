@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
+use memmap2::MmapMut;
 use s3server::{ACCESS_KEY, S3Server, SECRET_KEY};
 use serde_json::Value as Json;
 use volume::{NAME, Ran, World, eventually, noise};
@@ -112,7 +113,9 @@ fn memory_is_bounded_however_slow_the_store_is() {
     let server = S3Server::start();
     let world = World::new();
     let mount = Mount::new(&world, &server.bucket_url(), "through");
-    let contents = noise(7, EACH as usize);
+    // In whole pages, so that what is written at a time comes in one request, also past the page cache.
+    let mut contents = MmapMut::map_anon(EACH as usize).expect("maps");
+    contents.copy_from_slice(&noise(7, EACH as usize));
     let path = |writer: u64| Path::new(&mount.point).join(format!("file {writer}"));
     server.fault(|faults| faults.hang = true);
     thread::scope(|scope| {

@@ -10,6 +10,7 @@
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 use std::sync::Mutex;
 
@@ -86,6 +87,11 @@ struct Inner<E: Env> {
     whole_max: u32,
     timeout: Duration,
     shards: Vec<Mutex<Shard>>,
+    /// Bytes that the cache may always hold.
+    own: u64,
+    /// Bytes that it may hold beside these for now; `lending` while that changes.
+    lent: AtomicU64,
+    lending: Mutex<()>,
     /// Permits for bytes fetched ahead that are not in the cache yet.
     ahead: Budget,
 }
@@ -114,8 +120,27 @@ impl<E: Env> Blocks<E> {
         };
         let shards = (0..count).map(shard).collect();
         let frame_size = volume.geometry.frame_size;
-        let ahead = Budget::new(ahead);
-        Self(Arc::new(Inner { env, volume: volume.id, frame_size, whole_max, timeout, shards, ahead }))
+        let (ahead, lent, lending) = (Budget::new(ahead), AtomicU64::new(0), Mutex::new(()));
+        let volume = volume.id;
+        let inner = Inner { env, volume, frame_size, whole_max, timeout, shards, own: cache, lent, lending, ahead };
+        Self(Arc::new(inner))
+    }
+
+    /// Bytes that the cache may hold beside those of its own.
+    pub(super) fn lent(&self) -> u64 {
+        self.0.lent.load(Ordering::Acquire)
+    }
+
+    /// From here on that is what `spare` says, which is asked while nobody else changes it.
+    pub(super) fn lend(&self, spare: impl FnOnce() -> u64) {
+        let inner = &self.0;
+        let _lending = lock(&inner.lending);
+        let spare = spare();
+        let capacity = (inner.own + spare) / inner.shards.len() as u64;
+        // What is not given back yet counts as lent.
+        inner.lent.fetch_max(spare, Ordering::AcqRel);
+        inner.shards.iter().for_each(|shard| lock(shard).cache.set_capacity(capacity));
+        inner.lent.store(spare, Ordering::Release);
     }
 
     /// Keeps a block that was just stored.

@@ -32,6 +32,8 @@ use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino, InodeFlags, Timestamp};
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// Blocks fetched ahead of a sequential reader at most.
 const READAHEAD_BLOCKS: u64 = 4;
+/// Memory is lent to the cache and asked back in pieces of this part of what dirty bytes may take.
+const LENT_STEPS: u64 = 32;
 /// A flush of no more bytes goes on on the thread that asks for it: more are better hashed and copied by several.
 const FLUSHED_HERE: u64 = 128 << 10;
 
@@ -135,6 +137,7 @@ impl<E: Env> Client<E> {
             shared.memory.give(len);
             return Ok(false);
         }
+        shared.balance_memory();
         shared.accept(&file, offset, data, drop_privileges)?;
         Ok(true)
     }
@@ -332,6 +335,7 @@ impl<E: Env> Shared<E> {
     /// Waits for a permit of `len` bytes. Files are flushed meanwhile, so that permits come back.
     async fn take_memory(self: &Arc<Self>, len: u64) -> Result<(), Errno> {
         if self.memory.try_take(len) {
+            self.balance_memory();
             return Ok(());
         }
         self.waiting.fetch_add(len, Ordering::AcqRel);
@@ -340,7 +344,22 @@ impl<E: Env> Shared<E> {
         let taken = timeout(&self.env, self.deadline(), take).await;
         self.waiting.fetch_sub(len, Ordering::AcqRel);
         reached(if taken.is_some() { Mark::WriteWaitedForMemory } else { Mark::WriteGotNoMemory });
+        self.balance_memory();
         taken.ok_or(Errno::EIO)
+    }
+
+    /// Memory that dirty bytes do not need holds blocks until they do, but for a quarter: the allocator takes more for what
+    /// comes and goes than is counted.
+    pub(super) fn balance_memory(&self) {
+        let free = || (self.memory.capacity() / 4 * 3).saturating_sub(self.memory.used());
+        let step = self.memory.capacity() / LENT_STEPS;
+        let lent = self.blocks.lent();
+        let (least, most) = (free().saturating_sub(2 * step), free());
+        if most < lent || lent < least {
+            // Less than there is: the next writes find some free.
+            self.blocks.lend(|| free().saturating_sub(step));
+            reached(if most < lent { Mark::LentMemoryBack } else { Mark::MemoryLent });
+        }
     }
 
     /// Hands bytes with their permit to the machine.

@@ -193,6 +193,7 @@ impl<E: Env> Shared<E> {
         let grown = if counts { grown.unwrap_or((freed.bytes + freed.reserved) as i64) } else { 0 };
         self.space.end(grown);
         self.memory.give(freed.bytes);
+        self.balance_memory();
         self.space.release(freed.reserved);
         if gone {
             let (shared, ino) = (self.clone(), cell.ino);

@@ -203,6 +203,7 @@ impl<E: Env> Client<E> {
         let volume = load_volume(&env).await?;
         check_bucket(&env, &volume).await?;
         let shared = Arc::new(Shared::new(env, volume, options).await?);
+        shared.balance_memory();
         if !shared.options.read_only {
             shared.begin().await?;
             shared.env.spawn(shared.collector.clone().run());
@@ -281,7 +282,7 @@ async fn check_bucket<E: Env>(env: &E, volume: &Volume) -> Result<(), MountError
 
 impl<E: Env> Shared<E> {
     async fn new(env: E, volume: Volume, options: Options) -> Result<Self, MountError> {
-        // A quarter of the memory caches blocks, the rest holds dirty bytes.
+        // A quarter of the memory caches blocks, the rest holds dirty bytes, or is lent to the cache (`balance_memory`).
         let cache = options.buffer_size / 4;
         let grace = Arc::new(Grace::new());
         let session = if options.read_only {

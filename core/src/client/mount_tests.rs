@@ -121,3 +121,27 @@ fn a_write_takes_capabilities_away_that_were_set_at_any_time() {
         client.unmount().await.expect("an unmount");
     });
 }
+
+#[test]
+fn memory_that_no_dirty_bytes_need_caches_blocks_until_they_do() {
+    let world = world(|_| {});
+    let buffer_size = 4 << 20;
+    let options = Options { buffer_size, commit_interval: Duration::from_secs(3600), ..Options::default() };
+    world.block_on(async {
+        let (client, _, handle) = world.mount_with_file(options).await;
+        let piece = Bytes::from(vec![1; 64 << 10]);
+        let (mut most, mut cached) = (0, 0);
+        for round in 0..256 {
+            client.write(handle, round * piece.len() as u64, piece.clone(), false).await.expect("there is space");
+            if round % 20 == 19 {
+                client.fsync(handle).await.expect("stores are there");
+                cached = cached.max(client.status().await.expect("an answer").cached_bytes);
+            }
+            most = most.max(client.used_memory());
+        }
+        assert!(most <= buffer_size, "{most} bytes");
+        assert!(buffer_size / 2 < cached, "{cached} bytes are cached, a quarter is the cache's own");
+        client.release(handle).await.expect("no error");
+        client.unmount().await.expect("an unmount");
+    });
+}

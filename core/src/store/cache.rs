@@ -156,13 +156,14 @@ impl CacheShard {
         self.arrived += cost;
         self.queue(segment).push(key, entry.stamp, cost);
         self.entries.insert(key, entry);
-        while self.capacity < self.len_bytes() {
-            if self.main.live == 0 || self.capacity / PROBATION_PART < self.probation.bytes {
-                self.evict_from_probation();
-            } else {
-                self.evict_from_main();
-            }
-        }
+        self.evict();
+    }
+
+    /// Holds `capacity` bytes at most from here on.
+    pub fn set_capacity(&mut self, capacity: u64) {
+        self.capacity = capacity;
+        self.evict();
+        self.trim_ghosts();
     }
 
     /// Drops all blocks of a slice that is gone.
@@ -196,6 +197,16 @@ impl CacheShard {
     fn stamp(&mut self) -> u64 {
         self.next_stamp += 1;
         self.next_stamp
+    }
+
+    fn evict(&mut self) {
+        while self.capacity < self.len_bytes() {
+            if self.main.live == 0 || self.capacity / PROBATION_PART < self.probation.bytes {
+                self.evict_from_probation();
+            } else {
+                self.evict_from_main();
+            }
+        }
     }
 
     /// Takes the oldest entry of the probation: to the main queue if it was wanted again, out otherwise.
@@ -236,6 +247,10 @@ impl CacheShard {
         let stamp = self.stamp();
         self.ghosts.insert(key, (stamp, cost));
         self.ghost_queue.push(key, stamp, cost);
+        self.trim_ghosts();
+    }
+
+    fn trim_ghosts(&mut self) {
         while self.capacity / GHOST_PART < self.ghost_queue.bytes {
             let Some((key, stamp)) = self.ghost_queue.places.pop_front() else { break };
             if self.ghosts.get(&key).is_some_and(|ghost| ghost.0 == stamp) {
