@@ -254,6 +254,9 @@ impl Draw<'_> {
                 let to = self.slot(|open| can_write(open) && is_buffered(open) && !open.is_appending())?;
                 Some(to).filter(|slot| !self.is_fixed(*slot))?;
                 let from = self.companion(to)?;
+                // Not into itself: where the ranges overlap, ext4 sends what it has just written.
+                let same = self.open_file(from)?.ino == self.open_file(to)?.ino;
+                Some(from).filter(|_| kind == "copy-range" || !same)?;
                 let (from_offset, to_offset, len) = (self.offset(from), self.offset(to), u64::from(self.len(from)));
                 self.wrote(to_offset, len);
                 Some(match kind {

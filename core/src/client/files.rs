@@ -392,7 +392,6 @@ mod tests {
         File::new(ino, &attr, Geometry::DEFAULT, Duration::from_secs(1))
     }
 
-    /// A sync that asks for all dirty files between the ager's look at a file and its flush must wait for that file.
     #[test]
     fn a_capability_that_is_set_while_it_is_taken_away_is_seen() {
         let capability = Capability::unknown();
@@ -408,6 +407,7 @@ mod tests {
         assert!(capability.seen().is_some(), "nor does whoever looked between");
     }
 
+    /// A sync that asks for all dirty files between the ager's look at a file and its flush must wait for that file.
     #[test]
     fn what_is_flushed_by_age_is_still_among_the_dirty() {
         let files = Files::new();

@@ -203,7 +203,7 @@ fn names_of_attributes_follow_their_namespaces() {
 }
 
 /// VFS_CAP_REVISION_2, effective; CAP_NET_BIND_SERVICE.
-fn capability() -> Vec<u8> {
+pub(crate) fn capability() -> Vec<u8> {
     [0x0200_0001_u32, 1 << 10, 0, 0, 0].map(u32::to_le_bytes).concat()
 }
 

@@ -1,16 +1,17 @@
 //! What differs from a local file system, as SEMANTICS.md says: here it is on purpose.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, chown};
 use std::process::Command;
 
 use memmap2::MmapMut;
-use rustix::fs::{Access, CWD, IFlags, OFlags, access, fcntl_setfl, getxattr, openat};
+use rustix::fs::{Access, CWD, IFlags, OFlags, XattrFlags, access, fcntl_setfl, getxattr, openat, setxattr};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
-use crate::attributes::{NO_GROUPS, as_nobody, atime, chmod, errno, flag, mode, set_times, tick};
-use crate::harness::{Volume, kiseki_ok, noise};
+use crate::attributes::{NO_GROUPS, as_nobody, atime, capability, chmod, errno, flag, mode, set_times, tick};
+use crate::harness::{Volume, assert_same, kiseki_ok, noise};
 
 #[test]
 fn o_tmpfile_is_not_supported() {
@@ -76,6 +77,34 @@ fn where_a_flag_and_something_else_forbid_it_the_other_is_told() {
     assert!(as_nobody(&volume, NO_GROUPS, line), "EACCES, not EPERM");
     flag(&volume.path("d"), IFlags::empty());
     flag(&volume.path("d/f"), IFlags::empty());
+}
+
+#[test]
+fn sendfile_into_the_same_file_sends_what_was_there() {
+    let volume = Volume::mounted();
+    let path = volume.path("f");
+    let mut expected = noise(1, 20_000);
+    let mut to = File::create(&path).expect("makes a file");
+    to.write_all(&expected).expect("writes");
+    to.seek(SeekFrom::Start(3000)).expect("seeks");
+    let from = File::open(&path).expect("opens");
+    assert_eq!(rustix::fs::sendfile(&to, &from, Some(&mut 1000), 16_000), Ok(16_000));
+    expected.copy_within(1000..17_000, 3000);
+    assert_same(&fs::read(&path).expect("reads"), &expected, "sent");
+}
+
+#[test]
+fn a_store_into_a_map_takes_capabilities() {
+    let volume = Volume::mounted();
+    let path = volume.path("f");
+    fs::write(&path, [1; 4096]).expect("writes");
+    setxattr(&path, "security.capability", &capability(), XattrFlags::empty()).expect("sets");
+    let file = OpenOptions::new().read(true).write(true).open(&path).expect("opens");
+    // SAFETY: nothing else changes the file while it is mapped.
+    let mut map = unsafe { MmapMut::map_mut(&file) }.expect("maps");
+    map[0] = 2;
+    map.flush().expect("syncs");
+    assert_eq!(getxattr(&path, "security.capability", &mut [0; 64]), Err(Errno::NODATA));
 }
 
 /// In place of CAP_FSETID: setpriv(1) makes a root without it, and another user with it.
@@ -174,7 +203,7 @@ fn a_selinux_label_that_is_missing_is_not_supported() {
     fs::write(&path, "x").expect("writes");
     let get = || getxattr(&path, "security.selinux", &mut [0; 64][..]);
     assert_eq!(get(), Err(Errno::OPNOTSUPP));
-    rustix::fs::setxattr(&path, "security.selinux", b"label", rustix::fs::XattrFlags::empty()).expect("sets");
+    setxattr(&path, "security.selinux", b"label", XattrFlags::empty()).expect("sets");
     assert_eq!(get(), Ok(5));
 }
 
