@@ -84,6 +84,8 @@ impl<E: Env> Client<E> {
         let (cell, fresh) = shared.pin_fresh(ino).await?;
         let allowed = match meta::attr::check_open(cell.flags(), flags.write, flags.append, flags.truncate) {
             Ok(()) if flags.truncate => shared.drop_capability(&cell).await,
+            // So that what is written first need not be copied to wait for it.
+            Ok(()) if flags.write => shared.look_for_capability(&cell).await.map(drop),
             other => other,
         };
         if let Err(errno) = allowed {
@@ -129,7 +131,7 @@ impl<E: Env> Client<E> {
         let len = data.len() as u64;
         let file = shared.writable(handle, offset, len)?;
         let waits = file.flags.sync || file.cell.capability.seen().is_some();
-        if waits || shared.near_capacity(len) || !shared.memory.try_take(len) {
+        if waits || shared.near_capacity(len) || !shared.try_take_memory(len) {
             return Ok(false);
         }
         // Others may have taken memory at the same moment.
@@ -137,7 +139,6 @@ impl<E: Env> Client<E> {
             shared.memory.give(len);
             return Ok(false);
         }
-        shared.balance_memory();
         shared.accept(&file, offset, data, drop_privileges)?;
         Ok(true)
     }
@@ -332,10 +333,18 @@ impl<E: Env> Shared<E> {
         }
     }
 
+    /// Takes a permit of `len` bytes, if there is one.
+    fn try_take_memory(&self, len: u64) -> bool {
+        let taken = self.memory.try_take(len);
+        if taken {
+            self.balance_memory();
+        }
+        taken
+    }
+
     /// Waits for a permit of `len` bytes. Files are flushed meanwhile, so that permits come back.
     async fn take_memory(self: &Arc<Self>, len: u64) -> Result<(), Errno> {
-        if self.memory.try_take(len) {
-            self.balance_memory();
+        if self.try_take_memory(len) {
             return Ok(());
         }
         self.waiting.fetch_add(len, Ordering::AcqRel);

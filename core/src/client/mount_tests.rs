@@ -139,6 +139,10 @@ fn memory_that_no_dirty_bytes_need_caches_blocks_until_they_do() {
             }
             most = most.max(client.used_memory());
         }
+        // All at once, before anything of it can be committed.
+        client.fsync(handle).await.expect("stores are there");
+        client.write(handle, 0, Bytes::from(vec![2; 2500 << 10]), false).await.expect("there is space");
+        most = most.max(client.used_memory());
         assert!(most <= buffer_size, "{most} bytes");
         assert!(buffer_size / 2 < cached, "{cached} bytes are cached, a quarter is the cache's own");
         client.release(handle).await.expect("no error");

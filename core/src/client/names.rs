@@ -220,7 +220,9 @@ impl<E: Env> Client<E> {
                     }
                 };
                 // Nobody knows the new file yet who could set it.
-                cell.capability.seen().into_iter().for_each(|seen| cell.capability.gone(seen));
+                if let Some(seen) = cell.capability.seen() {
+                    cell.capability.gone(seen);
+                }
                 Ok((entry, shared.files.open(cell, flags)))
             }
             Err(Errno::EEXIST) if !flags.exclusive => {
@@ -510,14 +512,24 @@ impl<E: Env> Shared<E> {
 
     /// What a write and opening with O_TRUNC do to security.capability; other changes leave it to the kernel to remove.
     pub(super) async fn drop_capability(&self, cell: &Cell) -> Result<(), Errno> {
-        let (ino, Some(seen)) = (cell.ino, cell.capability.seen()) else { return Ok(()) };
-        match self.read(|read| meta::xattr::get(read, ino, SECURITY_CAPABILITY)).await {
-            Ok(_) => self.mutate(|txn, _| meta::attr::drop_capability(txn, ino)).await?,
-            Err(Errno::ENODATA) => {}
-            Err(errno) => return Err(errno),
+        if let Some(seen) = self.look_for_capability(cell).await? {
+            self.mutate(|txn, _| meta::attr::drop_capability(txn, cell.ino)).await?;
+            cell.capability.gone(seen);
         }
-        cell.capability.gone(seen);
         Ok(())
+    }
+
+    /// `Some`: a file has security.capability; what `Capability::gone` wants to know.
+    pub(super) async fn look_for_capability(&self, cell: &Cell) -> Result<Option<u64>, Errno> {
+        let Some(seen) = cell.capability.seen() else { return Ok(None) };
+        match self.read(|read| meta::xattr::get(read, cell.ino, SECURITY_CAPABILITY)).await {
+            Ok(_) => Ok(Some(seen)),
+            Err(Errno::ENODATA) => {
+                cell.capability.gone(seen);
+                Ok(None)
+            }
+            Err(errno) => Err(errno),
+        }
     }
 
     /// Attributes that are in memory; those of a directory are in several records, which only a snapshot shows together.

@@ -29,7 +29,7 @@ const PAGE: u64 = 4096;
 /// Longest write of a course: several pages, so that a part of it could be left.
 const WRITE_MAX: u64 = 20_000;
 
-/// All checks that hold for every disk.
+/// All checks that hold for every disk. Async, as everything here: the disk that it drives is.
 pub async fn run<D: Disk>(disk: &D) {
     an_empty_folder(disk).await;
     what_was_written_is_read(disk).await;

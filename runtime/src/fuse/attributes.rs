@@ -5,13 +5,11 @@
 //! lists; CAP_LINUX_IMMUTABLE for the flags. Ours are: which names there are, whom a listing shows trusted.* to, and
 //! whether an ACL, or a change of a file without group execution, takes the sgid bit.
 
-use std::future::Future;
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use fuser::{Errno, FileAttr, INodeNo};
+use futures_util::FutureExt;
 use kiseki_core::client::Client;
 use kiseki_core::env::Env;
 use kiseki_core::errno::Errno as CoreErrno;
@@ -155,23 +153,17 @@ pub(super) fn may_lose_privileges<E: Env>(client: &Client<E>, ino: Ino) -> bool 
     if !PRIVILEGED.load(Ordering::Relaxed) {
         return false;
     }
-    let attr = pin!(client.getattr(ino));
-    match attr.poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(Ok(attr)) => loses_by_write(&attr),
+    match client.getattr(ino).now_or_never() {
+        Some(Ok(attr)) => loses_by_write(&attr),
         // Unknown as yet.
-        Poll::Ready(Err(_)) | Poll::Pending => true,
+        Some(Err(_)) | None => true,
     }
-}
-
-/// Whether `take_sgid` may have something to do for `asker`.
-fn may_take_sgid(asker: Asker) -> bool {
-    !asker.is_privileged() && SGID_ALONE.load(Ordering::Relaxed)
 }
 
 /// Whether a change of contents or owner by `asker` takes sgid from a file without group execution.
 /// (setattr_should_drop_sgid of Linux)
 pub(super) async fn takes_sgid<E: Env>(client: &Client<E>, asker: Asker, ino: Ino) -> Result<bool, CoreErrno> {
-    if !may_take_sgid(asker) {
+    if asker.is_privileged() || !SGID_ALONE.load(Ordering::Relaxed) {
         return Ok(false);
     }
     let attr = client.getattr(ino).await?;

@@ -7,8 +7,8 @@ use std::io;
 use std::time::Duration;
 
 use fuser::{FopenFlags, InitFlags, KernelConfig, Version};
+use kiseki_core::client::OpenFlags;
 use kiseki_core::types::AtimeMode;
-use rustix::fs::OFlags;
 use tracing::debug;
 
 /// How long the kernel may keep names, names that do not exist, and attributes without asking again.
@@ -46,7 +46,7 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     // Lookups and listings of one directory run at once: stat with four threads 3.0.
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
     // O_TRUNC comes with OPEN: one request instead of two, for programs that do not look at the file after opening it
-    // (a GETATTR then, instead of the SETATTR). `running` pays for what the kernel checks too late then.
+    // (a GETATTR then, instead of the SETATTR). `opened` pays for what the kernel checks too late then.
     .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
     // Cached pages stay until the kernel itself changes the file, also when attributes are asked again: what AUTO_INVAL_DATA
     // would do must not happen.
@@ -143,19 +143,14 @@ pub(super) fn file_flags(atime: AtimeMode, past_cache: bool) -> FopenFlags {
     if past_cache { kept | FopenFlags::FOPEN_DIRECT_IO } else { kept }
 }
 
-/// Whether who opens a file with these flags of open(2) has no use for its pages: to write alone, or to write anew, as
+/// Whether who opens a file with these flags has no use for its pages: to write alone, or to write anew, as
 /// fopen(3) with "w+" and Go's os.Create do. Databases, which go on reading what they have written, do neither.
 ///
 /// Past the page cache there is nothing to copy into it, and no GETXATTR that asks for the capabilities of each file:
 /// with one thread large files are written 1.7 times as fast, files of 128 KiB 1.5, untar 1.15, git clone 1.1. The first
 /// to read such a file again asks us: 256 MiB in 88 ms instead of 28, having been written in 93 instead of 167.
-pub(super) fn only_writes(flags: i32) -> bool {
-    let flags = OFlags::from_bits_retain(flags.cast_unsigned());
-    match flags & OFlags::RWMODE {
-        OFlags::WRONLY => true,
-        OFlags::RDWR => flags.contains(OFlags::TRUNC),
-        _ => false,
-    }
+pub(super) fn only_writes(flags: OpenFlags) -> bool {
+    flags.write && (!flags.read || flags.truncate)
 }
 
 /// Flags of an open directory, on kernels that insist on opening it.
@@ -169,11 +164,14 @@ pub(super) fn directory_flags(atime: AtimeMode) -> FopenFlags {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::OFlags;
+
+    use super::super::convert::open_flags;
     use super::*;
 
     #[test]
     fn only_writers_and_those_who_truncate_have_no_use_for_pages() {
-        let only = |flags: OFlags| only_writes(flags.bits().cast_signed());
+        let only = |flags: OFlags| only_writes(open_flags(flags.bits().cast_signed()));
         for flags in [OFlags::WRONLY, OFlags::WRONLY | OFlags::APPEND, OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC] {
             assert!(only(flags), "{flags:?}");
         }

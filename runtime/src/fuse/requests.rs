@@ -86,7 +86,7 @@ impl<E: Env> Adapter<E> {
 
     /// What the kernel is told of a file that was opened with these flags, when it is.
     fn way(&self, flags: i32) -> impl FnOnce(Ino) -> FopenFlags + Send + 'static {
-        let past_cache = self.write_past_cache && kernel::only_writes(flags);
+        let past_cache = self.write_past_cache && kernel::only_writes(convert::open_flags(flags));
         let (opened, atime) = (Arc::clone(&self.opened), self.atime);
         move |ino| kernel::file_flags(atime, opened.opened(ino.0, flags, past_cache))
     }
