@@ -256,6 +256,8 @@ pub struct Log {
     /// When the first of those came after which there was no pause.
     burst_from: Duration,
     entries: BTreeMap<String, Entry>,
+    /// What is being stored again, for a sync has failed: it is not deleted meanwhile, even if it has left.
+    restoring: Option<String>,
     /// Objects to be put by themselves, by order.
     waiting: BTreeMap<u64, String>,
     running: usize,
@@ -292,6 +294,7 @@ impl Log {
             used: Duration::ZERO,
             burst_from: Duration::ZERO,
             entries: BTreeMap::new(),
+            restoring: None,
             waiting: BTreeMap::new(),
             running: 0,
             packing: Packs::default(),
@@ -325,6 +328,19 @@ impl Log {
     /// A sync has failed, and the object is in memory only.
     pub fn is_lost(&self, key: &str) -> bool {
         self.entries.get(key).is_some_and(|entry| entry.place.is_none() && !entry.deleting)
+    }
+
+    /// What a failed sync has lost is about to be stored again; false: it need not be. To be ended with `end_restore`.
+    pub fn begin_restore(&mut self, key: &str) -> bool {
+        assert_eq!(self.restoring, None, "one at a time");
+        let lost = self.is_lost(key);
+        self.restoring = lost.then(|| key.to_owned());
+        lost
+    }
+
+    /// That has ended, one way or the other.
+    pub fn end_restore(&mut self) {
+        self.restoring = None;
     }
 
     /// The object is about to be deleted.
@@ -388,9 +404,10 @@ impl Log {
         self.making || self.segments.values().any(|segment| !segment.writing.is_empty())
     }
 
-    /// A put of the object is under way, or its place in a pack is being told.
+    /// A put of the object is under way, or its place in a pack is being told, or it is being stored again.
     pub fn is_uploading(&self, key: &str) -> bool {
-        self.entries.get(key).is_some_and(|entry| matches!(entry.state, State::Running { .. } | State::Recording))
+        let uploads = |entry: &Entry| matches!(entry.state, State::Running { .. } | State::Recording);
+        self.restoring.as_deref() == Some(key) || self.entries.get(key).is_some_and(uploads)
     }
 
     fn log_bytes(&self) -> u64 {

@@ -199,6 +199,24 @@ fn a_segment_made_during_a_failed_sync_is_not_used() {
     assert_eq!(log.begin_segment().expect("no other is made").before, 0);
 }
 
+#[test]
+fn what_is_stored_again_is_not_deleted_meanwhile() {
+    let mut log = log();
+    stage(&mut log, "a");
+    assert!(!log.begin_restore("a"), "it is not lost");
+    let plan = log.plan_sync().expect("there is something");
+    log.handle_sync_failed(&plan);
+    assert!(log.begin_restore("a"));
+    log.begin_delete("a");
+    assert!(log.is_uploading("a"), "whoever deletes it waits");
+    assert!(!log.is_lost("a"), "whoever stores it again stops");
+    log.end_restore();
+    assert!(!log.is_uploading("a"));
+    log.end_delete("a");
+    assert!(!log.begin_restore("a"));
+    log.check();
+}
+
 /// No segment holds a record of it, and still it is in the log: such a delete has left it there for good.
 #[test]
 fn what_a_failed_sync_has_lost_can_be_deleted() {

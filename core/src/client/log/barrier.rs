@@ -5,9 +5,12 @@
 //! Invariant: a failed sync leaves nothing to be assumed of what no earlier one has covered: it is stored again, in the log or
 //! in the real store, before a round succeeds.
 
+use alloc::borrow::ToOwned;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+
+use bytes::Bytes;
 
 use super::{Answer, Inner, LogMode, Staging};
 use crate::client::wait::lock;
@@ -144,18 +147,42 @@ impl<E: Env, D: Disk> Inner<E, D> {
         match lost {
             Lost::Put(key, body) => {
                 // Deleted meanwhile, or put into the store.
-                if !lock(&staging.state).log.is_lost(key) {
+                if !lock(&staging.state).log.begin_restore(key) {
                     return true;
                 }
-                if again && self.stage(staging, Kind::Put, key, body).await.is_ok() {
-                    return true;
-                }
-                reached(Mark::LogLostGoesToStore);
-                let put = self.put_directly(key, body.clone()).await;
-                stored.extend(put.is_ok().then(|| key.clone()));
-                put.is_ok()
+                let done = self.restore_put(staging, key, body, again, stored).await;
+                lock(&staging.state).log.end_restore();
+                // Whoever is to delete it waits for that.
+                staging.changed.notify_all();
+                done
             }
             Lost::Delete(key) => self.stage(staging, Kind::Delete, key, &[]).await.is_ok(),
         }
+    }
+
+    async fn restore_put(
+        &self,
+        staging: &Staging<D>,
+        key: &str,
+        body: &[Bytes],
+        again: bool,
+        stored: &mut Vec<String>,
+    ) -> bool {
+        if again && self.stage(staging, Kind::Put, key, body).await.is_ok() {
+            return true;
+        }
+        // The log does not take what is to be deleted; nor may the store.
+        if !lock(&staging.state).log.is_lost(key) {
+            return true;
+        }
+        reached(Mark::LogLostGoesToStore);
+        let put = self.put_directly(key, body.to_vec()).await;
+        if put.is_ok() {
+            stored.push(key.to_owned());
+        } else {
+            // It may take effect yet, also when its object was put by another attempt and deleted.
+            lock(&staging.state).unsure = true;
+        }
+        put.is_ok()
     }
 }

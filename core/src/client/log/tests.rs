@@ -143,6 +143,41 @@ fn so_it_does_where_the_disk_fails() {
     }
 }
 
+/// Found by the simulator: the delete did not wait for that, and the object was in the store afterwards, for good.
+#[test]
+fn what_is_deleted_while_it_is_stored_again_stays_deleted() {
+    const KEY: &str = "blocks/again";
+    for steps in 1..60 {
+        let world = World::mountable();
+        world.state().faults.puts_take = Duration::from_millis(50);
+        let disk = FakeDisk::new(&world, steps);
+        world.block_on(async {
+            let log = open(&world, &disk, small()).await;
+            log.objects().put(KEY, vec![Bytes::from_static(b"body")]).await.expect("a put");
+            disk.state().rates.sync = 100;
+            let both = [false, true].map(|deletes| {
+                let (world, log) = (world.clone(), log.clone());
+                async move {
+                    if !deletes {
+                        return log.objects().barrier().await;
+                    }
+                    for _ in 0..steps {
+                        world.step_aside().await;
+                    }
+                    log.objects().delete(KEY).await
+                }
+            });
+            let answers = crate::client::wait::join_all(both).await;
+            assert_eq!(answers[1], Ok(()), "a delete waits for no sync");
+            disk.state().rates = Rates::default();
+            log.objects().barrier().await.expect("the disk works");
+            log.drain().await;
+            check(&log);
+            assert!(!world.state().objects.contains_key(KEY), "it was deleted after {steps} steps");
+        });
+    }
+}
+
 #[test]
 fn a_barrier_is_one_sync_for_all_who_wait() {
     let world = World::mountable();

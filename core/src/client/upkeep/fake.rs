@@ -64,6 +64,8 @@ pub(crate) struct Faults {
     pub(crate) answers_lost: bool,
     /// How long a write of metadata is on its way.
     pub(crate) writes_take: Duration,
+    /// How long a put is on its way.
+    pub(crate) puts_take: Duration,
     pub(crate) list: bool,
     pub(crate) get: bool,
     /// Deletes still carried out before they fail.
@@ -99,13 +101,7 @@ impl MetaStore for World {
         F: Fn(&mut dyn Txn) -> OpResult<T> + Send + Sync,
     {
         self.suspend().await;
-        let arrives = {
-            let state = self.state();
-            (state.faults.writes_take > Duration::ZERO).then(|| state.now + state.faults.writes_take)
-        };
-        if let Some(at) = arrives {
-            self.sleep_until(at).await;
-        }
+        self.travel(|faults| faults.writes_take).await;
         let mut state = self.state();
         if state.faults.write || (state.faults.every_third_write && state.suspensions.is_multiple_of(3)) {
             return Err(MetaError::Retry);
@@ -163,6 +159,7 @@ impl MetaStore for World {
 impl ObjectStore for World {
     async fn put(&self, key: &str, body: Vec<Bytes>) -> Result<(), StoreError> {
         self.suspend().await;
+        self.travel(|faults| faults.puts_take).await;
         self.state().objects.insert(key.to_string(), body.concat().into());
         Ok(())
     }
@@ -316,6 +313,16 @@ impl World {
             Poll::Pending
         })
         .await;
+    }
+
+    async fn travel(&self, takes: impl Fn(&Faults) -> Duration) {
+        let (now, takes) = {
+            let state = self.state();
+            (state.now, takes(&state.faults))
+        };
+        if takes > Duration::ZERO {
+            self.sleep_until(now + takes).await;
+        }
     }
 
     /// Lets all others go on once, and a moment pass.
