@@ -137,7 +137,7 @@ const FIERCE: u64 = 4;
 /// What does not strike by itself: how a life of the client ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ending {
-    /// The process is killed: what it had handed to metadata and store stays.
+    /// The process is killed: what it had handed to the store and the log stays; of metadata not all that is not synced.
     Kill,
     /// The machine with metadata and store loses power.
     PowerCut,

@@ -59,9 +59,10 @@ impl<E: Env> CachedMeta<E> {
         Self { env, cache: MetaCache::new(bytes) }
     }
 
-    /// The newest value of a key, if it is here; a snapshot may show an older one.
-    pub(super) fn kept(&self, key: &[u8]) -> Found {
-        lock(self.cache.shard(key)).kept.get(key).flatten()
+    /// What `look` makes of the newest value of a key, if it is here; a snapshot may show an older one.
+    pub(super) fn kept<T>(&self, key: &[u8], look: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        let mut shard = lock(self.cache.shard(key));
+        shard.kept.look(key)?.as_deref().map(look)
     }
 }
 
@@ -160,12 +161,15 @@ struct Kept {
 
 impl Kept {
     fn get(&mut self, key: &[u8]) -> Option<Found> {
-        if let Some(found) = self.new.get(key) {
-            return Some(found.clone());
+        self.look(key).cloned()
+    }
+
+    fn look(&mut self, key: &[u8]) -> Option<&Found> {
+        if !self.new.contains_key(key) {
+            let (key, found) = self.old.remove_entry(key)?;
+            self.insert(key, found);
         }
-        let (key, found) = self.old.remove_entry(key)?;
-        self.insert(key, found.clone());
-        Some(found)
+        self.new.get(key)
     }
 
     /// The key is not here.
@@ -299,9 +303,15 @@ impl Read for Filling<'_> {
         self.read.scan(start, end, limit)
     }
 
-    fn visit(&mut self, start: &[u8], end: &[u8], each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), KvError> {
+    fn visit(
+        &mut self,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+        each: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<(), KvError> {
         self.lists = true;
-        self.read.visit(start, end, each)
+        self.read.visit(start, end, limit, each)
     }
 }
 
@@ -402,8 +412,14 @@ impl Read for Telling<'_, '_> {
         self.txn.scan(start, end, limit)
     }
 
-    fn visit(&mut self, start: &[u8], end: &[u8], each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), KvError> {
-        self.txn.visit(start, end, each)
+    fn visit(
+        &mut self,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+        each: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<(), KvError> {
+        self.txn.visit(start, end, limit, each)
     }
 }
 

@@ -537,9 +537,9 @@ impl<E: Env> Shared<E> {
         if entry.kind == FileType::Directory {
             return Ok(None);
         }
-        let kept = self.meta.kept(&keys::attr(entry.ino));
+        let kept = self.meta.kept(&keys::attr(entry.ino), Attr::decode).transpose()?;
         reached_if(Mark::ListedFromMemory, || kept.is_some());
-        Ok(kept.map(|value| Attr::decode(&value)).transpose()?)
+        Ok(kept)
     }
 
     /// What the store says of a file at a time when `retired` was read may be behind what was accepted.

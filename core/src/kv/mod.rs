@@ -40,14 +40,22 @@ pub trait Read {
     fn get(&mut self, key: &[u8]) -> Result<Option<Bytes>, KvError>;
     /// Up to `limit` pairs with `start <= key < end`, in key order; fewer only at the end of the range.
     fn scan(&mut self, start: &[u8], end: &[u8], limit: usize) -> Result<Pairs, KvError>;
-    /// Shows all pairs with `start <= key < end` to `each`, in key order: a scan that need not copy them.
-    fn visit(&mut self, start: &[u8], end: &[u8], each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), KvError> {
-        let mut start = start.to_vec();
+    /// Shows to `each` what a scan gives, in key order: it need not copy it.
+    fn visit(
+        &mut self,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+        each: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<(), KvError> {
+        let (mut start, mut left) = (start.to_vec(), limit);
         loop {
-            let page = self.scan(&start, end, PAGE)?;
+            let wanted = left.min(PAGE);
+            let page = self.scan(&start, end, wanted)?;
             page.iter().for_each(|(key, value)| each(key, value));
+            left -= page.len();
             match page.last() {
-                Some((key, _)) if page.len() == PAGE => {
+                Some((key, _)) if page.len() == wanted && left > 0 => {
                     // The smallest key above it.
                     start.clear();
                     start.extend_from_slice(key);

@@ -132,7 +132,7 @@ impl Chunk {
     pub(super) fn load(read: &mut (impl Read + ?Sized), ino: Ino, chunk: u32) -> OpResult<Self> {
         let (start, end) = keys::slice_range(ino, Some(chunk));
         let (mut records, mut damage) = (Vec::new(), None);
-        read.visit(&start, &end, &mut |key, value| {
+        read.visit(&start, &end, usize::MAX, &mut |key, value| {
             let head = SliceRecord::decode_head(value).map_err(OpError::from);
             match head.and_then(|(head, _)| Stored::with(Bytes::copy_from_slice(key), head)) {
                 Ok(stored) => records.push(stored),

@@ -6,6 +6,7 @@
 //! returned exactly once. (Names of one directory with equal 55-bit hashes are told apart by their order, up to 256.)
 
 use alloc::vec::Vec;
+use core::mem;
 
 use bytes::Bytes;
 
@@ -41,31 +42,47 @@ pub fn readdir(read: &mut dyn Read, dir: Ino, cookie: u64, limit: usize) -> OpRe
     let (first, end) = keys::dentry_range(dir);
     let (hash, ordinal) = (cookie >> 8, cookie & 0xff);
     let mut start = if cookie == 0 { first } else { keys::dentry_from(dir, hash) };
-    let mut entries = Vec::with_capacity(limit.min(PAGE));
+    let mut found = Vec::with_capacity(limit.min(PAGE));
+    // Of all entries, one after the other.
+    let mut names = Vec::with_capacity(found.capacity() * 32);
     let (mut group, mut next_ordinal) = (0, 0);
-    while entries.len() < limit {
+    while found.len() < limit {
         // One more than asked for, since the entry that the cookie names comes again.
-        let wanted = (limit - entries.len()).saturating_add(1).min(PAGE);
-        let page = read.scan(&start, &end, wanted)?;
-        for (key, value) in &page {
-            let Key::Dentry(_, name) = keys::decode(key)? else { continue };
+        let wanted = (limit - found.len()).saturating_add(1);
+        let (mut shown, mut last, mut damage) = (0, Vec::new(), None);
+        read.visit(&start, &end, wanted, &mut |key, value| {
+            shown += 1;
+            if shown == wanted {
+                last = after(key);
+            }
+            let (name, dentry) = match (keys::decode(key), Dentry::decode(value)) {
+                (Ok(Key::Dentry(_, name)), Ok(dentry)) => (name, dentry),
+                (Ok(_), Ok(_)) => return,
+                (Err(error), _) | (_, Err(error)) => return damage = Some(error),
+            };
             let at = keys::name_hash(dir, name);
             (group, next_ordinal) = if at == group { (group, (next_ordinal + 1).min(0xff)) } else { (at, 0) };
-            if cookie != 0 && (group, next_ordinal) <= (hash, ordinal) {
-                continue;
+            let before = cookie != 0 && (group, next_ordinal) <= (hash, ordinal);
+            if !before && found.len() < limit {
+                names.extend_from_slice(name);
+                found.push((dentry, names.len(), group << 8 | next_ordinal));
             }
-            if entries.len() < limit {
-                let dentry = Dentry::decode(value)?;
-                let name = key.slice(key.len() - name.len()..);
-                entries.push(DirEntry { ino: dentry.ino, kind: dentry.kind, name, cookie: group << 8 | next_ordinal });
-            }
+        })?;
+        if let Some(error) = damage {
+            return Err(error.into());
         }
-        match page.last() {
-            Some((key, _)) if page.len() == wanted => start = after(key),
-            _ => break,
+        if shown < wanted {
+            break;
         }
+        start = last;
     }
-    Ok(entries)
+    let names = Bytes::from(names);
+    let mut from = 0;
+    let entry = |(dentry, end, cookie): (Dentry, usize, u64)| {
+        let name = names.slice(mem::replace(&mut from, end)..end);
+        DirEntry { ino: dentry.ino, kind: dentry.kind, name, cookie }
+    };
+    Ok(found.into_iter().map(entry).collect())
 }
 
 /// Target of a symbolic link. EINVAL if it is none, ENOENT if there is no such inode.

@@ -75,10 +75,9 @@ async fn put<M: MetaStore>(store: &M, keys: &[&[u8]]) {
 fn keys_in(read: &mut dyn Read, start: &[u8], end: &[u8], limit: usize) -> Result<Vec<Bytes>, KvError> {
     let pairs = read.scan(start, end, limit)?;
     let mut visited = Pairs::new();
-    read.visit(start, end, &mut |key, value| {
+    read.visit(start, end, limit, &mut |key, value| {
         visited.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
     })?;
-    visited.truncate(limit);
     assert_eq!(visited, pairs, "a visit shows what a scan gives");
     Ok(pairs.into_iter().map(|(key, _)| key).collect())
 }

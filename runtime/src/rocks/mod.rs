@@ -1,30 +1,36 @@
 //! The metadata store on RocksDB, embedded: `env::MetaStore` with optimistic transactions of our own.
 //!
 //! Owns: transactions and their re-runs, group sync of the log, refusing work after a failure, closing.
-//! Leaves to others: opening and tuning (`open`), what one transaction reads and writes (`txn`), keys (`kiseki_core`).
+//! Leaves to others: opening and tuning (`open`), what one transaction reads and writes (`txn`), what RocksDB does not have yet
+//! (`pending`), keys (`kiseki_core`).
 //!
 //! Invariants
-//! - A commit reaches the kernel (log not synced) before its future is ready; only `sync` makes it durable.
+//! - A commit reaches the kernel (log not synced) a moment after its future is ready (`handing`); only `sync` makes it durable.
 //! - What `open` recovered lies in synced tables before the first operation runs.
 //! - After a failed write or sync no later write or sync succeeds; reads go on.
 //! - Whoever has the store open holds the lock of its folder until the store is dropped.
 
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use kiseki_core::env::{Committed, MetaError, MetaStore, TxnSeq};
-use kiseki_core::kv::{OpResult, Read, Txn};
+use kiseki_core::kv::{KvError, OpError, OpResult, Read, Txn};
 use rocksdb::{DBWithThreadMode, MultiThreaded, WriteOptions};
 use tokio::runtime::Handle;
 
+use self::handing::Handing;
 pub use self::open::{OpenError, OpenMode};
+use self::pending::Pending;
 use self::stripes::Stripes;
-use self::txn::{Commit, SnapshotRead, WriteTxn};
+use self::txn::{Commit, NewestRead, SnapshotRead, WriteTxn};
 use crate::rounds::{RoundFailed, Rounds};
 
+mod handing;
 mod open;
+mod pending;
 mod stripes;
 mod txn;
 
@@ -38,6 +44,9 @@ const ATTEMPTS_AT_ONCE: u32 = 16;
 /// Longest pause between two attempts.
 const PAUSE_MAX: Duration = Duration::from_millis(2);
 
+/// Bytes of commits that RocksDB does not have yet; with more, whoever commits hands them over.
+const PENDING_MAX: usize = 1 << 20;
+
 const OPEN: u8 = 0;
 const FAILED: u8 = 1;
 const CLOSED: u8 = 2;
@@ -45,6 +54,7 @@ const CLOSED: u8 = 2;
 /// A volume's metadata, in a folder that only this process has open.
 pub struct RocksMeta {
     inner: Arc<Inner>,
+    handing: Handing,
     handle: Handle,
 }
 
@@ -53,6 +63,7 @@ struct Inner {
     db: Db,
     write_options: WriteOptions,
     stripes: Stripes,
+    pending: Pending,
     /// `OPEN`, `FAILED` or `CLOSED`; never goes back.
     state: AtomicU8,
     rounds: Arc<Rounds>,
@@ -61,14 +72,18 @@ struct Inner {
 
 impl RocksMeta {
     /// Takes charge of an open database whose contents are synced. `handle` runs the syncs.
-    fn new(db: Db, lock: File, handle: Handle) -> Self {
+    fn new(db: Db, lock: File, handle: Handle) -> io::Result<Self> {
         let mut write_options = WriteOptions::default();
         write_options.set_sync(false);
         write_options.disable_wal(false);
         let stripes = Stripes::new();
-        let rounds = Arc::new(Rounds::new(db.latest_sequence_number()));
+        let last = db.latest_sequence_number();
+        let (pending, rounds) = (Pending::new(last), Arc::new(Rounds::new(last)));
         let state = AtomicU8::new(OPEN);
-        Self { inner: Arc::new(Inner { db, write_options, stripes, state, rounds, _lock: lock }), handle }
+        let inner = Arc::new(Inner { db, write_options, stripes, pending, state, rounds, _lock: lock });
+        let handed = Arc::clone(&inner);
+        let handing = Handing::start(move || _ = handed.write_out())?;
+        Ok(Self { inner, handing, handle })
     }
 
     /// Syncs what was committed and stops RocksDB's threads; later writes and syncs fail. Blocks the calling thread.
@@ -82,6 +97,9 @@ impl RocksMeta {
             Err(_) => return Err(MetaError::Failed),
         }
         inner.rounds.wait_idle();
+        if !inner.write_out() {
+            return Err(MetaError::Failed);
+        }
         let synced = inner.db.flush_wal(true).map_err(|error| {
             tracing::error!(%error, "cannot sync the metadata log while closing it");
             MetaError::Failed
@@ -118,7 +136,7 @@ impl Inner {
     fn write<T>(&self, op: impl Fn(&mut dyn Txn) -> OpResult<T>) -> Result<Committed<T>, MetaError> {
         for attempt in 1..=ATTEMPTS_MAX {
             self.check_open()?;
-            let mut txn = WriteTxn::begin(&self.db, &self.stripes);
+            let mut txn = WriteTxn::begin(self);
             let value = match op(&mut txn) {
                 Ok(value) => value,
                 Err(error) if txn.holds() => return Err(error.into()),
@@ -127,14 +145,9 @@ impl Inner {
                     continue;
                 }
             };
-            match txn.commit(&self.write_options) {
-                Commit::Done => return Ok(Committed { value, seq: TxnSeq(self.db.latest_sequence_number()) }),
+            match txn.commit() {
+                Commit::Done(position) => return Ok(Committed { value, seq: TxnSeq(position) }),
                 Commit::Conflict => give_way(attempt),
-                Commit::Failed(error) => {
-                    self.fail("cannot write metadata", &error);
-                    // Part of it may be in the log, and count when the store is opened again.
-                    return Err(MetaError::Unknown);
-                }
             }
         }
         tracing::warn!(attempts = ATTEMPTS_MAX, "a metadata transaction lost every race; giving it back");
@@ -142,15 +155,28 @@ impl Inner {
     }
 
     fn read<T>(&self, op: impl Fn(&mut dyn Read) -> OpResult<T>) -> Result<T, MetaError> {
-        Ok(op(&mut SnapshotRead::new(&self.db))?)
+        match op(&mut NewestRead::new(self)) {
+            Err(OpError::Kv(KvError::Miss)) => Ok(op(&mut SnapshotRead::new(self))?),
+            answer => Ok(answer?),
+        }
+    }
+
+    /// Hands what was committed to RocksDB; false if that has failed, now or earlier.
+    fn write_out(&self) -> bool {
+        // What is left after a failure is not tried again.
+        if self.state.load(Ordering::Acquire) == FAILED {
+            return false;
+        }
+        let written = self.pending.write(&self.db, &self.write_options);
+        written.map_err(|error| self.fail("cannot write metadata", &error)).is_ok()
     }
 
     /// One round of group sync, on the blocking pool.
     fn sync_round(&self) -> Result<u64, RoundFailed> {
         // A position counts as reached only once its record is in the log, so it is read before the sync.
-        let through = self.db.latest_sequence_number();
+        let through = self.pending.last();
         // A failed sync may have dropped what a later one would seem to have written. (`close` waits for rounds.)
-        if self.state.load(Ordering::Acquire) == FAILED {
+        if !self.write_out() {
             return Err(RoundFailed);
         }
         self.db.flush_wal(true).map_err(|error| {
@@ -167,7 +193,14 @@ impl MetaStore for RocksMeta {
         T: Send,
         F: Fn(&mut dyn Txn) -> OpResult<T> + Send + Sync,
     {
-        self.inner.write(op)
+        let committed = self.inner.write(op)?;
+        match self.inner.pending.bytes() {
+            0 => {}
+            // Whoever commits more than the thread hands over takes its part.
+            PENDING_MAX.. => _ = self.inner.write_out(),
+            _ => self.handing.soon(),
+        }
+        Ok(committed)
     }
 
     async fn read<T, F>(&self, op: F) -> Result<T, MetaError>
@@ -179,7 +212,7 @@ impl MetaStore for RocksMeta {
     }
 
     fn last(&self) -> TxnSeq {
-        TxnSeq(self.inner.db.latest_sequence_number())
+        TxnSeq(self.inner.pending.last())
     }
 
     fn synced(&self) -> TxnSeq {
@@ -189,7 +222,7 @@ impl MetaStore for RocksMeta {
     async fn sync(&self, seq: TxnSeq) -> Result<(), MetaError> {
         self.inner.check_open()?;
         // No caller can mean more than what is committed, and no round would ever reach it.
-        let position = seq.0.min(self.inner.db.latest_sequence_number());
+        let position = seq.0.min(self.inner.pending.last());
         let inner = Arc::clone(&self.inner);
         let rounds = &self.inner.rounds;
         rounds.wait(&self.handle, position, move || inner.sync_round()).await.map_err(|RoundFailed| MetaError::Failed)
@@ -240,6 +273,7 @@ mod tests {
             };
             meta.inner.write(delete).expect("deletes");
         }
+        assert!(meta.inner.write_out());
         assert_eq!(count(&meta, "rocksdb.num-deletes-active-mem-table"), u64::from(KEYS));
         let end = Instant::now() + Duration::from_secs(60);
         // Looked at now and then, as a file is; what is written meanwhile has the memtable written out.
@@ -260,6 +294,68 @@ mod tests {
             meta.inner.write(write).expect("writes");
         }
         meta.close().expect("closes");
+    }
+
+    #[test]
+    fn a_commit_reaches_the_kernel_without_a_sync() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let meta = RocksMeta::open(dir.path(), OpenMode::Create, runtime.handle().clone()).expect("opens");
+        for round in 0..3u8 {
+            let value = [b'a' + round; 100];
+            let write = |txn: &mut dyn Txn| {
+                txn.put(b"key", &value);
+                Ok(())
+            };
+            runtime.block_on(meta.write(write)).expect("writes");
+            let logs = || {
+                let files = std::fs::read_dir(dir.path()).expect("a folder").map(|file| file.expect("a file").path());
+                files.filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+            };
+            let holds = |path: std::path::PathBuf| {
+                std::fs::read(path).is_ok_and(|bytes| bytes.windows(100).any(|window| window == value))
+            };
+            let end = Instant::now() + Duration::from_secs(60);
+            while !logs().any(holds) {
+                assert!(Instant::now() < end, "commit {round} is in no log");
+                std::thread::yield_now();
+            }
+        }
+        assert_eq!(meta.sync_rounds(), 0);
+    }
+
+    #[test]
+    fn a_commit_is_found_before_rocksdb_has_it_and_then() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let meta = RocksMeta::open(dir.path(), OpenMode::Create, runtime.handle().clone()).expect("opens");
+        let inner = &meta.inner;
+        let write = |pairs: [(&[u8], Option<&[u8]>); 2]| {
+            let write = |txn: &mut dyn Txn| {
+                pairs.iter().for_each(|(key, value)| match value {
+                    Some(value) => txn.put(key, value),
+                    None => txn.delete(key),
+                });
+                Ok(())
+            };
+            inner.write(write).expect("writes").seq
+        };
+        let get = |key: &[u8]| inner.read(|read| Ok(read.get(key)?)).expect("gets").map(|value| value.to_vec());
+        let scan = || inner.read(|read| Ok(read.scan(b"a", b"z", 10)?)).expect("scans").len();
+        let first = write([(b"a", Some(b"1")), (b"b", Some(b"1"))]);
+        let second = write([(b"a", Some(b"2")), (b"b", None)]);
+        assert!(first < second && second == meta.last());
+        for written in [false, true] {
+            if written {
+                assert!(inner.write_out());
+                assert!(inner.pending.unwritten().is_empty() && inner.pending.bytes() == 0);
+            }
+            assert_eq!((get(b"a"), get(b"b")), (Some(b"2".to_vec()), None));
+        }
+        write([(b"b", Some(b"3")), (b"c", Some(b"3"))]);
+        assert_eq!(inner.pending.unwritten().len(), 2);
+        assert_eq!(scan(), 3, "a scan has it written");
+        assert_eq!((get(b"b"), inner.pending.bytes()), (Some(b"3".to_vec()), 0));
     }
 
     fn count_files(meta: &RocksMeta, level: u32) -> u64 {

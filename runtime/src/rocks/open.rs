@@ -101,7 +101,7 @@ impl RocksMeta {
         if create {
             folders::sync(path).map_err(io_error)?;
         }
-        Ok(Self::new(db, lock, handle))
+        Self::new(db, lock, handle).map_err(io_error)
     }
 }
 

@@ -9,26 +9,24 @@
 //! - Every `get`, `put` and `delete` is tracked from before that moment to the commit; scans are not.
 //! - A transaction that wrote nothing commits nothing.
 
-use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use bytes::Bytes;
 use kiseki_core::kv::{KvError, Pairs, Read, Txn};
-use rocksdb::{DBAccess, DBRawIteratorWithThreadMode, ReadOptions, SnapshotWithThreadMode, WriteBatch, WriteOptions};
+use rocksdb::{DBAccess, DBPinnableSlice, DBRawIteratorWithThreadMode, ReadOptions, SnapshotWithThreadMode};
 
-use super::Db;
+use super::pending::Writes;
 use super::stripes::Stripes;
+use super::{Db, Inner};
 
 /// A write transaction.
 pub(super) struct WriteTxn<'db> {
-    db: &'db Db,
-    stripes: &'db Stripes,
+    store: &'db Inner,
     /// When it began, on the clock of `stripes`, or a later moment at which all that it had read was still so.
     time: u64,
     /// Stripes of what it has read or writes.
     tracked: Vec<u32>,
-    /// Values to be set, and keys to be removed.
-    writes: BTreeMap<Bytes, Option<Bytes>>,
+    writes: Writes,
     scans: SnapshotRead<'db>,
     /// What it has read was never there all at once.
     stale: bool,
@@ -36,58 +34,46 @@ pub(super) struct WriteTxn<'db> {
 
 /// What became of a transaction.
 pub(super) enum Commit {
-    /// It counts.
-    Done,
+    /// It counts, and is at or before this position.
+    Done(u64),
     /// Others have written what it has read.
     Conflict,
-    /// Nothing is known of it.
-    Failed(rocksdb::Error),
 }
 
 impl<'db> WriteTxn<'db> {
-    pub(super) fn begin(db: &'db Db, stripes: &'db Stripes) -> Self {
-        let (tracked, writes) = (Vec::with_capacity(16), BTreeMap::new());
-        Self { db, stripes, time: stripes.now(), tracked, writes, scans: SnapshotRead::new(db), stale: false }
+    pub(super) fn begin(store: &'db Inner) -> Self {
+        let (time, tracked, writes) = (store.stripes.now(), Vec::with_capacity(16), Writes::new());
+        Self { store, time, tracked, writes, scans: SnapshotRead::new(store), stale: false }
     }
 
     /// What it has read was there at one moment, so that what the operation has made of it is an answer.
     pub(super) fn holds(&self) -> bool {
         // Gets are compared when they come; a scan has seen what was there a moment later.
-        !self.stale && (!self.scans.has_begun() || self.stripes.lock(&[]).allow(&self.tracked, self.time))
+        !self.stale && (!self.scans.has_begun() || self.store.stripes.lock(&[]).allow(&self.tracked, self.time))
     }
 
-    pub(super) fn commit(self, options: &WriteOptions) -> Commit {
+    pub(super) fn commit(self) -> Commit {
+        let Inner { stripes, pending, .. } = self.store;
         if self.writes.is_empty() {
-            return if self.holds() { Commit::Done } else { Commit::Conflict };
+            return if self.holds() { Commit::Done(pending.last()) } else { Commit::Conflict };
         }
         if self.stale {
             return Commit::Conflict;
         }
-        let mut batch = WriteBatch::default();
-        let mut stripes = Vec::with_capacity(self.writes.len());
-        for (key, value) in &self.writes {
-            stripes.push(Stripes::of(key));
-            match value {
-                Some(value) => batch.put(key, value),
-                None => batch.delete(key),
-            }
-        }
-        stripes.sort_unstable();
-        stripes.dedup();
-        let mut locked = self.stripes.lock(&stripes);
+        let mut written: Vec<u32> = self.writes.keys().map(|key| Stripes::of(key)).collect();
+        written.sort_unstable();
+        written.dedup();
+        let mut locked = stripes.lock(&written);
         if !locked.allow(&self.tracked, self.time) {
             return Commit::Conflict;
         }
-        locked.begin_commit();
-        match self.db.write_opt(batch, options) {
-            Ok(()) => Commit::Done,
-            Err(error) => Commit::Failed(error),
-        }
+        let time = locked.begin_commit();
+        Commit::Done(pending.add(time, self.writes))
     }
 
     /// When the stripe was written last, if that is a time at which this transaction can be; it counts as read from here on.
     fn track(&mut self, stripe: u32) -> Option<u64> {
-        let written = self.stripes.written(stripe);
+        let written = self.store.stripes.written(stripe);
         if self.time < written && !self.advance() {
             self.stale = true;
         }
@@ -97,8 +83,9 @@ impl<'db> WriteTxn<'db> {
 
     /// Goes on at this moment, if what was read is still so. What a scan has shown is not known to be.
     fn advance(&mut self) -> bool {
-        let now = self.stripes.now();
-        let still = !self.stale && !self.scans.has_begun() && self.stripes.lock(&[]).allow(&self.tracked, self.time);
+        let now = self.store.stripes.now();
+        let still =
+            !self.stale && !self.scans.has_begun() && self.store.stripes.lock(&[]).allow(&self.tracked, self.time);
         if still {
             self.time = now;
         }
@@ -124,9 +111,12 @@ impl Read for WriteTxn<'_> {
         loop {
             // Whoever asks passes it up, and the operation is run again.
             let written = self.track(stripe).ok_or(KvError::Miss)?;
-            let value = self.db.get_pinned(key).map_err(read_failed)?;
-            if self.stripes.is_still(stripe, written) {
-                return Ok(value.map(|value| Bytes::copy_from_slice(&value)));
+            let value = match self.store.pending.get(stripe, key) {
+                Some(value) => value,
+                None => copied(self.store.db.get_pinned(key))?,
+            };
+            if self.store.stripes.is_still(stripe, written) {
+                return Ok(value);
             }
         }
     }
@@ -135,31 +125,28 @@ impl Read for WriteTxn<'_> {
         if start >= end || limit == 0 {
             return Ok(Pairs::new());
         }
-        self.scans.scan_below(written(&self.writes, start, end), start, end, limit)
+        self.scans.scan_below(&self.writes, (start, end), limit)
     }
 
-    fn visit(&mut self, start: &[u8], end: &[u8], each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), KvError> {
-        if start >= end {
+    fn visit(
+        &mut self,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+        each: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<(), KvError> {
+        if start >= end || limit == 0 {
             return Ok(());
         }
-        self.scans.visit_below(written(&self.writes, start, end), start, end, each)
+        self.scans.visit_below(&self.writes, (start, end), limit, each)
     }
-}
-
-/// What a transaction writes there. (start < end)
-fn written<'a>(
-    writes: &'a BTreeMap<Bytes, Option<Bytes>>,
-    start: &[u8],
-    end: &[u8],
-) -> impl Iterator<Item = (&'a Bytes, &'a Option<Bytes>)> + use<'a> {
-    writes.range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)))
 }
 
 impl Txn for WriteTxn<'_> {
     fn get_known(&mut self, key: &[u8], known: Option<Bytes>) -> Result<Option<Bytes>, KvError> {
         let stripe = Stripes::of(key);
         // Somebody has looked after `time`: a commit that was not seen then is later than that, or still under way.
-        if !self.stale && self.stripes.written(stripe) <= self.time && !self.writes.contains_key(key) {
+        if !self.stale && self.store.stripes.written(stripe) <= self.time && !self.writes.contains_key(key) {
             self.tracked.push(stripe);
             return Ok(known);
         }
@@ -179,16 +166,42 @@ impl Txn for WriteTxn<'_> {
     }
 }
 
+/// Gets of the newest values, which all were there at one moment. What needs a snapshot, or has lost a race, is a miss.
+pub(super) struct NewestRead<'db>(WriteTxn<'db>);
+
+impl<'db> NewestRead<'db> {
+    pub(super) fn new(store: &'db Inner) -> Self {
+        Self(WriteTxn::begin(store))
+    }
+}
+
+impl Read for NewestRead<'_> {
+    fn get(&mut self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+        self.0.get(key)
+    }
+
+    fn scan(&mut self, _: &[u8], _: &[u8], _: usize) -> Result<Pairs, KvError> {
+        Err(KvError::Miss)
+    }
+}
+
 /// Reads of one snapshot, without tracking.
 pub(super) struct SnapshotRead<'db> {
-    db: &'db Db,
+    store: &'db Inner,
     /// Made by the first read.
-    at: Option<(SnapshotWithThreadMode<'db, Db>, ReadOptions)>,
+    at: Option<At<'db>>,
+}
+
+struct At<'db> {
+    snapshot: SnapshotWithThreadMode<'db, Db>,
+    options: ReadOptions,
+    /// Commits that it lacks, because they cannot be written.
+    unwritten: Writes,
 }
 
 impl<'db> SnapshotRead<'db> {
-    pub(super) fn new(db: &'db Db) -> Self {
-        Self { db, at: None }
+    pub(super) fn new(store: &'db Inner) -> Self {
+        Self { store, at: None }
     }
 
     fn has_begun(&self) -> bool {
@@ -196,64 +209,78 @@ impl<'db> SnapshotRead<'db> {
     }
 
     /// A scan with `own` writes over it.
-    fn scan_below<'a>(
-        &mut self,
-        own: impl Iterator<Item = (&'a Bytes, &'a Option<Bytes>)>,
-        start: &[u8],
-        end: &[u8],
-        limit: usize,
-    ) -> Result<Pairs, KvError> {
-        let (snapshot, _) = self.at();
+    fn scan_below(&mut self, own: &Writes, range: (&[u8], &[u8]), limit: usize) -> Result<Pairs, KvError> {
         let mut pairs = Pairs::new();
-        visit(&mut snapshot.raw_iterator_opt(bounded(start, end, limit)), own, start, limit, &mut |key, value| {
+        self.visit_below(own, range, limit, &mut |key, value| {
             pairs.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
         })?;
         Ok(pairs)
     }
 
-    /// A visit with `own` writes over it. Ranges that are wanted whole are short enough to be worth their place in the cache.
-    fn visit_below<'a>(
+    /// A visit with `own` writes over it. (start < end)
+    fn visit_below(
         &mut self,
-        own: impl Iterator<Item = (&'a Bytes, &'a Option<Bytes>)>,
-        start: &[u8],
-        end: &[u8],
+        own: &Writes,
+        (start, end): (&[u8], &[u8]),
+        limit: usize,
         each: &mut dyn FnMut(&[u8], &[u8]),
     ) -> Result<(), KvError> {
-        let (snapshot, _) = self.at();
-        visit(&mut snapshot.raw_iterator_opt(bounded(start, end, PAGE_CACHED_MAX)), own, start, usize::MAX, each)
+        let At { snapshot, unwritten, .. } = self.at();
+        let both: Writes;
+        let over = if unwritten.is_empty() {
+            own
+        } else {
+            both = unwritten.iter().chain(own).map(|(key, value)| (key.clone(), value.clone())).collect();
+            &both
+        };
+        let over = over.range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)));
+        visit(&mut snapshot.raw_iterator_opt(bounded(start, end, limit)), over, start, limit, each)
     }
 
-    fn at(&mut self) -> &(SnapshotWithThreadMode<'db, Db>, ReadOptions) {
+    fn at(&mut self) -> &At<'db> {
         self.at.get_or_insert_with(|| {
-            let snapshot = self.db.snapshot();
+            let unwritten = if self.store.write_out() { Writes::new() } else { self.store.pending.unwritten() };
+            let snapshot = self.store.db.snapshot();
             let mut options = ReadOptions::default();
             options.set_snapshot(&snapshot);
-            (snapshot, options)
+            At { snapshot, options, unwritten }
         })
     }
 }
 
 impl Read for SnapshotRead<'_> {
     fn get(&mut self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
-        let db = self.db;
-        let (_, options) = self.at();
-        let value = db.get_pinned_opt(key, options).map_err(read_failed)?;
-        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+        let db = &self.store.db;
+        let At { options, unwritten, .. } = self.at();
+        match unwritten.get(key) {
+            Some(value) => Ok(value.clone()),
+            None => copied(db.get_pinned_opt(key, options)),
+        }
     }
 
     fn scan(&mut self, start: &[u8], end: &[u8], limit: usize) -> Result<Pairs, KvError> {
         if start >= end || limit == 0 {
             return Ok(Pairs::new());
         }
-        self.scan_below(std::iter::empty(), start, end, limit)
+        self.scan_below(&Writes::new(), (start, end), limit)
     }
 
-    fn visit(&mut self, start: &[u8], end: &[u8], each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), KvError> {
-        if start >= end {
+    fn visit(
+        &mut self,
+        start: &[u8],
+        end: &[u8],
+        limit: usize,
+        each: &mut dyn FnMut(&[u8], &[u8]),
+    ) -> Result<(), KvError> {
+        if start >= end || limit == 0 {
             return Ok(());
         }
-        self.visit_below(std::iter::empty(), start, end, each)
+        self.visit_below(&Writes::new(), (start, end), limit, each)
     }
+}
+
+fn copied(found: Result<Option<DBPinnableSlice<'_>>, rocksdb::Error>) -> Result<Option<Bytes>, KvError> {
+    Ok(found.map_err(read_failed)?.map(|value| Bytes::copy_from_slice(&value)))
 }
 
 /// Longest page whose blocks are worth keeping in the cache: more than a directory page of the kernel asks for.
@@ -263,8 +290,9 @@ fn bounded(start: &[u8], end: &[u8], limit: usize) -> ReadOptions {
     let mut options = ReadOptions::default();
     options.set_iterate_lower_bound(start);
     options.set_iterate_upper_bound(end);
-    // Long scans (fsck, sweeps, large folders) must not push everything else out of the block cache.
-    options.fill_cache(limit <= PAGE_CACHED_MAX);
+    // Long scans (fsck, sweeps, large folders) must not push everything else out of the block cache. Ranges that are wanted
+    // whole are short.
+    options.fill_cache(limit <= PAGE_CACHED_MAX || limit == usize::MAX);
     options
 }
 

@@ -100,9 +100,10 @@ impl SimMeta {
         state.stalled_until = Duration::ZERO;
         let last = state.kv.last();
         let torn = match ending {
-            Ending::PowerCut | Ending::MetaPowerCut => true,
+            // Also a process that is killed has not yet handed to the kernel all that it has committed.
+            Ending::Kill | Ending::PowerCut | Ending::MetaPowerCut => true,
             // Pages whose sync failed are gone, or are not: nothing tells.
-            Ending::Kill | Ending::Unmount => state.failed,
+            Ending::Unmount => state.failed,
         };
         if torn {
             let unsynced = last.0 - state.durable.0;

@@ -1,0 +1,137 @@
+//! Commits that RocksDB does not have yet: they count once they are here, and are written a moment later, many in one batch,
+//! so that nobody waits for the write of what he has changed.
+//!
+//! Owns: their order and their positions, the newest value of each key in them. Leaves to others: validation (`stripes`), when
+//! they are written (`Handing`), what a failure means (`rocks`).
+//!
+//! Invariants
+//! - They are written in their order, each whole: RocksDB always has a prefix of all commits.
+//! - What is here of a key is found here until RocksDB has it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::mem;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use rocksdb::{WriteBatch, WriteOptions};
+
+use super::Db;
+use super::stripes::Stripes;
+
+/// Values to be set, and keys to be removed.
+pub(super) type Writes = BTreeMap<Bytes, Option<Bytes>>;
+
+/// Locks of the values.
+const SHARDS: usize = 64;
+
+pub(super) struct Pending {
+    queue: Mutex<Queue>,
+    /// Position of the last commit.
+    last: AtomicU64,
+    /// Held while some of them are written. Why that has failed: what comes after a gap must not be written.
+    writing: Mutex<Option<rocksdb::Error>>,
+    newest: Vec<Mutex<HashMap<Bytes, Newest>>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// Each with the time of its commit.
+    commits: Vec<(u64, Writes)>,
+    bytes: usize,
+}
+
+struct Newest {
+    /// When it was committed.
+    time: u64,
+    value: Option<Bytes>,
+}
+
+impl Pending {
+    /// None; `last` is the position of the last commit that RocksDB has.
+    pub(super) fn new(last: u64) -> Self {
+        let newest = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self { queue: Mutex::default(), last: AtomicU64::new(last), writing: Mutex::default(), newest }
+    }
+
+    /// Position of the last commit.
+    pub(super) fn last(&self) -> u64 {
+        self.last.load(Ordering::Acquire)
+    }
+
+    /// What is here of a key, of which `stripe` is told; nobody may be committing it meanwhile.
+    pub(super) fn get(&self, stripe: u32, key: &[u8]) -> Option<Option<Bytes>> {
+        lock(self.shard(stripe)).get(key).map(|newest| newest.value.clone())
+    }
+
+    /// Commits `writes` at `time`, which no other commit has, while the stripes of their keys are locked. Returns its position.
+    pub(super) fn add(&self, time: u64, writes: Writes) -> u64 {
+        let mut bytes = 0;
+        for (key, value) in &writes {
+            bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
+            lock(self.shard(Stripes::of(key))).insert(key.clone(), Newest { time, value: value.clone() });
+        }
+        let mut queue = lock(&self.queue);
+        queue.commits.push((time, writes));
+        queue.bytes += bytes;
+        self.last.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// Keys and values of those that are here.
+    pub(super) fn bytes(&self) -> usize {
+        lock(&self.queue).bytes
+    }
+
+    /// Writes all that was added before. What could not be written stays here, and nothing is written after it.
+    pub(super) fn write(&self, db: &Db, options: &WriteOptions) -> Result<(), rocksdb::Error> {
+        let mut writing = lock(&self.writing);
+        if let Some(error) = &*writing {
+            return Err(error.clone());
+        }
+        let Queue { commits, bytes } = mem::take(&mut *lock(&self.queue));
+        if commits.is_empty() {
+            return Ok(());
+        }
+        let mut merged: BTreeMap<&Bytes, (u64, &Option<Bytes>)> = BTreeMap::new();
+        for (time, writes) in &commits {
+            merged.extend(writes.iter().map(|(key, value)| (key, (*time, value))));
+        }
+        let mut batch = WriteBatch::default();
+        for (key, (_, value)) in &merged {
+            match value {
+                Some(value) => batch.put(key, value),
+                None => batch.delete(key),
+            }
+        }
+        if let Err(error) = db.write_opt(batch, options) {
+            let mut queue = lock(&self.queue);
+            let later = mem::replace(&mut queue.commits, commits);
+            queue.commits.extend(later);
+            queue.bytes += bytes;
+            *writing = Some(error.clone());
+            return Err(error);
+        }
+        for (key, (time, _)) in merged {
+            let mut shard = lock(self.shard(Stripes::of(key)));
+            if shard.get(key).is_some_and(|newest| newest.time == time) {
+                shard.remove(key);
+            }
+        }
+        Ok(())
+    }
+
+    /// What RocksDB does not have.
+    pub(super) fn unwritten(&self) -> Writes {
+        let _writing = lock(&self.writing);
+        let queue = lock(&self.queue);
+        queue.commits.iter().flat_map(|(_, writes)| writes.clone()).collect()
+    }
+
+    fn shard(&self, stripe: u32) -> &Mutex<HashMap<Bytes, Newest>> {
+        &self.newest[stripe as usize % SHARDS]
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
