@@ -61,8 +61,7 @@ impl<E: Env> CachedMeta<E> {
 
     /// What `look` makes of the newest value of a key, if it is here; a snapshot may show an older one.
     pub(super) fn kept<T>(&self, key: &[u8], look: impl FnOnce(&[u8]) -> T) -> Option<T> {
-        let mut shard = lock(self.cache.shard(key));
-        shard.kept.look(key)?.as_deref().map(look)
+        lock(self.cache.shard(key)).kept.look(key, |found| found.as_deref().map(look))?
     }
 }
 
@@ -161,15 +160,17 @@ struct Kept {
 
 impl Kept {
     fn get(&mut self, key: &[u8]) -> Option<Found> {
-        self.look(key).cloned()
+        self.look(key, Found::clone)
     }
 
-    fn look(&mut self, key: &[u8]) -> Option<&Found> {
-        if !self.new.contains_key(key) {
-            let (key, found) = self.old.remove_entry(key)?;
-            self.insert(key, found);
+    fn look<T>(&mut self, key: &[u8], look: impl FnOnce(&Found) -> T) -> Option<T> {
+        if let Some(found) = self.new.get(key) {
+            return Some(look(found));
         }
-        self.new.get(key)
+        let (key, found) = self.old.remove_entry(key)?;
+        let seen = look(&found);
+        self.insert(key, found);
+        Some(seen)
     }
 
     /// The key is not here.
