@@ -59,7 +59,7 @@ impl Pending {
         self.last.load(Ordering::Acquire)
     }
 
-    /// What is here of a key, of which `stripe` is told; nobody may be committing it meanwhile.
+    /// What is here of a key of `stripe`. It counts if nobody was committing the key meanwhile, as `Stripes` tells.
     pub(super) fn get(&self, stripe: u32, key: &[u8]) -> Option<Option<Bytes>> {
         lock(self.shard(stripe)).get(key).map(|newest| newest.value.clone())
     }
