@@ -9,6 +9,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -186,6 +187,64 @@ fn increments_of_many_threads_are_not_lost() {
         let total = wait(meta.read(|read| (0..stripes).map(|stripe| number(read, &key(stripe))).sum()));
         assert_eq!(total, Ok(THREADS * EACH), "{stripes} stripes");
     }
+}
+
+/// Whatever of the commits RocksDB has: gets, scans and what is found later show all of a transaction or nothing.
+#[test]
+fn readers_beside_many_writers_see_one_moment() {
+    const ACCOUNTS: u64 = 6;
+    const EACH: u64 = 3000;
+    let bench = Bench::new();
+    let meta = bench.meta(OpenMode::Create);
+    let key = |account: u64| format!("account {account}").into_bytes();
+    let value = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().expect("eight bytes"));
+    let open = |txn: &mut dyn Txn| {
+        (0..ACCOUNTS).for_each(|account| txn.put(&key(account), &(1_u64 << 32).to_be_bytes()));
+        Ok(())
+    };
+    wait(meta.write(open)).expect("writes");
+    let by_gets = |meta: &RocksMeta| {
+        wait(meta.read(|read| (0..ACCOUNTS).map(|account| number(read, &key(account))).sum::<OpResult<u64>>()))
+    };
+    let by_scan = |meta: &RocksMeta| {
+        let pairs = wait(meta.read(|read| Ok(read.scan(b"account", b"accounu", usize::MAX)?))).expect("scans");
+        pairs.iter().map(|(_, bytes)| value(bytes)).sum::<u64>()
+    };
+    let total = ACCOUNTS << 32;
+    let writers = AtomicU64::new(3);
+    let reading = |check: &(dyn Fn() + Sync)| {
+        while writers.load(Ordering::Acquire) > 0 {
+            check();
+        }
+    };
+    thread::scope(|scope| {
+        for writer in 0..3 {
+            let (meta, key, writers) = (&meta, &key, &writers);
+            scope.spawn(move || {
+                for round in 0..EACH {
+                    let (from, to) = (round % ACCOUNTS, (round + writer + 1) % ACCOUNTS);
+                    let transfer = |txn: &mut dyn Txn| {
+                        let (a, b) = (number(txn.as_read(), &key(from))?, number(txn.as_read(), &key(to))?);
+                        txn.put(&key(from), &(a - 1).to_be_bytes());
+                        txn.put(&key(to), &(b + 1).to_be_bytes());
+                        Ok(())
+                    };
+                    wait(meta.write(transfer)).expect("a transfer");
+                }
+                writers.fetch_sub(1, Ordering::AcqRel);
+            });
+        }
+        scope.spawn(|| reading(&|| assert_eq!(by_gets(&meta), Ok(total))));
+        scope.spawn(|| reading(&|| assert_eq!(by_scan(&meta), total)));
+        scope.spawn(|| reading(&|| wait(meta.sync(meta.last())).expect("syncs")));
+    });
+    assert_eq!((by_gets(&meta), by_scan(&meta)), (Ok(total), total));
+    let accounts = |meta: &RocksMeta| -> Vec<_> {
+        (0..ACCOUNTS).map(|account| wait(meta.read(|read| number(read, &key(account))))).collect()
+    };
+    let left = accounts(&meta);
+    drop(meta);
+    assert_eq!(accounts(&bench.meta(OpenMode::Existing)), left);
 }
 
 #[test]
