@@ -29,7 +29,7 @@ use super::std::sync::Mutex;
 use super::wait::lock;
 use crate::env::{Committed, Env, MetaError, MetaStore, TxnSeq};
 use crate::format::keys;
-use crate::kv::{KvError, OpError, OpResult, Pairs, Read, Txn};
+use crate::kv::{Each, KvError, OpError, OpResult, Pairs, Read, Txn};
 use crate::marks::{Mark, reached};
 use crate::planted::{self, Bug};
 
@@ -304,13 +304,7 @@ impl Read for Filling<'_> {
         self.read.scan(start, end, limit)
     }
 
-    fn visit(
-        &mut self,
-        start: &[u8],
-        end: &[u8],
-        limit: usize,
-        each: &mut dyn FnMut(&[u8], &[u8]),
-    ) -> Result<(), KvError> {
+    fn visit(&mut self, start: &[u8], end: &[u8], limit: usize, each: Each<'_>) -> Result<(), KvError> {
         self.lists = true;
         self.read.visit(start, end, limit, each)
     }
@@ -413,13 +407,7 @@ impl Read for Telling<'_, '_> {
         self.txn.scan(start, end, limit)
     }
 
-    fn visit(
-        &mut self,
-        start: &[u8],
-        end: &[u8],
-        limit: usize,
-        each: &mut dyn FnMut(&[u8], &[u8]),
-    ) -> Result<(), KvError> {
+    fn visit(&mut self, start: &[u8], end: &[u8], limit: usize, each: Each<'_>) -> Result<(), KvError> {
         self.txn.visit(start, end, limit, each)
     }
 }

@@ -31,6 +31,9 @@ pub enum KvError {
 /// A page of key-value pairs in key order.
 pub type Pairs = Vec<(Bytes, Bytes)>;
 
+/// Who is shown keys and their values.
+pub type Each<'a> = &'a mut dyn FnMut(&[u8], &[u8]);
+
 /// Pairs that `visit` scans at once where the store does not do better.
 const PAGE: usize = 256;
 
@@ -41,13 +44,7 @@ pub trait Read {
     /// Up to `limit` pairs with `start <= key < end`, in key order; fewer only at the end of the range.
     fn scan(&mut self, start: &[u8], end: &[u8], limit: usize) -> Result<Pairs, KvError>;
     /// Shows to `each` what a scan gives, in key order: it need not copy it.
-    fn visit(
-        &mut self,
-        start: &[u8],
-        end: &[u8],
-        limit: usize,
-        each: &mut dyn FnMut(&[u8], &[u8]),
-    ) -> Result<(), KvError> {
+    fn visit(&mut self, start: &[u8], end: &[u8], limit: usize, each: Each<'_>) -> Result<(), KvError> {
         let (mut start, mut left) = (start.to_vec(), limit);
         loop {
             let wanted = left.min(PAGE);

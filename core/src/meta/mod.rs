@@ -418,11 +418,7 @@ fn after(key: &[u8]) -> Vec<u8> {
 
 /// All pairs of a range, for ranges that other rules keep short.
 fn scan_all(read: &mut (impl Read + ?Sized), (start, end): (Vec<u8>, Vec<u8>)) -> OpResult<Pairs> {
-    let mut all = Pairs::new();
-    read.visit(&start, &end, usize::MAX, &mut |key, value| {
-        all.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
-    })?;
-    Ok(all)
+    Ok(read.scan(&start, &end, usize::MAX)?)
 }
 
 /// Whether `name` can be an entry.

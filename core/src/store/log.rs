@@ -1,9 +1,8 @@
 //! The machine of the write-back log: which objects are in it, which of its bytes are durable, what is to be put into
 //! the object store, and which segments nobody needs.
 //!
-//! Owns: the index of objects, places for records, what syncs cover; `leave` has uploads, deletion and segments that go,
-//! `pack` what goes in packs, `kept` what
-//! can be read of segments that have gone.
+//! Owns: the index of objects, places for records; `durability` has what syncs cover, `leave` uploads, deletion and
+//! segments that go, `pack` what goes in packs, `kept` what can be read of segments that have gone.
 //! Leaves to others: files and requests (`client::log` executes and reports back), layouts (`format::log`), what was
 //! there at the start (`recover`).
 //!
@@ -31,11 +30,13 @@ use crate::types::{PackId, VolumeId};
 use self::kept::Kept;
 use self::pack::Packs;
 
+mod durability;
 mod kept;
 mod leave;
 mod pack;
 mod recover;
 
+pub use durability::{Lost, Sync};
 pub use pack::{Packing, Stored};
 pub use recover::{Damage, Found, claims};
 
@@ -68,24 +69,6 @@ pub enum Place {
     Wait,
     /// The log has its size.
     Full,
-}
-
-/// A sync that is to be run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Sync {
-    /// Segments with writes that no sync covers.
-    pub segments: Vec<u64>,
-    through: u64,
-    frontier: Frontier,
-}
-
-/// Something that a failed sync may have lost, to be stored again.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Lost {
-    /// An object and its bytes.
-    Put(String, Vec<Bytes>),
-    /// That an object was deleted.
-    Delete(String),
 }
 
 /// Where the bytes of an object are.
@@ -325,24 +308,6 @@ impl Log {
         self.entries.get(key).is_some_and(|entry| entry.place.is_some())
     }
 
-    /// A sync has failed, and the object is in memory only.
-    pub fn is_lost(&self, key: &str) -> bool {
-        self.entries.get(key).is_some_and(|entry| entry.place.is_none() && !entry.deleting)
-    }
-
-    /// What a failed sync has lost is about to be stored again; false: it need not be. To be ended with `end_restore`.
-    pub fn begin_restore(&mut self, key: &str) -> bool {
-        assert_eq!(self.restoring, None, "one at a time");
-        let lost = self.is_lost(key);
-        self.restoring = lost.then(|| key.to_owned());
-        lost
-    }
-
-    /// That has ended, one way or the other.
-    pub fn end_restore(&mut self) {
-        self.restoring = None;
-    }
-
     /// The object is about to be deleted.
     pub fn is_deleting(&self, key: &str) -> bool {
         self.entries.get(key).is_some_and(|entry| entry.deleting)
@@ -575,96 +540,6 @@ impl Log {
             let before = segment.writing.remove(&slot.at).unwrap_or(0);
             segment.hole = Some(segment.hole.map_or(before, |hole| hole.min(before)));
             segment.closed = true;
-        }
-    }
-
-    // ---- durability
-
-    /// Records written so far: what a sync must cover that is to cover all of them.
-    pub fn written(&self) -> u64 {
-        self.written
-    }
-
-    /// Every record up to this one is durable.
-    pub fn synced(&self) -> u64 {
-        self.synced
-    }
-
-    /// What to sync, if there is anything; to be ended with `handle_synced` or `handle_sync_failed`.
-    pub fn plan_sync(&mut self) -> Option<Sync> {
-        if self.synced == self.written {
-            return None;
-        }
-        let mut segments = Vec::new();
-        let mut frontier = self.frontier;
-        for (number, segment) in &mut self.segments {
-            if segment.dirty {
-                segments.push(*number);
-                segment.dirty = false;
-            }
-            // Records behind this point share no page with those before it.
-            if segment.writing.is_empty() && !segment.closed {
-                segment.tail = next_at(segment.tail, true);
-            }
-        }
-        if let Some((number, segment)) = self.segments.iter().find(|(_, segment)| !segment.writing.is_empty()) {
-            frontier = frontier.max(Frontier { segment: *number, at: segment.complete_to() });
-        } else if let Some((number, segment)) = self.segments.iter().next_back() {
-            frontier = frontier.max(Frontier { segment: *number, at: segment.complete_to() });
-        }
-        Some(Sync { segments, through: self.written, frontier })
-    }
-
-    /// All of it is durable.
-    pub fn handle_synced(&mut self, sync: &Sync) {
-        self.synced = self.synced.max(sync.through);
-        self.frontier = self.frontier.max(sync.frontier);
-        let rest = self.unsynced.split_off(&(sync.through + 1));
-        for (kind, key, order) in core::mem::replace(&mut self.unsynced, rest).into_values() {
-            if kind == Kind::Put
-                && let Some(entry) = self.entries.get_mut(&key)
-                && entry.order == order
-            {
-                entry.body = None;
-            }
-        }
-    }
-
-    /// Nothing is known of what no earlier sync has covered: all of it is to be stored again, and no record goes into
-    /// those segments any more.
-    pub fn handle_sync_failed(&mut self, sync: &Sync) -> Vec<Lost> {
-        for (_, segment) in self.segments.range_mut(sync.segments.first().copied().unwrap_or(0)..) {
-            segment.closed = true;
-            segment.hole = Some(0);
-        }
-        self.synced = self.written;
-        let mut lost = Vec::new();
-        for (kind, key, order) in core::mem::take(&mut self.unsynced).into_values() {
-            match (kind, self.entries.get_mut(&key)) {
-                (Kind::Put, Some(entry)) if entry.order == order && entry.state != State::Settled => {
-                    let body = entry.body.clone().expect("an unsynced record's body");
-                    let before = entry.clone();
-                    entry.place = None;
-                    self.leave(&key, &before);
-                    self.queue(&key, &before);
-                    lost.push(Lost::Put(key, body));
-                }
-                (Kind::Put, _) => {}
-                (Kind::Delete, _) => lost.push(Lost::Delete(key)),
-            }
-        }
-        lost
-    }
-
-    /// What was lost is in the store for good; it needs no record.
-    pub fn handle_stored(&mut self, key: &str) {
-        if let Some(entry) = self.entries.get(key)
-            && entry.place.is_none()
-            && !matches!(entry.state, State::Running { .. } | State::Recording)
-        {
-            let entry = self.entries.remove(key).expect("just seen");
-            self.unqueue(key, &entry);
-            self.put.remove(key);
         }
     }
 

@@ -12,7 +12,7 @@
 use std::ops::Bound;
 
 use bytes::Bytes;
-use kiseki_core::kv::{KvError, Pairs, Read, Txn};
+use kiseki_core::kv::{Each, KvError, Pairs, Read, Txn};
 use rocksdb::{DBAccess, DBPinnableSlice, DBRawIteratorWithThreadMode, ReadOptions, SnapshotWithThreadMode};
 
 use super::pending::Writes;
@@ -122,22 +122,10 @@ impl Read for WriteTxn<'_> {
     }
 
     fn scan(&mut self, start: &[u8], end: &[u8], limit: usize) -> Result<Pairs, KvError> {
-        if start >= end || limit == 0 {
-            return Ok(Pairs::new());
-        }
-        self.scans.scan_below(&self.writes, (start, end), limit)
+        copies(|each| self.visit(start, end, limit, each))
     }
 
-    fn visit(
-        &mut self,
-        start: &[u8],
-        end: &[u8],
-        limit: usize,
-        each: &mut dyn FnMut(&[u8], &[u8]),
-    ) -> Result<(), KvError> {
-        if start >= end || limit == 0 {
-            return Ok(());
-        }
+    fn visit(&mut self, start: &[u8], end: &[u8], limit: usize, each: Each<'_>) -> Result<(), KvError> {
         self.scans.visit_below(&self.writes, (start, end), limit, each)
     }
 }
@@ -208,23 +196,17 @@ impl<'db> SnapshotRead<'db> {
         self.at.is_some()
     }
 
-    /// A scan with `own` writes over it.
-    fn scan_below(&mut self, own: &Writes, range: (&[u8], &[u8]), limit: usize) -> Result<Pairs, KvError> {
-        let mut pairs = Pairs::new();
-        self.visit_below(own, range, limit, &mut |key, value| {
-            pairs.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
-        })?;
-        Ok(pairs)
-    }
-
-    /// A visit with `own` writes over it. (start < end)
+    /// A visit with `own` writes over it.
     fn visit_below(
         &mut self,
         own: &Writes,
         (start, end): (&[u8], &[u8]),
         limit: usize,
-        each: &mut dyn FnMut(&[u8], &[u8]),
+        each: Each<'_>,
     ) -> Result<(), KvError> {
+        if start >= end || limit == 0 {
+            return Ok(());
+        }
         let At { snapshot, unwritten, .. } = self.at();
         let both: Writes;
         let over = if unwritten.is_empty() {
@@ -259,24 +241,19 @@ impl Read for SnapshotRead<'_> {
     }
 
     fn scan(&mut self, start: &[u8], end: &[u8], limit: usize) -> Result<Pairs, KvError> {
-        if start >= end || limit == 0 {
-            return Ok(Pairs::new());
-        }
-        self.scan_below(&Writes::new(), (start, end), limit)
+        copies(|each| self.visit(start, end, limit, each))
     }
 
-    fn visit(
-        &mut self,
-        start: &[u8],
-        end: &[u8],
-        limit: usize,
-        each: &mut dyn FnMut(&[u8], &[u8]),
-    ) -> Result<(), KvError> {
-        if start >= end || limit == 0 {
-            return Ok(());
-        }
+    fn visit(&mut self, start: &[u8], end: &[u8], limit: usize, each: Each<'_>) -> Result<(), KvError> {
         self.visit_below(&Writes::new(), (start, end), limit, each)
     }
+}
+
+/// The pairs that a visit shows.
+fn copies(visit: impl FnOnce(Each<'_>) -> Result<(), KvError>) -> Result<Pairs, KvError> {
+    let mut pairs = Pairs::new();
+    visit(&mut |key, value| pairs.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value))))?;
+    Ok(pairs)
 }
 
 fn copied(found: Result<Option<DBPinnableSlice<'_>>, rocksdb::Error>) -> Result<Option<Bytes>, KvError> {
@@ -302,7 +279,7 @@ fn visit<'a, D: DBAccess>(
     own: impl Iterator<Item = (&'a Bytes, &'a Option<Bytes>)>,
     start: &[u8],
     limit: usize,
-    each: &mut dyn FnMut(&[u8], &[u8]),
+    each: Each<'_>,
 ) -> Result<(), KvError> {
     let mut left = limit;
     let mut own = own.peekable();
