@@ -15,21 +15,20 @@
 //! - Of a key that is not being written, the value kept is that of the newest transaction.
 //! - A key whose transaction has an unknown outcome stays *being written*: it is never kept again.
 
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::hash::{BuildHasherDefault, Hasher};
 use core::mem;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use xxhash_rust::xxh3::xxh3_64;
 
+use super::kept::{Kept, hash};
 use super::std::collections::HashMap;
 use super::std::sync::Mutex;
 use super::wait::lock;
 use crate::env::{Committed, Env, MetaError, MetaStore, TxnSeq};
 use crate::format::keys;
-use crate::kv::{Each, KvError, OpError, OpResult, Pairs, Read, Txn};
+use crate::kv::{Each, KvError, OpError, OpResult, Pairs, Read, See, Txn, copied};
 use crate::marks::{Mark, reached};
 use crate::planted::{self, Bug};
 
@@ -39,8 +38,6 @@ mod tests;
 
 /// Locks. A transaction takes one for each key that it writes, twice.
 const SHARDS: usize = 64;
-/// What an entry takes beside key and value: two shared buffers with their headers, and its place in a map.
-const ENTRY_OVERHEAD: usize = 192;
 /// Longer values (of attributes that a program sets) are not worth the place of many short ones.
 const VALUE_MAX: usize = 4096;
 
@@ -61,7 +58,8 @@ impl<E: Env> CachedMeta<E> {
 
     /// What `look` makes of the newest value of a key, if it is here; a snapshot may show an older one.
     pub(super) fn kept<T>(&self, key: &[u8], look: impl FnOnce(&[u8]) -> T) -> Option<T> {
-        lock(self.cache.shard(key)).kept.look(key, |found| found.as_deref().map(look))?
+        let hash = hash(key);
+        lock(self.cache.shard(hash)).kept.look(hash, key, |value| value.map(look))?
     }
 }
 
@@ -115,7 +113,8 @@ struct MetaCache {
 
 struct Shard {
     kept: Kept,
-    writing: BTreeMap<Bytes, Writing>,
+    /// By the hash of the key: two keys that share it only keep each other from being kept.
+    writing: HashMap<u64, Writing, BuildHasherDefault<AsIs>>,
     /// Raised when a key begins to be written: what was looked up before may be old from then on.
     begun: u64,
     /// `MetaCache::ended` when a transaction that wrote one of these keys ended last.
@@ -129,17 +128,17 @@ struct Writing {
     alone: bool,
 }
 
-/// Hashes keys the same way in every run.
+/// The hash of what is a hash.
 #[derive(Default)]
-struct KeyHasher(u64);
+struct AsIs(u64);
 
-impl Hasher for KeyHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = self.0.rotate_left(32) ^ xxh3_64(bytes);
+impl Hasher for AsIs {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("hashes are numbers");
     }
 
-    fn write_usize(&mut self, _: usize) {
-        // The length of what follows, which its own hash tells.
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
     }
 
     fn finish(&self) -> u64 {
@@ -147,70 +146,17 @@ impl Hasher for KeyHasher {
     }
 }
 
-type Values = HashMap<Bytes, Found, BuildHasherDefault<KeyHasher>>;
-
-/// Values in two generations, each of half the budget: the old one goes when the new one is full, and what is wanted
-/// meanwhile moves to the new one.
-struct Kept {
-    half: usize,
-    new: Values,
-    new_bytes: usize,
-    old: Values,
-}
-
-impl Kept {
-    fn get(&mut self, key: &[u8]) -> Option<Found> {
-        self.look(key, Found::clone)
-    }
-
-    fn look<T>(&mut self, key: &[u8], look: impl FnOnce(&Found) -> T) -> Option<T> {
-        if let Some(found) = self.new.get(key) {
-            return Some(look(found));
-        }
-        let (key, found) = self.old.remove_entry(key)?;
-        let seen = look(&found);
-        self.insert(key, found);
-        Some(seen)
-    }
-
-    /// The key is not here.
-    fn insert(&mut self, key: Bytes, found: Found) {
-        let cost = cost(&key, &found);
-        if self.half < self.new_bytes + cost {
-            self.old = mem::take(&mut self.new);
-            self.new_bytes = 0;
-        }
-        if cost <= self.half {
-            self.new_bytes += cost;
-            self.new.insert(key, found);
-        }
-    }
-
-    fn remove(&mut self, key: &[u8]) {
-        if let Some(found) = self.new.remove(key) {
-            self.new_bytes -= cost(key, &found);
-        } else {
-            self.old.remove(key);
-        }
-    }
-}
-
-fn cost(key: &[u8], found: &Found) -> usize {
-    ENTRY_OVERHEAD + key.len() + found.as_ref().map_or(0, Bytes::len)
-}
-
 impl MetaCache {
     /// For `bytes` of memory. 0 keeps nothing.
     fn new(bytes: u64) -> Self {
-        let half = usize::try_from(bytes).unwrap_or(usize::MAX) / SHARDS / 2;
-        let kept = || Kept { half, new: Values::default(), new_bytes: 0, old: Values::default() };
-        let shard = |_| Mutex::new(Shard { kept: kept(), writing: BTreeMap::new(), begun: 0, ended: 0 });
+        let kept = || Kept::new(usize::try_from(bytes).unwrap_or(usize::MAX) / SHARDS);
+        let shard = |_| Mutex::new(Shard { kept: kept(), writing: HashMap::default(), begun: 0, ended: 0 });
         Self { shards: (0..SHARDS).map(shard).collect(), ended: AtomicU64::new(0) }
     }
 
-    fn shard(&self, key: &[u8]) -> &Mutex<Shard> {
+    fn shard(&self, hash: u64) -> &Mutex<Shard> {
         // By other bits than those that place it in the shard's map.
-        &self.shards[(xxh3_64(key) >> 32) as usize % SHARDS]
+        &self.shards[(hash >> 32) as usize % SHARDS]
     }
 
     /// Answers `op` if all that it reads is here.
@@ -227,6 +173,21 @@ impl MetaCache {
         BeforeSnapshot(self.ended.load(Ordering::Acquire))
     }
 
+    /// Keeps what a snapshot has shown, if it is still so.
+    fn fill_in(&self, before: BeforeSnapshot, key: &[u8], value: Option<&[u8]>) {
+        if value.is_some_and(|value| value.len() > VALUE_MAX) {
+            return;
+        }
+        let hash = hash(key);
+        let shard = &mut *lock(self.shard(hash));
+        let newest = shard.ended <= before.0 || planted::is(Bug::OldSnapshotCached);
+        if !newest {
+            reached(Mark::OldSnapshotNotCached);
+        } else if !shard.writing.contains_key(&hash) && !shard.kept.has(hash, key) {
+            shard.kept.insert(hash, key, value);
+        }
+    }
+
     /// `read`, a snapshot, which leaves here what it shows.
     fn fill<'a>(&'a self, before: BeforeSnapshot, read: &'a mut dyn Read) -> impl Read + 'a {
         Filling { cache: self, before, read, lists: false }
@@ -234,7 +195,7 @@ impl MetaCache {
 
     /// A transaction that is about to be run, perhaps several times.
     fn write(&self) -> Write<'_> {
-        Write { cache: self, keys: Mutex::new(BTreeMap::new()) }
+        Write { cache: self, told: Mutex::default() }
     }
 }
 
@@ -261,14 +222,19 @@ impl Cached<'_> {
 
 impl Read for Cached<'_> {
     fn get(&mut self, key: &[u8]) -> Result<Found, KvError> {
+        copied(|see| self.see(key, see))
+    }
+
+    fn see(&mut self, key: &[u8], see: See<'_>) -> Result<(), KvError> {
         if !keys::is_cached(key) {
             return Err(KvError::Miss);
         }
-        let shard = self.cache.shard(key);
+        let hash = hash(key);
+        let shard = self.cache.shard(hash);
         let mut locked = lock(shard);
-        let found = locked.kept.get(key).ok_or(KvError::Miss)?;
+        locked.kept.look(hash, key, see).ok_or(KvError::Miss)?;
         self.seen.push((shard, locked.begun));
-        Ok(found)
+        Ok(())
     }
 
     fn scan(&mut self, _: &[u8], _: &[u8], _: usize) -> Result<Pairs, KvError> {
@@ -286,17 +252,18 @@ struct Filling<'a> {
 
 impl Read for Filling<'_> {
     fn get(&mut self, key: &[u8]) -> Result<Found, KvError> {
-        let found = self.read.get(key)?;
-        if !self.lists && keys::is_cached(key) && found.as_ref().is_none_or(|value| value.len() <= VALUE_MAX) {
-            let mut shard = lock(self.cache.shard(key));
-            let newest = shard.ended <= self.before.0 || planted::is(Bug::OldSnapshotCached);
-            if !newest {
-                reached(Mark::OldSnapshotNotCached);
-            } else if !shard.writing.contains_key(key) && shard.kept.get(key).is_none() {
-                shard.kept.insert(Bytes::copy_from_slice(key), found.clone());
-            }
+        copied(|see| self.see(key, see))
+    }
+
+    fn see(&mut self, key: &[u8], see: See<'_>) -> Result<(), KvError> {
+        if self.lists || !keys::is_cached(key) {
+            return self.read.see(key, see);
         }
-        Ok(found)
+        let Self { cache, before, read, .. } = self;
+        read.see(key, &mut |value| {
+            cache.fill_in(*before, key, value);
+            see(value);
+        })
     }
 
     fn scan(&mut self, start: &[u8], end: &[u8], limit: usize) -> Result<Pairs, KvError> {
@@ -313,14 +280,45 @@ impl Read for Filling<'_> {
 /// A transaction, from before its first run until its outcome is known. Dropped before, its outcome is unknown.
 struct Write<'a> {
     cache: &'a MetaCache,
-    /// The keys that it has told, with what the last run leaves of them; `None`: that run did not write it.
-    keys: Mutex<BTreeMap<Bytes, Option<Found>>>,
+    told: Mutex<Vec<Told>>,
+}
+
+/// A key that a transaction has told.
+struct Told {
+    hash: u64,
+    key_len: usize,
+    /// The key, and the value that the last run leaves.
+    bytes: Vec<u8>,
+    left: Left,
+}
+
+#[derive(PartialEq, Eq)]
+enum Left {
+    /// The last run did not write it.
+    AsItWas,
+    Absent,
+    Value,
+}
+
+impl Told {
+    fn key(&self) -> &[u8] {
+        &self.bytes[..self.key_len]
+    }
+
+    /// What is to be kept if the transaction is applied.
+    fn left(&self) -> Option<Option<&[u8]>> {
+        match self.left {
+            Left::AsItWas => None,
+            Left::Absent => Some(None),
+            Left::Value => Some(Some(&self.bytes[self.key_len..])).filter(|_| self.bytes.len() <= self.key_len + VALUE_MAX),
+        }
+    }
 }
 
 impl<'a> Write<'a> {
     /// `txn`, of a run that begins.
     fn run<'b>(&'b self, txn: &'b mut dyn Txn) -> impl Txn + use<'a, 'b> {
-        lock(&self.keys).values_mut().for_each(|left| *left = None);
+        lock(&self.told).iter_mut().for_each(|told| told.left = Left::AsItWas);
         Telling { write: self, txn }
     }
 
@@ -329,21 +327,23 @@ impl<'a> Write<'a> {
         if !keys::is_cached(key) {
             return;
         }
-        let value = value.map(Bytes::copy_from_slice);
-        let mut told = lock(&self.keys);
-        if let Some(left) = told.get_mut(key) {
-            *left = Some(value);
+        let (hash, left) = (hash(key), if value.is_some() { Left::Value } else { Left::Absent });
+        let value = value.unwrap_or_default();
+        let mut told = lock(&self.told);
+        if let Some(told) = told.iter_mut().find(|told| told.hash == hash && told.key() == key) {
+            told.bytes.truncate(key.len());
+            told.bytes.extend_from_slice(value);
+            told.left = left;
             return;
         }
-        let key = Bytes::copy_from_slice(key);
-        let mut shard = lock(self.cache.shard(&key));
+        let mut shard = lock(self.cache.shard(hash));
         shard.begun += 1;
-        shard.kept.remove(&key);
-        let writing = shard.writing.entry(key.clone()).or_insert(Writing { transactions: 0, alone: true });
+        shard.kept.remove(hash, key);
+        let writing = shard.writing.entry(hash).or_insert(Writing { transactions: 0, alone: true });
         writing.transactions += 1;
         writing.alone &= writing.transactions == 1;
         drop(shard);
-        told.insert(key, Some(value));
+        told.push(Told { hash, key_len: key.len(), bytes: [key, value].concat(), left });
     }
 
     /// The transaction was applied, as its last run left it.
@@ -357,28 +357,27 @@ impl<'a> Write<'a> {
     }
 
     fn end(self, applied: bool) {
-        let told = mem::take(&mut *lock(&self.keys));
+        let told = mem::take(&mut *lock(&self.told));
         if told.is_empty() {
             return;
         }
         // Whoever takes a snapshot from here on sees it.
         let ended = self.cache.ended.fetch_add(1, Ordering::AcqRel) + 1;
-        for (key, left) in told {
-            let mut shard = lock(self.cache.shard(&key));
+        for told in told {
+            let mut shard = lock(self.cache.shard(told.hash));
             shard.ended = shard.ended.max(ended);
-            let Some(writing) = shard.writing.get_mut(&key) else { continue };
+            let Some(writing) = shard.writing.get_mut(&told.hash) else { continue };
             writing.transactions -= 1;
             if writing.transactions != 0 {
                 continue;
             }
             let alone = writing.alone;
-            shard.writing.remove(&key);
-            if let Some(found) = left
+            shard.writing.remove(&told.hash);
+            if let Some(value) = told.left()
                 && applied
                 && alone
-                && found.as_ref().is_none_or(|value| value.len() <= VALUE_MAX)
             {
-                shard.kept.insert(key, found);
+                shard.kept.insert(told.hash, told.key(), value);
             }
         }
     }
@@ -392,15 +391,26 @@ struct Telling<'a, 'b> {
 
 impl Read for Telling<'_, '_> {
     fn get(&mut self, key: &[u8]) -> Result<Found, KvError> {
-        // What this transaction writes is not there.
-        let known = if keys::is_cached(key) { lock(self.write.cache.shard(key)).kept.get(key) } else { None };
-        match known {
-            Some(known) => {
+        copied(|see| self.see(key, see))
+    }
+
+    fn see(&mut self, key: &[u8], see: See<'_>) -> Result<(), KvError> {
+        if keys::is_cached(key) {
+            let hash = hash(key);
+            let take = |known: Option<&[u8]>| {
+                let taken = self.txn.take_known(key, known);
+                if taken {
+                    see(known);
+                }
+                taken
+            };
+            // What this transaction writes is not there.
+            if lock(self.write.cache.shard(hash)).kept.look(hash, key, take) == Some(true) {
                 reached(Mark::MetaKnownToTxn);
-                self.txn.get_known(key, known)
+                return Ok(());
             }
-            None => self.txn.get(key),
         }
+        self.txn.see(key, see)
     }
 
     fn scan(&mut self, start: &[u8], end: &[u8], limit: usize) -> Result<Pairs, KvError> {

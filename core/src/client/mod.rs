@@ -35,6 +35,7 @@ mod data;
 mod driver;
 mod files;
 mod ids;
+mod kept;
 mod log;
 mod meta_cache;
 #[cfg(test)]

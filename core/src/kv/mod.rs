@@ -34,6 +34,9 @@ pub type Pairs = Vec<(Bytes, Bytes)>;
 /// Who is shown keys and their values.
 pub type Each<'a> = &'a mut dyn FnMut(&[u8], &[u8]);
 
+/// Who is shown the value of a key, or that there is none.
+pub type See<'a> = &'a mut dyn FnMut(Option<&[u8]>);
+
 /// Pairs that `visit` scans at once where the store does not do better.
 const PAGE: usize = 256;
 
@@ -41,6 +44,12 @@ const PAGE: usize = 256;
 pub trait Read {
     /// The value of `key`, if there is one.
     fn get(&mut self, key: &[u8]) -> Result<Option<Bytes>, KvError>;
+    /// Shows to `see` what a get gives: it need not copy it. If `see` is called several times, the last one counts; on an
+    /// error none does.
+    fn see(&mut self, key: &[u8], see: See<'_>) -> Result<(), KvError> {
+        see(self.get(key)?.as_deref());
+        Ok(())
+    }
     /// Up to `limit` pairs with `start <= key < end`, in key order; fewer only at the end of the range.
     fn scan(&mut self, start: &[u8], end: &[u8], limit: usize) -> Result<Pairs, KvError>;
     /// Shows to `each` what a scan gives, in key order: it need not copy it.
@@ -66,11 +75,11 @@ pub trait Read {
 
 /// Reads and writes of one transaction.
 pub trait Txn: Read {
-    /// As `get`. `known` is what the newest commit had left of the key when somebody looked, after this transaction began: a
-    /// store that can tell whether that is still so need not look itself.
-    fn get_known(&mut self, key: &[u8], known: Option<Bytes>) -> Result<Option<Bytes>, KvError> {
-        drop(known);
-        self.get(key)
+    /// `known` is what the newest commit had left of `key` when somebody looked, after this transaction began. True: it is what
+    /// a get would give, and the key counts as read. A store that cannot tell says false.
+    fn take_known(&mut self, key: &[u8], known: Option<&[u8]>) -> bool {
+        _ = (key, known);
+        false
     }
     /// Sets `key`.
     fn put(&mut self, key: &[u8], value: &[u8]);
@@ -78,6 +87,13 @@ pub trait Txn: Read {
     fn delete(&mut self, key: &[u8]);
     /// The snapshot view as a plain reader.
     fn as_read(&mut self) -> &mut dyn Read;
+}
+
+/// A copy of what `see` is shown.
+pub fn copied(see: impl FnOnce(See<'_>) -> Result<(), KvError>) -> Result<Option<Bytes>, KvError> {
+    let mut copy = None;
+    see(&mut |value| copy = value.map(Bytes::copy_from_slice))?;
+    Ok(copy)
 }
 
 /// Why a metadata operation ended without a result. Nothing that it wrote takes effect.

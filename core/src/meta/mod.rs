@@ -397,10 +397,9 @@ impl FindingKind {
 
 /// The decoded value of `key`, if there is one.
 fn get<V: Value>(read: &mut (impl Read + ?Sized), key: impl AsRef<[u8]>) -> OpResult<Option<V>> {
-    match read.get(key.as_ref())? {
-        Some(bytes) => Ok(Some(V::decode(&bytes)?)),
-        None => Ok(None),
-    }
+    let mut found = None;
+    read.see(key.as_ref(), &mut |value| found = value.map(V::decode))?;
+    Ok(found.transpose()?)
 }
 
 /// Encodes and writes.

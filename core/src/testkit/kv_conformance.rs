@@ -387,12 +387,16 @@ async fn what_was_known_is_not_taken_for_what_is_there<M: MetaStore>(store: &M) 
         let runs = AtomicU32::new(0);
         write(store, |txn| {
             let first = runs.fetch_add(1, Ordering::Relaxed) == 0;
-            let known = Some(Bytes::from_static(if first { b"old" } else { b"new" }));
-            let found = if first && known_before { Some(txn.get_known(b"n/k", known.clone())?) } else { None };
+            let known = if first { Bytes::from_static(b"old") } else { Bytes::from_static(b"new") };
+            let get = |txn: &mut dyn Txn| match txn.take_known(b"n/k", Some(&known)) {
+                true => Ok(Some(known.clone())),
+                false => txn.get(b"n/k"),
+            };
+            let found = if first && known_before { Some(get(txn)?) } else { None };
             if first {
                 ready(store.write(set(b"new"))).expect("the second transaction");
             }
-            let found = found.map_or_else(|| txn.get_known(b"n/k", known), Ok)?;
+            let found = found.map_or_else(|| get(txn), Ok)?;
             txn.put(b"n/copy", &found.unwrap_or_default());
             Ok(())
         })

@@ -141,9 +141,8 @@ impl Read for MissingTxn<'_> {
 }
 
 impl Txn for MissingTxn<'_> {
-    fn get_known(&mut self, key: &[u8], known: Option<Bytes>) -> Result<Option<Bytes>, KvError> {
-        // Known or not, it is tracked.
-        self.txn.get_known(key, known)
+    fn take_known(&mut self, key: &[u8], known: Option<&[u8]>) -> bool {
+        self.txn.take_known(key, known)
     }
 
     fn put(&mut self, key: &[u8], value: &[u8]) {

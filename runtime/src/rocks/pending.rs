@@ -8,16 +8,18 @@
 //! - They are written in their order, each whole: RocksDB always has a prefix of all commits.
 //! - What is here of a key is found here until RocksDB has it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use rocksdb::{WriteBatch, WriteOptions};
 
 use super::Db;
-use super::stripes::Stripes;
+use super::stripes::hash;
 
 /// Values to be set, and keys to be removed.
 pub(super) type Writes = BTreeMap<Bytes, Option<Bytes>>;
@@ -31,7 +33,7 @@ pub(super) struct Pending {
     last: AtomicU64,
     /// Held while some of them are written. Why that has failed: what comes after a gap must not be written.
     writing: Mutex<Option<rocksdb::Error>>,
-    newest: Vec<Mutex<HashMap<Bytes, Newest>>>,
+    newest: Vec<Mutex<HashTable<Newest>>>,
 }
 
 #[derive(Default)]
@@ -42,6 +44,8 @@ struct Queue {
 }
 
 struct Newest {
+    hash: u64,
+    key: Bytes,
     /// When it was committed.
     time: u64,
     value: Option<Bytes>,
@@ -59,9 +63,9 @@ impl Pending {
         self.last.load(Ordering::Acquire)
     }
 
-    /// What is here of a key of `stripe`. It counts if nobody was committing the key meanwhile, as `Stripes` tells.
-    pub(super) fn get(&self, stripe: u32, key: &[u8]) -> Option<Option<Bytes>> {
-        lock(self.shard(stripe)).get(key).map(|newest| newest.value.clone())
+    /// What is here of a key. It counts if nobody was committing the key meanwhile, as `Stripes` tells.
+    pub(super) fn get(&self, hash: u64, key: &[u8]) -> Option<Option<Bytes>> {
+        lock(self.shard(hash)).find(hash, |newest| newest.key == key).map(|newest| newest.value.clone())
     }
 
     /// Commits `writes` at `time`, which no other commit has, while the stripes of their keys are locked. Returns its position.
@@ -69,7 +73,17 @@ impl Pending {
         let mut bytes = 0;
         for (key, value) in &writes {
             bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
-            lock(self.shard(Stripes::of(key))).insert(key.clone(), Newest { time, value: value.clone() });
+            let hash = hash(key);
+            let mut shard = lock(self.shard(hash));
+            match shard.entry(hash, |newest| newest.key == key, |newest| newest.hash) {
+                Entry::Occupied(mut newest) => {
+                    let newest = newest.get_mut();
+                    (newest.time, newest.value) = (time, value.clone());
+                }
+                Entry::Vacant(place) => {
+                    _ = place.insert(Newest { hash, key: key.clone(), time, value: value.clone() });
+                }
+            }
         }
         let mut queue = lock(&self.queue);
         queue.commits.push((time, writes));
@@ -112,9 +126,11 @@ impl Pending {
             return Err(error);
         }
         for (key, (time, _)) in merged {
-            let mut shard = lock(self.shard(Stripes::of(key)));
-            if shard.get(key).is_some_and(|newest| newest.time == time) {
-                shard.remove(key);
+            let hash = hash(key);
+            // Unless a later commit has taken its place.
+            let written = |newest: &Newest| newest.time == time && newest.key == key;
+            if let Ok(newest) = lock(self.shard(hash)).find_entry(hash, written) {
+                newest.remove();
             }
         }
         Ok(())
@@ -127,8 +143,9 @@ impl Pending {
         queue.commits.iter().flat_map(|(_, writes)| writes.clone()).collect()
     }
 
-    fn shard(&self, stripe: u32) -> &Mutex<HashMap<Bytes, Newest>> {
-        &self.newest[stripe as usize % SHARDS]
+    fn shard(&self, hash: u64) -> &Mutex<HashTable<Newest>> {
+        // By other bits than those that place it in the table.
+        &self.newest[(hash >> 32) as usize % SHARDS]
     }
 }
 

@@ -25,6 +25,11 @@ const SPINS: u32 = 64;
 const YIELDS: u32 = 64;
 const PAUSE: Duration = Duration::from_micros(50);
 
+/// Of a key, the same for all that ask.
+pub(super) fn hash(key: &[u8]) -> u64 {
+    xxh3_64(key)
+}
+
 pub(super) struct Stripes {
     clock: AtomicU64,
     /// Twice the time of the last commit, and 1 while one is under way.
@@ -36,9 +41,9 @@ impl Stripes {
         Self { clock: AtomicU64::new(0), times: (0..STRIPES).map(|_| AtomicU64::new(0)).collect() }
     }
 
-    /// Which one a key belongs to.
-    pub(super) fn of(key: &[u8]) -> u32 {
-        (xxh3_64(key) % STRIPES as u64) as u32
+    /// Which one a key of that hash belongs to.
+    pub(super) fn of(hash: u64) -> u32 {
+        (hash % STRIPES as u64) as u32
     }
 
     /// The time of the last commit.

@@ -11,13 +11,16 @@
 
 use std::ops::Bound;
 
-use bytes::Bytes;
-use kiseki_core::kv::{Each, KvError, Pairs, Read, Txn};
-use rocksdb::{DBAccess, DBPinnableSlice, DBRawIteratorWithThreadMode, ReadOptions, SnapshotWithThreadMode};
+use bytes::{Bytes, BytesMut};
+use kiseki_core::kv::{Each, KvError, Pairs, Read, See, Txn, copied};
+use rocksdb::{DBAccess, DBRawIteratorWithThreadMode, ReadOptions, SnapshotWithThreadMode};
 
 use super::pending::Writes;
-use super::stripes::Stripes;
+use super::stripes::{Stripes, hash};
 use super::{Db, Inner};
+
+/// Room for what a transaction writes: a create takes half of it.
+const BUFFER: usize = 1 << 10;
 
 /// A write transaction.
 pub(super) struct WriteTxn<'db> {
@@ -27,6 +30,8 @@ pub(super) struct WriteTxn<'db> {
     /// Stripes of what it has read or writes.
     tracked: Vec<u32>,
     writes: Writes,
+    /// Where its keys and values lie, one after the other.
+    buffer: BytesMut,
     scans: SnapshotRead<'db>,
     /// What it has read was never there all at once.
     stale: bool,
@@ -43,7 +48,7 @@ pub(super) enum Commit {
 impl<'db> WriteTxn<'db> {
     pub(super) fn begin(store: &'db Inner) -> Self {
         let (time, tracked, writes) = (store.stripes.now(), Vec::with_capacity(16), Writes::new());
-        Self { store, time, tracked, writes, scans: SnapshotRead::new(store), stale: false }
+        Self { store, time, tracked, writes, buffer: BytesMut::new(), scans: SnapshotRead::new(store), stale: false }
     }
 
     /// What it has read was there at one moment, so that what the operation has made of it is an answer.
@@ -60,7 +65,7 @@ impl<'db> WriteTxn<'db> {
         if self.stale {
             return Commit::Conflict;
         }
-        let mut written: Vec<u32> = self.writes.keys().map(|key| Stripes::of(key)).collect();
+        let mut written: Vec<u32> = self.writes.keys().map(|key| Stripes::of(hash(key))).collect();
         written.sort_unstable();
         written.dedup();
         let mut locked = stripes.lock(&written);
@@ -93,30 +98,47 @@ impl<'db> WriteTxn<'db> {
     }
 
     fn write(&mut self, key: &[u8], value: Option<&[u8]>) {
+        let value = value.map(|value| self.keep(value));
         if let Some(before) = self.writes.get_mut(key) {
-            *before = value.map(Bytes::copy_from_slice);
+            *before = value;
             return;
         }
-        self.track(Stripes::of(key));
-        self.writes.insert(Bytes::copy_from_slice(key), value.map(Bytes::copy_from_slice));
+        self.track(Stripes::of(hash(key)));
+        let key = self.keep(key);
+        self.writes.insert(key, value);
+    }
+
+    /// A copy, which shares its memory with the others.
+    fn keep(&mut self, bytes: &[u8]) -> Bytes {
+        if self.buffer.capacity() < bytes.len() {
+            self.buffer.reserve(bytes.len().max(BUFFER));
+        }
+        self.buffer.extend_from_slice(bytes);
+        self.buffer.split().freeze()
     }
 }
 
 impl Read for WriteTxn<'_> {
     fn get(&mut self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+        copied(|see| self.see(key, see))
+    }
+
+    fn see(&mut self, key: &[u8], see: See<'_>) -> Result<(), KvError> {
         if let Some(own) = self.writes.get(key) {
-            return Ok(own.clone());
+            see(own.as_deref());
+            return Ok(());
         }
-        let stripe = Stripes::of(key);
+        let hash = hash(key);
+        let stripe = Stripes::of(hash);
         loop {
             // Whoever asks passes it up, and the operation is run again.
             let written = self.track(stripe).ok_or(KvError::Miss)?;
-            let value = match self.store.pending.get(stripe, key) {
-                Some(value) => value,
-                None => copied(self.store.db.get_pinned(key))?,
-            };
+            match self.store.pending.get(hash, key) {
+                Some(value) => see(value.as_deref()),
+                None => see(self.store.db.get_pinned(key).map_err(read_failed)?.as_deref()),
+            }
             if self.store.stripes.is_still(stripe, written) {
-                return Ok(value);
+                return Ok(());
             }
         }
     }
@@ -131,14 +153,14 @@ impl Read for WriteTxn<'_> {
 }
 
 impl Txn for WriteTxn<'_> {
-    fn get_known(&mut self, key: &[u8], known: Option<Bytes>) -> Result<Option<Bytes>, KvError> {
-        let stripe = Stripes::of(key);
+    fn take_known(&mut self, key: &[u8], _: Option<&[u8]>) -> bool {
+        let stripe = Stripes::of(hash(key));
         // Somebody has looked after `time`: a commit that was not seen then is later than that, or still under way.
-        if !self.stale && self.store.stripes.written(stripe) <= self.time && !self.writes.contains_key(key) {
+        let taken = !self.stale && self.store.stripes.written(stripe) <= self.time && !self.writes.contains_key(key);
+        if taken {
             self.tracked.push(stripe);
-            return Ok(known);
         }
-        self.get(key)
+        taken
     }
 
     fn put(&mut self, key: &[u8], value: &[u8]) {
@@ -166,6 +188,10 @@ impl<'db> NewestRead<'db> {
 impl Read for NewestRead<'_> {
     fn get(&mut self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
         self.0.get(key)
+    }
+
+    fn see(&mut self, key: &[u8], see: See<'_>) -> Result<(), KvError> {
+        self.0.see(key, see)
     }
 
     fn scan(&mut self, _: &[u8], _: &[u8], _: usize) -> Result<Pairs, KvError> {
@@ -232,12 +258,17 @@ impl<'db> SnapshotRead<'db> {
 
 impl Read for SnapshotRead<'_> {
     fn get(&mut self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+        copied(|see| self.see(key, see))
+    }
+
+    fn see(&mut self, key: &[u8], see: See<'_>) -> Result<(), KvError> {
         let db = &self.store.db;
         let At { options, unwritten, .. } = self.at();
         match unwritten.get(key) {
-            Some(value) => Ok(value.clone()),
-            None => copied(db.get_pinned_opt(key, options)),
+            Some(value) => see(value.as_deref()),
+            None => see(db.get_pinned_opt(key, options).map_err(read_failed)?.as_deref()),
         }
+        Ok(())
     }
 
     fn scan(&mut self, start: &[u8], end: &[u8], limit: usize) -> Result<Pairs, KvError> {
@@ -254,10 +285,6 @@ fn copies(visit: impl FnOnce(Each<'_>) -> Result<(), KvError>) -> Result<Pairs, 
     let mut pairs = Pairs::new();
     visit(&mut |key, value| pairs.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value))))?;
     Ok(pairs)
-}
-
-fn copied(found: Result<Option<DBPinnableSlice<'_>>, rocksdb::Error>) -> Result<Option<Bytes>, KvError> {
-    Ok(found.map_err(read_failed)?.map(|value| Bytes::copy_from_slice(&value)))
 }
 
 /// Longest page whose blocks are worth keeping in the cache: more than a directory page of the kernel asks for.
