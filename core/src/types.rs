@@ -165,6 +165,8 @@ pub struct Attr {
     /// `stored` counts each byte once. False for files of volumes made before it did, until they are cut to nothing:
     /// there bytes of slices that lie over each other may count more than once.
     pub exact: bool,
+    /// It never had an extended attribute. False also for inodes of volumes made before this was said.
+    pub bare: bool,
     /// The directory that holds a directory, or the one name of a file that has no `link` key; `Ino(0)` if every
     /// name of the file has one.
     pub parent: Ino,

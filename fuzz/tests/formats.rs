@@ -180,6 +180,7 @@ fn values_with_damage() {
         next_seq: 7,
         reach: 1 << 40,
         exact: true,
+        bare: true,
         parent: Ino::ROOT,
         flags: InodeFlags::NODUMP,
     };

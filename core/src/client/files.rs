@@ -386,6 +386,7 @@ mod tests {
             next_seq: 0,
             reach: 0,
             exact: true,
+            bare: true,
             parent: Ino::ROOT,
             flags: InodeFlags::default(),
         };

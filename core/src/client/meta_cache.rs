@@ -310,7 +310,9 @@ impl Told {
         match self.left {
             Left::AsItWas => None,
             Left::Absent => Some(None),
-            Left::Value => Some(Some(&self.bytes[self.key_len..])).filter(|_| self.bytes.len() <= self.key_len + VALUE_MAX),
+            Left::Value => {
+                Some(Some(&self.bytes[self.key_len..])).filter(|_| self.bytes.len() <= self.key_len + VALUE_MAX)
+            }
         }
     }
 }

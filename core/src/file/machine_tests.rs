@@ -37,6 +37,7 @@ fn attr(length: u64, commit: u64) -> Attr {
         next_seq: 0,
         reach: 0,
         exact: true,
+        bare: true,
         parent: Ino::ROOT,
         flags: InodeFlags::default(),
     }

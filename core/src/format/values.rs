@@ -267,10 +267,11 @@ impl Value for Volume {
 }
 
 /// Tails of `Attr`, each there only if it says something, in this order: what holds `reach`, what holds `flags`, what
-/// says that `stored` is exact (as it is anyway where there never was a slice).
+/// says that `stored` is exact (as it is anyway where there never was a slice), what says that it is bare.
 const TAIL_REACH: u8 = 1;
 const TAIL_FLAGS: u8 = 2;
 const TAIL_EXACT: u8 = 3;
+const TAIL_BARE: u8 = 4;
 
 fn kind_code(kind: FileType) -> u8 {
     match kind {
@@ -301,7 +302,7 @@ impl Value for Attr {
     fn encode(&self) -> Vec<u8> {
         let Self { kind, mode, uid, gid, rdev, nlink, length, stored, .. } = *self;
         debug_assert!(mode <= 0o7777 && length <= FILE_SIZE_MAX);
-        let value = Encoder::value(119)
+        let value = Encoder::value(120)
             .u8(kind_code(kind))
             .u16(mode)
             .u32(uid)
@@ -321,6 +322,7 @@ impl Value for Attr {
         let plain = self.flags == InodeFlags::default();
         let value = if plain { value } else { value.u8(TAIL_FLAGS).u8(self.flags.bits()) };
         let value = if self.exact && self.next_seq > 0 { value.u8(TAIL_EXACT) } else { value };
+        let value = if self.bare { value.u8(TAIL_BARE) } else { value };
         value.finish()
     }
 
@@ -345,6 +347,7 @@ impl Value for Attr {
             flags: InodeFlags::default(),
             reach: 0,
             exact: false,
+            bare: false,
         };
         (attr.reach, attr.exact) = (attr.length, attr.next_seq == 0);
         let mut last = 0;
@@ -368,6 +371,7 @@ impl Value for Attr {
                     require(attr.next_seq > 0, "exactness of a file")?;
                     attr.exact = true;
                 }
+                TAIL_BARE => attr.bare = true,
                 _ => return Err(DecodeError::Trailing),
             }
         }

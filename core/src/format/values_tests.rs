@@ -61,6 +61,7 @@ fn attr() -> Attr {
         next_seq: 0,
         reach: FILE_SIZE_MAX,
         exact: true,
+        bare: false,
         parent: Ino(8),
         flags: InodeFlags::default(),
     }
@@ -145,6 +146,7 @@ fn tails_come_back() {
     check_tail(&Attr { exact: true, ..plain }, &plain);
     let far = Attr { reach: 71, ..plain };
     check_tail(&Attr { exact: true, ..far }, &far);
+    check_tail(&Attr { bare: true, ..far }, &far);
     check_tail(&Cut { offset: 5, end: 6 }, &Cut { offset: 5, end: u64::MAX });
     assert!(Cut::decode(&Cut { offset: 5, end: 5 }.encode()).is_err());
 }

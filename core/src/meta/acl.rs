@@ -242,7 +242,10 @@ pub fn set(
         return Ok(None);
     }
     match stored {
-        Some(acl) => put(txn, &key, &acl.encode()),
+        Some(acl) => {
+            attr.bare = false;
+            put(txn, &key, &acl.encode());
+        }
         None if was.is_some() => txn.delete(&key),
         None => {}
     }
@@ -279,6 +282,10 @@ impl Inherited {
         let access;
         (*mode, access) = decode_stored(&default)?.inherited(*mode);
         Ok(Self { access, default: (kind == FileType::Directory).then_some(default) })
+    }
+
+    pub(super) fn is_nothing(&self) -> bool {
+        self.access.is_none() && self.default.is_none()
     }
 
     /// Writes it for the new inode.

@@ -52,7 +52,8 @@ pub(super) fn add_inode(txn: &mut dyn Txn, ctx: &OpCtx, dir: Ino, parent: &Attr,
     let target_len = new.target.as_ref().map_or(0, |target| target.len());
     let inherits = parent.mode & S_ISGID != 0;
     let mut mode = new.mode & 0o7777 | if inherits && is_dir { S_ISGID } else { 0 };
-    Inherited::load(txn.as_read(), dir, new.kind, &mut mode, new.umask)?.store(txn, new.ino);
+    let inherited = Inherited::load(txn.as_read(), dir, new.kind, &mut mode, new.umask)?;
+    inherited.store(txn, new.ino);
     let attr = Attr {
         kind: new.kind,
         mode,
@@ -70,6 +71,7 @@ pub(super) fn add_inode(txn: &mut dyn Txn, ctx: &OpCtx, dir: Ino, parent: &Attr,
         next_seq: 0,
         reach: if is_dir { DIRECTORY_LENGTH } else { target_len as u64 },
         exact: true,
+        bare: inherited.is_nothing(),
         parent: dir,
         flags: parent.flags.both(InodeFlags::INHERITED),
     };

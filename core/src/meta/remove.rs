@@ -93,8 +93,8 @@ pub fn reap(txn: &mut dyn Txn, ctx: &OpCtx, ino: Ino, gave_up: &[(SliceId, u32)]
         return Ok(0);
     }
     let attr: Attr = get(txn, keys::attr(ino))?.ok_or(OpError::Damaged("an orphan without attributes"))?;
-    // What never had a slice or a cut has none to look for.
-    let contents = if attr.next_seq == 0 { Contents::Xattrs } else { Contents::All };
+    // What never had a slice or a cut, or an extended attribute, has none to look for.
+    let contents = Contents { slices: attr.next_seq > 0, xattrs: !attr.bare };
     if !remove_contents(txn, ino, contents, DIRECT_MAX)? {
         put(txn, keys::delfile(ino), &());
     }
@@ -103,7 +103,7 @@ pub fn reap(txn: &mut dyn Txn, ctx: &OpCtx, ino: Ino, gave_up: &[(SliceId, u32)]
     if attr.kind == FileType::Symlink {
         txn.delete(&keys::symlink(ino));
     }
-    if attr.kind == FileType::Regular {
+    if contents.slices {
         txn.delete(&keys::cutfile(ino));
     }
     count(txn, ctx, Counter::Bytes, -(attr.stored as i64))?;
@@ -113,25 +113,23 @@ pub fn reap(txn: &mut dyn Txn, ctx: &OpCtx, ino: Ino, gave_up: &[(SliceId, u32)]
 
 /// What an inode may have beside its attributes.
 #[derive(Clone, Copy)]
-pub(super) enum Contents {
-    /// Slices, cuts and extended attributes.
-    All,
+pub(super) struct Contents {
+    /// Slices and cuts.
+    pub(super) slices: bool,
     /// Extended attributes.
-    Xattrs,
+    pub(super) xattrs: bool,
 }
 
 /// Removes up to `limit` keys of an inode's contents and queues the slices' blocks. True: nothing is left.
 pub(super) fn remove_contents(txn: &mut dyn Txn, ino: Ino, contents: Contents, limit: usize) -> OpResult<bool> {
-    let ranges: &[_] = match contents {
-        Contents::All => &[keys::slice_range(ino, None), keys::cut_range(ino), keys::xattr_range(ino)],
-        Contents::Xattrs => &[keys::xattr_range(ino)],
-    };
+    let slices = contents.slices.then(|| [keys::slice_range(ino, None), keys::cut_range(ino)]);
+    let xattrs = contents.xattrs.then(|| keys::xattr_range(ino));
     let mut room = limit;
-    for (start, end) in ranges {
+    for (start, end) in slices.into_iter().flatten().chain(xattrs) {
         if room == 0 {
             break;
         }
-        for (key, value) in txn.scan(start, end, room)? {
+        for (key, value) in txn.scan(&start, &end, room)? {
             if let Key::Slice(..) = keys::decode(&key)? {
                 release(txn, &SliceRecord::decode(&value)?)?;
             }

@@ -75,7 +75,7 @@ pub fn sweep_delfile(txn: &mut dyn Txn, _ctx: &OpCtx, ino: Ino, limit: usize) ->
     if txn.get(&keys::delfile(ino))?.is_none() {
         return Ok(true);
     }
-    let done = remove_contents(txn, ino, Contents::All, limit)?;
+    let done = remove_contents(txn, ino, Contents { slices: true, xattrs: true }, limit)?;
     if done {
         txn.delete(&keys::delfile(ino));
     }

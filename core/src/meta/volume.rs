@@ -44,6 +44,7 @@ pub fn format(txn: &mut dyn Txn, ctx: &OpCtx, volume: &Volume, uid: u32, gid: u3
         next_seq: 0,
         reach: DIRECTORY_LENGTH,
         exact: true,
+        bare: true,
         parent: Ino::ROOT,
         flags: InodeFlags::default(),
     };

@@ -94,5 +94,5 @@ fn changeable(txn: &mut dyn Txn, ino: Ino) -> OpResult<Attr> {
 
 /// Extended attributes count as attributes: ctime, and a conflict with whoever removes the inode.
 fn touch(txn: &mut dyn Txn, ctx: &OpCtx, ino: Ino, attr: Attr) {
-    put(txn, keys::attr(ino), &Attr { ctime: attr.ctime.max(ctx.now), ..attr });
+    put(txn, keys::attr(ino), &Attr { ctime: attr.ctime.max(ctx.now), bare: false, ..attr });
 }

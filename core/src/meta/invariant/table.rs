@@ -75,6 +75,8 @@ impl Check<'_> {
             Key::Xattr(ino, name) => {
                 let live = self.exists(keys::attr(ino))? || self.exists(keys::delfile(ino))?;
                 self.belongs(live, Some(ino), "an extended attribute of no inode")?;
+                let bare = self.peek::<Attr>(keys::attr(ino))?.is_some_and(|attr| attr.bare);
+                self.belongs(!bare, Some(ino), "an extended attribute of an inode that says it never had one")?;
                 self.decodes::<Bytes>(value, Some(ino), "an extended attribute")?;
                 self.acl(ino, name, value)
             }

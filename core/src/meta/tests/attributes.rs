@@ -293,6 +293,7 @@ fn new_inodes_inherit_the_default_acl_instead_of_the_umask() {
 fn acls_that_contradict_their_inode_are_found() {
     let mut world = World::new();
     let file = world.file(Ino::ROOT, b"f");
+    world.run(|txn, ctx| xattr::set(txn, ctx, file, b"user.a", &Bytes::new(), XattrMode::Either)).unwrap();
     let plain = value(&[(1, 6, ANY), (4, 4, ANY), (32, 4, ANY)]);
     for (name, bytes) in [(acl::ACCESS, plain), (acl::DEFAULT, named(1)), (acl::ACCESS, vec![2, 0])] {
         let key = crate::format::keys::xattr(file, name);

@@ -167,6 +167,7 @@ fn damaged_contents_are_found() {
     check(|t, txn| put(txn, keys::orphan(t.file), &()), &[(WrongOrphan, "/dir/sub/file")]);
     check(|t, txn| put(txn, keys::delfile(t.file), &()), &[(WrongOrphan, "/dir/sub/file")]);
     check(|_, txn| put(txn, keys::xattr(Ino(66), b"a"), &Bytes::new()), &[(DanglingKey, "(inode 66)")]);
+    check(|t, txn| put(txn, keys::xattr(t.file, b"a"), &Bytes::new()), &[(DanglingKey, "/dir/sub/file")]);
     check(
         |_, txn| put(txn, keys::next_slice(), &7_u64),
         &[(BadSlice, "/dir/sub/file"), (BadSlice, "/dir/sub/file"), (WrongAllocator, "")],
