@@ -34,6 +34,7 @@ marks! {
     WriteAroundNewerSlice: "a write found a newer slice where its own would grow";
     WriteOverChunkBorder: "a write was cut at the border of a chunk";
     BatchFullOfSlices: "a batch was frozen because it had too many slices";
+    FullBatchesFlushed: "so many full batches waited that they were flushed";
     TruncateOverDirty: "a truncate cut off bytes that were not committed";
     HoleOverDirty: "a hole was punched into bytes that were not committed";
     AttributesInOrder: "attributes of a file with uncommitted members changed in their turn";

@@ -136,7 +136,7 @@ impl Knobs {
             slice_lease: one_of(&[1, 5, 60, LEASE_SLICES]),
             atime: [AtimeMode::Relatime, AtimeMode::Noatime, AtimeMode::Strictatime][dice.below(3) as usize],
             meta_cache: one_of(&[0, 0, 100_000, 1 << 20]),
-            batch_slices: one_of(&[8, 64, 64, 256]) as usize,
+            batch_slices: one_of(&[1, 2, 8, 256]) as usize,
             whole_max: 2 * frame_size,
             ..Options::default()
         };

@@ -8,7 +8,7 @@ use core::time::Duration;
 
 use bytes::Bytes;
 
-use super::machine::{Action, CommitOutcome, Fallocate, File, PutOutcome};
+use super::machine::{Action, COMMIT_SLICES_MAX, CommitOutcome, Fallocate, File, PutOutcome, SLICES_MAX, WAITING_MAX};
 use super::view::Segment;
 use crate::errno::Errno;
 use crate::meta::{Change, Commit, SetAttr};
@@ -47,6 +47,7 @@ fn attr(length: u64, commit: u64) -> Attr {
 struct World {
     rng: Rng,
     file: File,
+    batch_slices: usize,
     now: Duration,
     next_id: u64,
     actions: Vec<Action>,
@@ -67,9 +68,11 @@ struct World {
 
 impl World {
     fn new(seed: u64) -> Self {
+        let batch_slices = if seed.is_multiple_of(2) { 2 } else { SLICES_MAX };
         Self {
             rng: Rng::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
-            file: File::new(INO, &attr(0, 0), GEOMETRY, Duration::from_secs(60)),
+            file: File::new(INO, &attr(0, 0), GEOMETRY, Duration::from_secs(60)).with_batches_of(batch_slices),
+            batch_slices,
             now: Duration::ZERO,
             next_id: 1,
             actions: Vec::new(),
@@ -278,7 +281,7 @@ impl World {
         self.actions.clear();
         self.barriers.clear();
         let attr = Attr { reach: 1000, ..attr(self.length, self.number) };
-        self.file = File::new(INO, &attr, GEOMETRY, Duration::from_secs(60));
+        self.file = File::new(INO, &attr, GEOMETRY, Duration::from_secs(60)).with_batches_of(self.batch_slices);
         self.history.retain(|(number, _)| *number <= self.number);
         let survived = self.history.last().expect("never empty").0;
         assert_eq!(survived, self.number, "the number committed is one that was accepted");
@@ -378,6 +381,29 @@ fn a_long_sequential_write_puts_full_blocks_before_any_flush() {
     world.poll();
     let puts = world.actions.iter().filter(|action| matches!(action, Action::Put { .. })).count();
     assert_eq!((puts, world.actions.len()), (2, 2));
+}
+
+/// Nothing is asked of the stores before; then commits take many batches each, and never more than they may.
+#[test]
+fn full_batches_wait_until_they_are_many() {
+    let mut file = File::new(INO, &attr(0, 0), GEOMETRY, Duration::from_secs(60));
+    let write = |file: &mut File, number: usize| {
+        let offset = number as u64 * GEOMETRY.chunk_size;
+        file.write(Duration::ZERO, Timestamp::default(), offset, b"tiny", false).work
+    };
+    let most = WAITING_MAX * SLICES_MAX;
+    assert!(!(0..most).any(|number| write(&mut file, number)));
+    assert!(file.poll_action(Duration::ZERO, &mut || None).is_none());
+    assert!(write(&mut file, most));
+    let mut carried = Vec::new();
+    while let Some(action) = file.poll_action(Duration::ZERO, &mut || None) {
+        let Action::Commit(commit) = action else { panic!("{action:?}") };
+        carried.push(commit.changes.iter().filter(|change| matches!(change, Change::Slice { .. })).count());
+        file.handle_commit(Duration::ZERO, CommitOutcome::NOT_FRESH, |_, _| {});
+        file.check();
+    }
+    assert_eq!(carried, [COMMIT_SLICES_MAX; 2]);
+    assert_eq!(file.dirty_bytes(), 4, "the write that was one too many is not among them");
 }
 
 #[test]

@@ -82,6 +82,31 @@ impl<S: Source> Overlay<S> {
         self.map.range(..=at).next_back().map(|(_, (end, _))| *end).filter(|end| at < *end)
     }
 
+    /// What shows at `at`.
+    pub fn get(&self, at: u64) -> Option<&S> {
+        self.map.range(..=at).next_back().filter(|(_, (end, _))| at < *end).map(|(_, (_, source))| source)
+    }
+
+    /// What shows in `range`.
+    pub fn sources(&self, range: Range<u64>) -> impl Iterator<Item = &S> {
+        let first = self.map.range(..range.start).next_back().filter(|(_, (end, _))| *end > range.start);
+        first.into_iter().chain(self.map.range(range.start..range.end.max(range.start))).map(|(_, (_, source))| source)
+    }
+
+    /// Removes every interval that reaches into `range` and whose source is not kept.
+    pub fn retain_in(&mut self, range: Range<u64>, mut keep: impl FnMut(&S) -> bool) {
+        let mut to = range.end;
+        while let Some((&start, &(end, ref source))) =
+            self.map.range(..to).next_back().filter(|(_, (end, _))| range.start < *end)
+        {
+            debug_assert!(start < end);
+            if !keep(source) {
+                self.map.remove(&start);
+            }
+            to = start;
+        }
+    }
+
     /// Removes every interval whose source is not kept.
     pub fn retain(&mut self, mut keep: impl FnMut(&S) -> bool) {
         self.map.retain(|_, (_, source)| keep(source));

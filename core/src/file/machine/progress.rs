@@ -9,15 +9,12 @@ use core::time::Duration;
 use bytes::Bytes;
 
 use super::super::slice::{DirtySlice, backoff};
-use super::{Action, CommitOutcome, Dirty, File, Freed, InFlight, PutOutcome};
+use super::{Action, COMMIT_SLICES_MAX, CommitOutcome, Dirty, File, Freed, InFlight, PutOutcome};
 use crate::errno::Errno;
 use crate::marks::{Mark, reached_if};
 use crate::meta::{Change, Commit};
 use crate::planted::{self, Bug};
 use crate::types::{BlockId, SliceId};
-
-/// Slices that one commit carries at most, beyond its first batch.
-const COMMIT_SLICES_MAX: usize = 256;
 
 impl File {
     // ---- completions
@@ -28,6 +25,9 @@ impl File {
         match outcome {
             PutOutcome::Done => {
                 slice.put_done(index);
+                if slice.all_put(&self.geometry) {
+                    self.unput.remove(&key);
+                }
                 self.recover();
             }
             PutOutcome::Failed { .. } if planted::is(Bug::FailedPutDropped) => slice.put_done(index),
@@ -57,8 +57,9 @@ impl File {
                     self.slices.range(self.key_limit(number)..).any(|(_, slice)| slice.any_put())
                 });
                 // Also puts of later batches: the failed barrier had them to make durable too, and no later one will.
-                for slice in self.slices.range_mut(from..).map(|(_, slice)| slice) {
+                for (key, slice) in self.slices.range_mut(from..).filter(|(_, slice)| slice.any_put()) {
                     slice.forget_puts(retry_at);
+                    self.unput.insert(*key);
                 }
                 self.fail(now, errno, lasting);
             }
@@ -122,8 +123,6 @@ impl File {
             self.view.forget(length);
         }
         let below = self.key_limit(commit.number);
-        let rest = self.slices.split_off(&below);
-        let left = core::mem::replace(&mut self.slices, rest);
         let mut freed = Freed::default();
         while let Some(batch) = self.batches.pop_front_if(|batch| batch.number <= commit.number) {
             freed.reserved += batch.charge;
@@ -133,12 +132,18 @@ impl File {
             self.grow_by_copy(length);
         }
         self.reserving.retain(|member| member.0 > commit.number);
-        self.dirty.retain(|source| match source {
+        let waits = |source: &Dirty| match source {
             Dirty::Slice { key, .. } => *key >= below,
             Dirty::Hole { number } => *number > commit.number && !planted::is(Bug::HoleForgotten),
-        });
+        };
+        if commit.changes.iter().any(|change| matches!(change, Change::Truncate { .. } | Change::Punch { .. })) {
+            self.dirty.retain(waits);
+        }
         self.committed = commit.number;
-        for slice in left.into_values() {
+        while let Some(entry) = self.slices.first_entry().filter(|entry| *entry.key() < below) {
+            let slice = entry.remove();
+            let start = u64::from(slice.chunk) * self.geometry.chunk_size;
+            self.dirty.retain_in(start + u64::from(slice.pos)..start + u64::from(slice.end()), waits);
             freed.bytes += u64::from(slice.len);
             slice.payloads().for_each(|(id, payload)| keep(id, payload));
         }
@@ -164,7 +169,7 @@ impl File {
         if self.discarded {
             return None;
         }
-        let puts = self.slices.values().filter_map(|slice| slice.retry_at(now)).min();
+        let puts = self.unput.iter().filter_map(|key| self.slices[key].retry_at(now)).min();
         let commit = self.commit.as_ref().filter(|commit| !commit.running).map(|commit| commit.retry_at);
         let barrier = (self.barrier_retry_at > now).then_some(self.barrier_retry_at);
         [puts, commit.filter(|at| *at > now), barrier].into_iter().flatten().min()
@@ -173,7 +178,8 @@ impl File {
     fn poll_put(&mut self, now: Duration, next_id: &mut dyn FnMut() -> Option<SliceId>) -> Option<Action> {
         let wanted_below = self.key_limit(self.wanted);
         let geometry = self.geometry;
-        for (&key, slice) in &mut self.slices {
+        for &key in &self.unput {
+            let slice = self.slices.get_mut(&key).expect("it is to be put");
             let Some(index) = slice.next_put(&geometry, now) else { continue };
             // A short tail waits until its batch is wanted; a full block goes out while its slice still grows.
             if key >= wanted_below && slice.len - index * geometry.block_size < geometry.block_size {
@@ -197,13 +203,16 @@ impl File {
             if !batch.frozen || batch.number > self.wanted {
                 break;
             }
+            if batch.durable {
+                continue;
+            }
             let early = |slice: &DirtySlice| planted::is(Bug::BarrierBeforePut) && slice.all_started();
             if self.slices_of(index).any(|slice| !slice.all_put(&self.geometry) && !early(slice)) {
                 break;
             }
             // Only bytes in the store need the barrier.
             let stored = self.slices_of(index).any(|slice| slice.id.is_some()) && !planted::is(Bug::BarrierSkipped);
-            if !batch.durable && stored {
+            if stored {
                 number = Some(batch.number);
             } else {
                 self.batches[index].durable = true;
