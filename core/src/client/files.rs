@@ -11,8 +11,10 @@
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::hash::{BuildHasherDefault, Hasher};
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use core::time::Duration;
+use std::collections::HashMap;
 use std::sync::Mutex;
 
 use super::std;
@@ -141,6 +143,26 @@ pub(super) struct OpenFile {
     pub(super) readahead: Mutex<Readahead>,
 }
 
+/// Hashes the inodes of a shard: those that follow each other are next to each other.
+#[derive(Default)]
+struct InoHasher(u64);
+
+impl Hasher for InoHasher {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("inodes are numbers");
+    }
+
+    fn write_u64(&mut self, ino: u64) {
+        let place = ino / SHARDS as u64;
+        // A table of std tells apart what is next to each other by the upper bits.
+        self.0 = place & !0 >> 8 | place << 56;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 #[derive(Debug, Default)]
 struct Shard {
     cells: BTreeMap<Ino, Arc<Cell>>,
@@ -149,7 +171,7 @@ struct Shard {
     /// (since when it is dirty, which file), nearly in order of time; a file is in it once.
     aging: VecDeque<(Duration, Ino)>,
     /// How often the kernel was told of an inode, less what it forgot.
-    lookups: BTreeMap<Ino, u64>,
+    lookups: HashMap<Ino, u64, BuildHasherDefault<InoHasher>>,
     /// Unlinked by this mount and known to the kernel still.
     orphans: BTreeSet<Ino>,
 }

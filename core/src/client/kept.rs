@@ -15,6 +15,8 @@ use core::mem;
 use hashbrown::HashTable;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::format::keys;
+
 #[cfg(test)]
 #[path = "kept_tests.rs"]
 mod tests;
@@ -24,6 +26,8 @@ const HEADER: usize = 4;
 const STEP: usize = 16;
 /// What an entry takes in the index.
 const INDEX: usize = 12;
+/// Spreads numbers over the upper bits of a product. (the golden ratio: Knuth, The Art of Computer Programming 3, 6.4)
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Ends a list of free rooms.
 const NONE: u32 = u32::MAX;
 
@@ -44,8 +48,12 @@ struct Generation {
     free: Vec<u32>,
 }
 
+/// Of a key. Attributes of inodes that were made one after the other are next to each other: the low half, which places a key
+/// in an index, has the inode's number, and the six bits above it, which choose a shard, are the same for eight.
 pub(super) fn hash(key: &[u8]) -> u64 {
-    xxh3_64(key)
+    let Some(ino) = keys::attr_ino(key) else { return xxh3_64(key) };
+    let (one, eight) = (ino.0.wrapping_mul(SPREAD), (ino.0 / 8).wrapping_mul(SPREAD));
+    one & !0 << 48 | eight >> 48 << 32 | ino.0 & 0xffff_ffff
 }
 
 impl Kept {

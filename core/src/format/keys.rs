@@ -297,6 +297,12 @@ pub fn is_cached(key: &[u8]) -> bool {
     matches!(key.first(), Some(&(ATTR | DIRSTAT | DENTRY | SYMLINK | XATTR)))
 }
 
+/// The inode whose attributes a key leads to, if it is such a key.
+pub fn attr_ino(key: &[u8]) -> Option<Ino> {
+    let (tag, ino) = key.split_first()?;
+    Some(Ino(u64::from_be_bytes(ino.try_into().ok().filter(|_| *tag == ATTR)?)))
+}
+
 /// Hash of a name in a directory: what orders its entries. (1..1 << 55)
 ///
 /// 55 bits leave eight for an ordinal among equal hashes in a readdir cookie, which must stay positive as `off_t`.
@@ -309,6 +315,11 @@ pub fn name_hash(dir: Ino, name: &[u8]) -> u64 {
 pub fn dentry(dir: Ino, name: &[u8]) -> Vec<u8> {
     debug_assert!(!name.is_empty() && name.len() <= NAME_MAX);
     Encoder::new(17 + name.len()).u8(DENTRY).u64(dir.0).u64(name_hash(dir, name)).raw(name).finish()
+}
+
+/// The hash of the name that the key of a `Dentry` has.
+pub fn hash_of_dentry(key: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(*key.get(9..)?.first_chunk()?))
 }
 
 /// All names of a directory.

@@ -151,6 +151,7 @@ fn names_of_a_directory_are_entered_by_hash() {
     assert!(names.is_sorted_by_key(|name| name_hash(dir, name)));
     for name in &names {
         let (key, hash) = (dentry(dir, name), name_hash(dir, name));
+        assert_eq!((hash_of_dentry(&key), attr_ino(&key)), (Some(hash), None));
         assert!((1..1 << 55).contains(&hash));
         assert!(dentry_from(dir, hash) < key);
         assert!(key < dentry_after(dir, hash));
@@ -166,6 +167,7 @@ fn layout_does_not_change() {
     // What these show is on people's disks.
     assert_eq!(slice(Ino(0x0102), 3, 4), b"S\0\0\0\0\0\0\x01\x02\0\0\0\x03\0\0\0\0\0\0\0\x04");
     assert_eq!(attr(Ino::ROOT), b"A\0\0\0\0\0\0\0\x01");
+    assert_eq!(attr_ino(&attr(Ino::ROOT)), Some(Ino::ROOT));
     assert_eq!(counter(Counter::Inodes, 2), b"C\x02\x02");
     assert_eq!(name_hash(Ino::ROOT, b"hello"), 16422578030367823);
 }

@@ -55,12 +55,11 @@ pub fn readdir(read: &mut dyn Read, dir: Ino, cookie: u64, limit: usize) -> OpRe
             if shown == wanted {
                 last = after(key);
             }
-            let (name, dentry) = match (keys::decode(key), Dentry::decode(value)) {
-                (Ok(Key::Dentry(_, name)), Ok(dentry)) => (name, dentry),
-                (Ok(_), Ok(_)) => return,
-                (Err(error), _) | (_, Err(error)) => return damage = Some(error),
+            let (name, dentry, at) = match (keys::decode(key), Dentry::decode(value), keys::hash_of_dentry(key)) {
+                (Ok(Key::Dentry(_, name)), Ok(dentry), Some(at)) => (name, dentry, at),
+                (Ok(_), Ok(_), _) => return,
+                (Err(error), ..) | (_, Err(error), _) => return damage = Some(error),
             };
-            let at = keys::name_hash(dir, name);
             (group, next_ordinal) = if at == group { (group, (next_ordinal + 1).min(0xff)) } else { (at, 0) };
             let before = cookie != 0 && (group, next_ordinal) <= (hash, ordinal);
             if !before && found.len() < limit {

@@ -269,6 +269,24 @@ fn random_commits(seed: u64, steps: u64) -> usize {
 }
 
 #[test]
+fn files_of_few_slices_leave_nothing() {
+    for (slices, from) in (0..=6).flat_map(|slices| [(slices, 0), (slices, 30), (slices, 100)]) {
+        let mut world = World::new();
+        let mut file = File::new(&mut world, b"file");
+        for number in 0..slices {
+            let changes = file.write(&mut world, from + number * 5, 20, number as u8);
+            file.commit(&mut world, changes);
+        }
+        let ino = file.ino;
+        world.run(|txn, ctx| remove::unlink(txn, ctx, Ino::ROOT, b"file")).unwrap();
+        world.run(|txn, ctx| remove::reap(txn, ctx, ino, &[])).unwrap();
+        assert_eq!(world.usage(), Usage { bytes: 0, inodes: 1 });
+        assert_eq!(world.queued(), file.slices.keys().copied().collect::<Vec<_>>());
+        world.check();
+    }
+}
+
+#[test]
 fn long_truncate_leaves_a_cut_that_hides_at_once_and_is_swept_in_pieces() {
     let mut world = World::new();
     let mut file = File::in_pieces(&mut world);
