@@ -32,6 +32,10 @@ impl Source for Shown {
     fn skip(&self, n: u64) -> Self {
         Self { off: self.off + n, ..*self }
     }
+
+    fn goes_on(&self, n: u64, next: &Self) -> bool {
+        self.skip(n) == *next
+    }
 }
 
 /// `len` may be 0; the end may lie past `SPACE`, where nothing is compared.

@@ -28,20 +28,19 @@ use super::view::{Segment, View, chunks};
 use crate::errno::Errno;
 use crate::marks::{Mark, reached, reached_if};
 use crate::meta::{Change, Commit, CommitReply, SetAttr};
-use crate::planted::{self, Bug};
 use crate::types::{Attr, BlockId, Geometry, Ino, SliceId, SliceRecord, Timestamp};
 
 mod progress;
 mod ranges;
+mod writes;
 
 pub use ranges::{Fallocate, Unloaded, Whence};
+#[cfg(test)]
+pub(super) use writes::WAITING_MAX;
+pub use writes::Written;
 
 /// Slices of a batch at most, unless told otherwise: what random writes leave becomes visible in groups of so many.
 pub const SLICES_MAX: usize = 256;
-/// Full batches wait, until there are so many, for their age or for whoever wants them: what is removed meanwhile is never
-/// committed, and few commits look at what their chunk has already. Pairs of a write and a read of 4 KiB at random: 1.3 times
-/// as many a second while nothing is committed (1000), 1.4 in the long run (20,000).
-pub(super) const WAITING_MAX: usize = 8;
 /// Slices that one commit carries at most, beyond its first batch.
 pub(super) const COMMIT_SLICES_MAX: usize = 1024;
 
@@ -139,6 +138,10 @@ impl Source for Dirty {
             Self::Hole { number } => Self::Hole { number },
         }
     }
+
+    fn goes_on(&self, n: u64, next: &Self) -> bool {
+        matches!((self.skip(n), next), (Self::Slice { key, off }, Self::Slice { key: k, off: o }) if (key, off) == (*k, *o))
+    }
 }
 
 /// The member that covers an interval.
@@ -222,17 +225,6 @@ pub struct File {
     /// Number of the last copy that was committed, and how many bytes it is known to have copied.
     last_copy: Option<(u64, Option<u64>)>,
     discarded: bool,
-}
-
-/// What `File::write` changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Written {
-    /// Bytes that the file holds more than before. (<= data.len())
-    pub grown: u64,
-    /// `poll_action` has something to do.
-    pub work: bool,
-    /// The file had nothing uncommitted before.
-    pub first: bool,
 }
 
 impl File {
@@ -345,57 +337,6 @@ impl File {
     }
 
     // ---- commands
-
-    /// Accepts a write. `offset + data.len()` must be at most `FILE_SIZE_MAX`.
-    pub fn write(
-        &mut self,
-        now: Duration,
-        wall: Timestamp,
-        offset: u64,
-        data: &[u8],
-        drop_privileges: bool,
-    ) -> Written {
-        let first = self.batches.is_empty();
-        let before = self.dirty_bytes;
-        // Each member stays whole, so it is asked before the member.
-        let mut work = false;
-        if self.is_batch_full() {
-            reached(Mark::BatchFullOfSlices);
-            self.freeze();
-            if WAITING_MAX * self.slices_max <= self.slices.len() {
-                reached(Mark::FullBatchesFlushed);
-                self.flush();
-                work = true;
-            }
-        }
-        self.number += 1;
-        let mut done = 0;
-        let mut chunk_complete = false;
-        while done < data.len() {
-            let at = offset + done as u64;
-            let chunk = (at / self.geometry.chunk_size) as u32;
-            let pos = (at % self.geometry.chunk_size) as u32;
-            let count = (data.len() - done).min((self.geometry.chunk_size - u64::from(pos)) as usize);
-            work |= self.write_chunk(now, at, chunk, pos, &data[done..done + count]);
-            done += count;
-            reached_if(Mark::WriteOverChunkBorder, || done < data.len());
-            chunk_complete |= u64::from(pos) + count as u64 == self.geometry.chunk_size;
-        }
-        self.length = self.length.max(offset + data.len() as u64);
-        let batch = self.open_batch(now);
-        match batch.attrs.last_mut() {
-            Some(Change::Written { mtime, drop_privileges: dropped }) => {
-                *mtime = if planted::is(Bug::TimesOnlyGrow) { wall.max(*mtime) } else { wall };
-                *dropped |= drop_privileges;
-            }
-            Some(_) | None => batch.attrs.push(Change::Written { mtime: wall, drop_privileges }),
-        }
-        if chunk_complete {
-            self.flush();
-            work = true;
-        }
-        Written { grown: self.dirty_bytes - before, work, first }
-    }
 
     /// Accepts a truncate to `length` (shorter or longer).
     pub fn truncate(&mut self, now: Duration, wall: Timestamp, length: u64) {
@@ -531,55 +472,6 @@ impl File {
     }
 
     // ---- helpers
-
-    /// Writes within one chunk; returns whether a block was filled.
-    fn write_chunk(&mut self, now: Duration, at: u64, chunk: u32, pos: u32, data: &[u8]) -> bool {
-        let geometry = self.geometry;
-        let end = at + data.len() as u64;
-        let open_from = self.open_batch(now).first_key;
-        let mut found = None;
-        // What shows where it begins, or right before, is the newest slice that could take it. It may only if no slice opened
-        // after it lies where the growth goes.
-        let key_at = |at: u64| match self.dirty.get(at) {
-            Some(Dirty::Slice { key, .. }) => Some(*key).filter(|key| open_from <= *key),
-            Some(Dirty::Hole { .. }) | None => None,
-        };
-        if let Some(key) = key_at(at).max(if pos > 0 { key_at(at - 1) } else { None }) {
-            let newer = |source: &Dirty| matches!(source, Dirty::Slice { key: other, .. } if key < *other);
-            if self.slices[&key].accepts(&geometry, chunk, pos) && !self.dirty.sources(at..end).any(newer) {
-                reached(Mark::WriteInPlace);
-                found = Some(key);
-            } else {
-                reached(Mark::WriteAroundNewerSlice);
-            }
-        }
-        let key = found.unwrap_or_else(|| {
-            let key = self.next_key;
-            self.next_key += 1;
-            self.slices.insert(key, DirtySlice::new(chunk, pos));
-            key
-        });
-        let slice = self.slices.get_mut(&key).expect("it was found or inserted");
-        let blocks_before = slice.len / geometry.block_size;
-        self.dirty_bytes += u64::from(slice.write(&geometry, pos, data));
-        let off = pos - slice.pos;
-        let filled = slice.len / geometry.block_size > blocks_before;
-        self.dirty.paint(at..end, Dirty::Slice { key, off });
-        if filled {
-            self.unput.insert(key);
-        }
-        filled
-    }
-
-    /// The batch that takes members has as many slices as it may.
-    fn is_batch_full(&self) -> bool {
-        let open = self.batches.back().filter(|batch| !batch.frozen);
-        open.is_some_and(|batch| {
-            // Those that were written over are gone, so they are counted only where it matters.
-            let begun = self.next_key - batch.first_key;
-            begun >= self.slices_max as u64 && self.slices.range(batch.first_key..).count() >= self.slices_max
-        })
-    }
 
     /// The batch that takes members, with `number` as its last one.
     fn open_batch(&mut self, now: Duration) -> &mut Batch {

@@ -14,6 +14,11 @@ use core::ops::Range;
 pub trait Source: Clone {
     /// The same source as seen from `n` bytes further on.
     fn skip(&self, n: u64) -> Self;
+    /// Whether `next` is this source as seen from `n` bytes further on, so that one interval can show both. (Need not be told.)
+    fn goes_on(&self, n: u64, next: &Self) -> bool {
+        _ = (n, next);
+        false
+    }
 }
 
 /// A part of a planned range and what shows there.
@@ -55,6 +60,13 @@ impl<S: Source> Overlay<S> {
             return;
         }
         self.clear(range.clone());
+        if let Some((&start, (end, before))) = self.map.range_mut(..range.start).next_back()
+            && *end == range.start
+            && before.goes_on(range.start - start, &source)
+        {
+            *end = range.end;
+            return;
+        }
         self.map.insert(range.start, (range.end, source));
     }
 
@@ -157,6 +169,10 @@ mod tests {
         fn skip(&self, n: u64) -> Self {
             Self(self.0, self.1 + n)
         }
+
+        fn goes_on(&self, n: u64, next: &Self) -> bool {
+            self.skip(n) == *next
+        }
     }
 
     /// Each paint lays `0..` of its letter; the expected text shows letter and source offset modulo 10.
@@ -191,6 +207,37 @@ mod tests {
         check(&[(2..4, 'a'), (5..6, 'b'), (1..9, 'c')], ".. c0 c1 c2 c3 c4 c5 c6 c7 ..");
         check(&[(0..10, 'a'), (4..20, '.')], "a0 a1 a2 a3 .. .. .. .. .. ..");
         check(&[(0..10, 'a'), (4..5, '.')], "a0 a1 a2 a3 .. a5 a6 a7 a8 a9");
+    }
+
+    #[test]
+    fn what_goes_on_is_one_interval() {
+        let mut overlay = Overlay::default();
+        overlay.paint(10..20, Mark('a', 0));
+        for (range, source, count) in
+            [(20..30, Mark('a', 10), 1), (30..40, Mark('a', 10), 2), (40..50, Mark('b', 20), 3)]
+        {
+            overlay.paint(range.clone(), source.clone());
+            overlay.check();
+            assert_eq!(overlay.count(), count);
+            assert_eq!(overlay.plan(range.clone()), [Piece { range, source: Some(source) }]);
+        }
+    }
+
+    #[test]
+    fn only_what_reaches_into_a_range_is_not_retained() {
+        let mut overlay = Overlay::default();
+        for (range, letter) in [(0..10, 'a'), (10..20, 'b'), (20..30, 'a'), (40..50, 'a'), (50..60, 'a')] {
+            overlay.paint(range, Mark(letter, 7));
+        }
+        overlay.retain_in(5..45, |source| source.0 != 'a');
+        overlay.check();
+        let left: Vec<Range<u64>> = overlay.plan(0..60).into_iter().filter_map(|p| p.source.map(|_| p.range)).collect();
+        assert_eq!(left, [10..20, 50..60]);
+        assert_eq!(
+            (overlay.get(19), overlay.get(20), overlay.get(59)),
+            (Some(&Mark('b', 7)), None, Some(&Mark('a', 7)))
+        );
+        assert_eq!(overlay.sources(15..51).map(|source| source.0).collect::<Vec<_>>(), ['b', 'a']);
     }
 
     #[test]
