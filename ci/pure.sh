@@ -65,7 +65,7 @@ none 'async outside of client, testkit and env' < <(
 # Its order differs from run to run.
 none 'HashMap or HashSet in core, outside of the client' < <(lines 'Hash(Map|Set)' "${pure[@]}")
 
-allowed='bytes thiserror tracing xxhash-rust'
+allowed='bytes hashbrown thiserror tracing xxhash-rust'
 none "the dependencies of core are no longer $allowed" < <(
     found=$(cargo tree --locked -p kiseki-core --edges normal --depth 1 --prefix none | sed 1d | awk '{ print $1 }' | sort -u | xargs)
     [ "$found" = "$allowed" ] || echo "$found"
