@@ -128,6 +128,9 @@ impl Generation {
                 entries.len() - room
             }
         };
+        debug_assert!(
+            key.len() <= usize::from(u16::MAX) && value.is_none_or(|value| value.len() < usize::from(u16::MAX))
+        );
         let entry = &mut entries[at..at + room];
         entry[..2].copy_from_slice(&(key.len() as u16).to_le_bytes());
         entry[2..HEADER].copy_from_slice(&value.map_or(0, |value| value.len() as u16 + 1).to_le_bytes());

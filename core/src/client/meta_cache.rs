@@ -173,7 +173,8 @@ impl MetaCache {
         BeforeSnapshot(self.ended.load(Ordering::Acquire))
     }
 
-    /// Keeps what a snapshot has shown, if it is still so.
+    /// Keeps what was shown to who began reading after `before`, be it that he looks again: a value that is no longer the
+    /// newest is kept out by whoever has told that he writes the key.
     fn fill_in(&self, before: BeforeSnapshot, key: &[u8], value: Option<&[u8]>) {
         if value.is_some_and(|value| value.len() > VALUE_MAX) {
             return;
@@ -280,6 +281,7 @@ impl Read for Filling<'_> {
 /// A transaction, from before its first run until its outcome is known. Dropped before, its outcome is unknown.
 struct Write<'a> {
     cache: &'a MetaCache,
+    /// Few: a look at all of them costs less than an index.
     told: Mutex<Vec<Told>>,
 }
 
@@ -292,7 +294,6 @@ struct Told {
     left: Left,
 }
 
-#[derive(PartialEq, Eq)]
 enum Left {
     /// The last run did not write it.
     AsItWas,
