@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::*;
 use crate::errno::Errno;
-use crate::kv::mem::{MemKv, TxnWrites};
+use crate::kv::mem::{MemKv, MemTxn, TxnWrites};
 use crate::testkit::rng::Rng;
 use crate::types::Ino;
 
@@ -143,6 +143,45 @@ fn a_write_between_two_looks_is_noticed() {
         Ok((first, read.get(&key(1))?))
     });
     assert!(answer.is_none(), "the first value was old when the second was looked up");
+}
+
+/// A transaction that others have overtaken: it knows nothing of what is newest.
+struct Overtaken<'a>(MemTxn<'a>);
+
+impl Read for Overtaken<'_> {
+    fn get(&mut self, key: &[u8]) -> Result<Found, KvError> {
+        self.0.get(key)
+    }
+
+    fn scan(&mut self, start: &[u8], end: &[u8], limit: usize) -> Result<Pairs, KvError> {
+        self.0.scan(start, end, limit)
+    }
+}
+
+impl Txn for Overtaken<'_> {
+    fn put(&mut self, key: &[u8], value: &[u8]) {
+        self.0.put(key, value);
+    }
+
+    fn delete(&mut self, key: &[u8]) {
+        self.0.delete(key);
+    }
+
+    fn as_read(&mut self) -> &mut dyn Read {
+        self
+    }
+}
+
+#[test]
+fn a_transaction_reads_what_is_kept_only_if_it_takes_it() {
+    let cache = MetaCache::new(1 << 20);
+    let kv = MemKv::new();
+    let write = cache.write();
+    write.run(&mut kv.begin()).put(&key(0), &[1]);
+    write.applied();
+    assert_eq!(cache.read(|read| Ok(read.get(&key(0))?)), Some(Ok(Some(Bytes::from_static(&[1])))));
+    let write = cache.write();
+    assert_eq!(write.run(&mut Overtaken(kv.begin())).get(&key(0)), Ok(None));
 }
 
 #[test]
