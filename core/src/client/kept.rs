@@ -80,13 +80,14 @@ impl Kept {
 
     /// Keeps a key that is not here.
     pub(super) fn insert(&mut self, hash: u64, key: &[u8], value: Option<&[u8]>) {
-        let room = room(key.len(), value);
-        if self.half < self.new.bytes() + room + INDEX {
+        let takes = room(key.len(), value) + INDEX;
+        if self.half < takes {
+            return;
+        }
+        if self.half < self.new.bytes() + takes {
             self.old = mem::take(&mut self.new);
         }
-        if room + INDEX <= self.half {
-            self.new.insert(hash, key, value, self.half);
-        }
+        self.new.insert(hash, key, value, self.half);
     }
 
     pub(super) fn remove(&mut self, hash: u64, key: &[u8]) {

@@ -91,32 +91,23 @@ impl<S: Source> Overlay<S> {
 
     /// Where the painted interval that holds `at` ends.
     pub fn end_of(&self, at: u64) -> Option<u64> {
-        self.map.range(..=at).next_back().map(|(_, (end, _))| *end).filter(|end| at < *end)
+        self.holding(at).map(|(end, _)| end)
     }
 
     /// What shows at `at`.
     pub fn get(&self, at: u64) -> Option<&S> {
-        self.map.range(..=at).next_back().filter(|(_, (end, _))| at < *end).map(|(_, (_, source))| source)
+        self.holding(at).map(|(_, source)| source)
     }
 
     /// What shows in `range`.
     pub fn sources(&self, range: Range<u64>) -> impl Iterator<Item = &S> {
-        let first = self.map.range(..range.start).next_back().filter(|(_, (end, _))| *end > range.start);
-        first.into_iter().chain(self.map.range(range.start..range.end.max(range.start))).map(|(_, (_, source))| source)
+        self.intervals(range).map(|(_, _, source)| source)
     }
 
     /// Removes every interval that reaches into `range` and whose source is not kept.
     pub fn retain_in(&mut self, range: Range<u64>, mut keep: impl FnMut(&S) -> bool) {
-        let mut to = range.end;
-        while let Some((&start, &(end, ref source))) =
-            self.map.range(..to).next_back().filter(|(_, (end, _))| range.start < *end)
-        {
-            debug_assert!(start < end);
-            if !keep(source) {
-                self.map.remove(&start);
-            }
-            to = start;
-        }
+        let Some((from, ..)) = self.intervals(range.clone()).next() else { return };
+        self.map.extract_if(from..range.end, |_, (_, source)| !keep(source)).for_each(drop);
     }
 
     /// Removes every interval whose source is not kept.
@@ -131,9 +122,7 @@ impl<S: Source> Overlay<S> {
             return pieces;
         }
         let mut at = range.start;
-        let first = self.map.range(..range.start).next_back().filter(|(_, (end, _))| *end > range.start);
-        let rest = self.map.range(range.start..range.end.max(range.start));
-        for (&start, &(end, ref source)) in first.into_iter().chain(rest) {
+        for (start, end, source) in self.intervals(range.clone()) {
             if start > at {
                 pieces.push(Piece { range: at..start, source: None });
             }
@@ -146,6 +135,19 @@ impl<S: Source> Overlay<S> {
             pieces.push(Piece { range: at..range.end, source: None });
         }
         pieces
+    }
+
+    /// The interval that holds `at`: its end, and its source as seen from its start.
+    fn holding(&self, at: u64) -> Option<(u64, &S)> {
+        let (_, (end, source)) = self.map.range(..=at).next_back()?;
+        (at < *end).then_some((*end, source))
+    }
+
+    /// Start, end and source of all that reach into `range`, in order.
+    fn intervals(&self, range: Range<u64>) -> impl Iterator<Item = (u64, u64, &S)> {
+        let first = self.map.range(..range.start).next_back().filter(|(_, (end, _))| *end > range.start);
+        let rest = self.map.range(range.start..range.end.max(range.start));
+        first.into_iter().chain(rest).map(|(start, (end, source))| (*start, *end, source))
     }
 
     /// Panics if an invariant does not hold.

@@ -398,6 +398,7 @@ async fn what_was_known_is_not_taken_for_what_is_there<M: MetaStore>(store: &M) 
             }
             let found = found.map_or_else(|| get(txn), Ok)?;
             txn.put(b"n/copy", &found.unwrap_or_default());
+            assert!(!txn.take_known(b"n/copy", Some(b"what others left")), "its own write is what it reads");
             Ok(())
         })
         .await;
