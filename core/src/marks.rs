@@ -98,6 +98,9 @@ marks! {
     StaleViewRefused: "slices that were loaded before a commit came too late to be installed";
     MetaCached: "metadata was read from memory";
     ListedFromMemory: "a listing took attributes from memory";
+    ListedNames: "a listing took names from memory";
+    ListingKept: "a directory was listed to its end and its names were kept in memory";
+    NameFromListing: "a name, or that there is none, was known from the names of its directory";
     MetaKnownToTxn: "a transaction was told what memory had of a key";
     OldSnapshotNotCached: "what a snapshot showed was not kept in memory, for a transaction had ended since";
     StaleAttributesRefused: "attributes that were read before a commit came too late to be shown";

@@ -85,6 +85,7 @@ bugs! {
     ReservationForgotten, 3, "fallocate answers and reserves nothing";
     OverlayReversed, 3, "of the slices of a chunk the oldest lies on top";
     StaleView, 3, "slices read before a commit are installed after it";
+    OldNamesKept, 2, "a listing is kept in memory though a transaction has changed its directory since its snapshot";
     OldSnapshotCached, 2, "what a snapshot showed is kept in memory though a transaction has changed it since";
     StaleAttr, 3, "attributes read before a commit are shown after it";
     SliceLeaseUnsynced, 3, "a slice id is used before its lease is durable";
@@ -99,6 +100,7 @@ bugs! {
     RenameWithoutWait, 4, "a rename over a name does not wait for the renamed file's bytes";
     FailedPutDropped, 5, "a put that failed counts as done";
     FullIsDone, 5, "a put that the store had no space for counts as done";
+    EndlessPatience, 5, "puts count as progress though what comes after them fails: an fsync waits for ever";
     BarrierNotRetried, 5, "a barrier that failed is not tried again for an hour";
     ErrorSwallowed, 5, "an error of the file is told to nobody";
     DeleteBeforeSync, 6, "objects are deleted before the end of their last reference is durable";

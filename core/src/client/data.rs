@@ -491,11 +491,11 @@ impl<E: Env> Shared<E> {
     }
 
     /// When what a flush of the file waits for went on last: a put or commit of its own, or another's put while its own
-    /// wait for their turn.
+    /// wait for their turn. No put counts once what comes after puts has failed.
     fn moved(&self, cell: &Cell) -> Duration {
         let state = lock(&cell.state);
         let any = Duration::from_nanos(self.last_put.load(Ordering::Acquire));
-        if state.queued == 0 { state.moved } else { state.moved.max(any) }
+        if state.queued > 0 && state.file.is_getting_on() { state.moved.max(any) } else { state.moved }
     }
 
     /// The segments of a read; loads the slices of chunks that are not in memory.

@@ -124,7 +124,7 @@ impl<E: Env> Shared<E> {
         let now = self.env.now();
         {
             let mut state = lock(&cell.state);
-            if result.is_ok() {
+            if result.is_ok() && state.file.is_getting_on() {
                 state.moved = now;
                 self.last_put.store(now.as_nanos() as u64, Ordering::Release);
             }

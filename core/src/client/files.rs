@@ -26,7 +26,7 @@ use crate::marks::{Mark, reached};
 use crate::planted::{self, Bug};
 use crate::types::{Ino, InodeFlags};
 
-const SHARDS: usize = 64;
+pub(super) const SHARDS: usize = 64;
 
 /// An open file, as the kernel names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -145,7 +145,7 @@ pub(super) struct OpenFile {
 
 /// Hashes the inodes of a shard: those that follow each other are next to each other.
 #[derive(Default)]
-struct InoHasher(u64);
+pub(super) struct InoHasher(u64);
 
 impl Hasher for InoHasher {
     fn write(&mut self, _: &[u8]) {

@@ -23,14 +23,16 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 
 use super::kept::{Kept, hash};
+use super::listings::{Left, Listings, Shown};
 use super::std::collections::HashMap;
 use super::std::sync::Mutex;
 use super::wait::lock;
 use crate::env::{Committed, Env, MetaError, MetaStore, TxnSeq};
-use crate::format::keys;
+use crate::format::keys::{self, DentryPlace};
 use crate::kv::{Each, KvError, OpError, OpResult, Pairs, Read, See, Txn, copied};
 use crate::marks::{Mark, reached};
 use crate::planted::{self, Bug};
+use crate::types::Ino;
 
 #[cfg(test)]
 #[path = "meta_cache_tests.rs"]
@@ -38,6 +40,8 @@ mod tests;
 
 /// Locks. A transaction takes one for each key that it writes, twice.
 const SHARDS: usize = 64;
+/// One byte of so many is for names of directories that are known whole.
+const NAMES_PART: usize = 4;
 /// Longer values (of attributes that a program sets) are not worth the place of many short ones.
 const VALUE_MAX: usize = 4096;
 
@@ -59,7 +63,12 @@ impl<E: Env> CachedMeta<E> {
     /// What `look` makes of the newest value of a key, if it is here; a snapshot may show an older one.
     pub(super) fn kept<T>(&self, key: &[u8], look: impl FnOnce(&[u8]) -> T) -> Option<T> {
         let hash = hash(key);
-        lock(self.cache.shard(hash)).kept.look(hash, key, |value| value.map(look))?
+        lock(&self.cache.shard(hash).state).kept.look(hash, key, |value| value.map(look))?
+    }
+
+    /// A transaction is about to make `dir`, a number that no directory had before.
+    pub(super) fn makes(&self, dir: Ino) {
+        self.cache.listings.makes(dir);
     }
 }
 
@@ -106,17 +115,22 @@ impl<E: Env> MetaStore for CachedMeta<E> {
 }
 
 struct MetaCache {
-    shards: Vec<Mutex<Shard>>,
+    shards: Vec<Shard>,
+    listings: Listings,
     /// Transactions that have ended.
     ended: AtomicU64,
 }
 
 struct Shard {
+    /// Raised when a key begins to be written: what was looked up before may be old from then on.
+    begun: AtomicU64,
+    state: Mutex<State>,
+}
+
+struct State {
     kept: Kept,
     /// By the hash of the key: two keys that share it only keep each other from being kept.
     writing: HashMap<u64, Writing, BuildHasherDefault<AsIs>>,
-    /// Raised when a key begins to be written: what was looked up before may be old from then on.
-    begun: u64,
     /// `MetaCache::ended` when a transaction that wrote one of these keys ended last.
     ended: u64,
 }
@@ -149,12 +163,15 @@ impl Hasher for AsIs {
 impl MetaCache {
     /// For `bytes` of memory. 0 keeps nothing.
     fn new(bytes: u64) -> Self {
-        let kept = || Kept::new(usize::try_from(bytes).unwrap_or(usize::MAX) / SHARDS);
-        let shard = |_| Mutex::new(Shard { kept: kept(), writing: HashMap::default(), begun: 0, ended: 0 });
-        Self { shards: (0..SHARDS).map(shard).collect(), ended: AtomicU64::new(0) }
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let names = bytes / NAMES_PART;
+        let kept = || Kept::new((bytes - names) / SHARDS);
+        let state = || State { kept: kept(), writing: HashMap::default(), ended: 0 };
+        let shard = |_| Shard { begun: AtomicU64::new(0), state: Mutex::new(state()) };
+        Self { shards: (0..SHARDS).map(shard).collect(), listings: Listings::new(names), ended: AtomicU64::new(0) }
     }
 
-    fn shard(&self, hash: u64) -> &Mutex<Shard> {
+    fn shard(&self, hash: u64) -> &Shard {
         // By other bits than those that place it in the shard's map.
         &self.shards[(hash >> 32) as usize % SHARDS]
     }
@@ -166,6 +183,22 @@ impl MetaCache {
             Err(OpError::Kv(_)) => None,
             answer => cached.is_current().then_some(answer),
         }
+    }
+
+    /// What `look` makes of the newest value of a key, if it is here, and how often keys of its shard had begun to be written.
+    fn look<T>(&self, key: &[u8], mut look: impl FnMut(Option<&[u8]>) -> T) -> Option<(T, Shown<'_>)> {
+        let hash = hash(key);
+        let shard = self.shard(hash);
+        let mut state = lock(&shard.state);
+        let shown = (&shard.begun, shard.begun.load(Ordering::Acquire));
+        if let Some(found) = state.kept.look(hash, key, &mut look) {
+            return Some((found, shown));
+        }
+        let place = DentryPlace::of(key).filter(|_| !state.writing.contains_key(&hash))?;
+        // With this shard's lock: nobody begins to write the name.
+        let found = self.listings.look(&place, look)?;
+        reached(Mark::NameFromListing);
+        Some((found, shown))
     }
 
     /// Where filling the cache from a snapshot begins, which is to be taken after this.
@@ -180,12 +213,12 @@ impl MetaCache {
             return;
         }
         let hash = hash(key);
-        let shard = &mut *lock(self.shard(hash));
-        let newest = shard.ended <= before.0 || planted::is(Bug::OldSnapshotCached);
+        let state = &mut *lock(&self.shard(hash).state);
+        let newest = state.ended <= before.0 || planted::is(Bug::OldSnapshotCached);
         if !newest {
             reached(Mark::OldSnapshotNotCached);
-        } else if !shard.writing.contains_key(&hash) && !shard.kept.has(hash, key) {
-            shard.kept.insert(hash, key, value);
+        } else if !state.writing.contains_key(&hash) && !state.kept.has(hash, key) {
+            state.kept.insert(hash, key, value);
         }
     }
 
@@ -207,8 +240,8 @@ struct BeforeSnapshot(u64);
 /// Reads what is in the cache, and nothing else.
 struct Cached<'a> {
     cache: &'a MetaCache,
-    /// Each shard that a value is of, and its `begun` then.
-    seen: Vec<(&'a Mutex<Shard>, u64)>,
+    /// Of each value or listing.
+    seen: Vec<Shown<'a>>,
 }
 
 impl Cached<'_> {
@@ -216,7 +249,7 @@ impl Cached<'_> {
         match &self.seen[..] {
             // Of one look there is nothing that could contradict it.
             [] | [_] => true,
-            seen => seen.iter().all(|(shard, begun)| lock(shard).begun == *begun),
+            seen => seen.iter().all(|(begun, then)| begun.load(Ordering::Acquire) == *then),
         }
     }
 }
@@ -230,16 +263,20 @@ impl Read for Cached<'_> {
         if !keys::is_cached(key) {
             return Err(KvError::Miss);
         }
-        let hash = hash(key);
-        let shard = self.cache.shard(hash);
-        let mut locked = lock(shard);
-        locked.kept.look(hash, key, see).ok_or(KvError::Miss)?;
-        self.seen.push((shard, locked.begun));
+        let ((), shown) = self.cache.look(key, see).ok_or(KvError::Miss)?;
+        self.seen.push(shown);
         Ok(())
     }
 
     fn scan(&mut self, _: &[u8], _: &[u8], _: usize) -> Result<Pairs, KvError> {
         Err(KvError::Miss)
+    }
+
+    fn visit(&mut self, start: &[u8], end: &[u8], limit: usize, each: Each<'_>) -> Result<(), KvError> {
+        let from = DentryPlace::of_range(start, end).ok_or(KvError::Miss)?;
+        self.seen.push(self.cache.listings.visit(&from, limit, None, each).ok_or(KvError::Miss)?);
+        reached(Mark::ListedNames);
+        Ok(())
     }
 }
 
@@ -274,7 +311,22 @@ impl Read for Filling<'_> {
 
     fn visit(&mut self, start: &[u8], end: &[u8], limit: usize, each: Each<'_>) -> Result<(), KvError> {
         self.lists = true;
-        self.read.visit(start, end, limit, each)
+        let Self { cache: MetaCache { listings, .. }, before, read, .. } = self;
+        let Some(from) = DentryPlace::of_range(start, end) else { return read.visit(start, end, limit, each) };
+        if listings.visit(&from, limit, Some(before.0), each).is_some() {
+            return Ok(());
+        }
+        let Some(mut page) = listings.page(from, before.0) else { return read.visit(start, end, limit, each) };
+        let mut shown = 0;
+        read.visit(start, end, limit, &mut |key, value| {
+            shown += 1;
+            page.add(key, value);
+            each(key, value);
+        })?;
+        if listings.fill(page, shown < limit) {
+            reached(Mark::ListingKept);
+        }
+        Ok(())
     }
 }
 
@@ -291,13 +343,13 @@ struct Told {
     key_len: usize,
     /// The key, and the value that the last run leaves.
     bytes: Vec<u8>,
-    left: Left,
+    wrote: Wrote,
 }
 
-enum Left {
-    /// The last run did not write it.
-    AsItWas,
-    Absent,
+/// What the last run did with a key.
+enum Wrote {
+    Nothing,
+    Absence,
     Value,
 }
 
@@ -306,14 +358,12 @@ impl Told {
         &self.bytes[..self.key_len]
     }
 
-    /// What is to be kept if the transaction is applied.
-    fn left(&self) -> Option<Option<&[u8]>> {
-        match self.left {
-            Left::AsItWas => None,
-            Left::Absent => Some(None),
-            Left::Value => {
-                Some(Some(&self.bytes[self.key_len..])).filter(|_| self.bytes.len() <= self.key_len + VALUE_MAX)
-            }
+    /// What the transaction leaves if it is applied.
+    fn left(&self) -> Left<'_> {
+        match self.wrote {
+            Wrote::Nothing => Left::AsItWas,
+            Wrote::Absence => Left::Value(None),
+            Wrote::Value => Left::Value(Some(&self.bytes[self.key_len..])),
         }
     }
 }
@@ -321,7 +371,7 @@ impl Told {
 impl<'a> Write<'a> {
     /// `txn`, of a run that begins.
     fn run<'b>(&'b self, txn: &'b mut dyn Txn) -> impl Txn + use<'a, 'b> {
-        lock(&self.told).iter_mut().for_each(|told| told.left = Left::AsItWas);
+        lock(&self.told).iter_mut().for_each(|told| told.wrote = Wrote::Nothing);
         Telling { write: self, txn }
     }
 
@@ -330,23 +380,27 @@ impl<'a> Write<'a> {
         if !keys::is_cached(key) {
             return;
         }
-        let (hash, left) = (hash(key), if value.is_some() { Left::Value } else { Left::Absent });
+        let (hash, wrote) = (hash(key), if value.is_some() { Wrote::Value } else { Wrote::Absence });
         let value = value.unwrap_or_default();
         let mut told = lock(&self.told);
         if let Some(told) = told.iter_mut().find(|told| told.hash == hash && told.key() == key) {
             told.bytes.truncate(key.len());
             told.bytes.extend_from_slice(value);
-            told.left = left;
+            told.wrote = wrote;
             return;
         }
-        let mut shard = lock(self.cache.shard(hash));
-        shard.begun += 1;
-        shard.kept.remove(hash, key);
-        let writing = shard.writing.entry(hash).or_insert(Writing { transactions: 0, alone: true });
+        let shard = self.cache.shard(hash);
+        let mut state = lock(&shard.state);
+        shard.begun.fetch_add(1, Ordering::AcqRel);
+        state.kept.remove(hash, key);
+        let writing = state.writing.entry(hash).or_insert(Writing { transactions: 0, alone: true });
         writing.transactions += 1;
         writing.alone &= writing.transactions == 1;
-        drop(shard);
-        told.push(Told { hash, key_len: key.len(), bytes: [key, value].concat(), left });
+        if let Some(place) = DentryPlace::of(key) {
+            self.cache.listings.begin(&place);
+        }
+        drop(state);
+        told.push(Told { hash, key_len: key.len(), bytes: [key, value].concat(), wrote });
     }
 
     /// The transaction was applied, as its last run left it.
@@ -367,22 +421,29 @@ impl<'a> Write<'a> {
         // Whoever takes a snapshot from here on sees it.
         let ended = self.cache.ended.fetch_add(1, Ordering::AcqRel) + 1;
         for told in told {
-            let mut shard = lock(self.cache.shard(told.hash));
-            shard.ended = shard.ended.max(ended);
-            let Some(writing) = shard.writing.get_mut(&told.hash) else { continue };
+            let mut state = lock(&self.cache.shard(told.hash).state);
+            state.ended = state.ended.max(ended);
+            let Some(writing) = state.writing.get_mut(&told.hash) else { continue };
             writing.transactions -= 1;
-            if writing.transactions != 0 {
-                continue;
+            let (last, alone) = (writing.transactions == 0, writing.alone);
+            if last {
+                state.writing.remove(&told.hash);
             }
-            let alone = writing.alone;
-            shard.writing.remove(&told.hash);
-            if let Some(value) = told.left()
-                && applied
-                && alone
+            let left = match (alone, applied) {
+                (true, true) => told.left(),
+                (true, false) => Left::AsItWas,
+                (false, _) => Left::Unsure,
+            };
+            if let Left::Value(value) = left
+                && value.is_none_or(|value| value.len() <= VALUE_MAX)
             {
-                shard.kept.insert(told.hash, told.key(), value);
+                state.kept.insert(told.hash, told.key(), value);
+            }
+            if let Some(place) = DentryPlace::of(told.key()) {
+                self.cache.listings.end(&place, ended, left);
             }
         }
+        self.cache.listings.make_room();
     }
 }
 
@@ -399,7 +460,6 @@ impl Read for Telling<'_, '_> {
 
     fn see(&mut self, key: &[u8], see: See<'_>) -> Result<(), KvError> {
         if keys::is_cached(key) {
-            let hash = hash(key);
             let take = |known: Option<&[u8]>| {
                 let taken = self.txn.take_known(key, known);
                 if taken {
@@ -408,7 +468,7 @@ impl Read for Telling<'_, '_> {
                 taken
             };
             // What this transaction writes is not there.
-            if lock(self.write.cache.shard(hash)).kept.look(hash, key, take) == Some(true) {
+            if self.write.cache.look(key, take).is_some_and(|(taken, _)| taken) {
                 reached(Mark::MetaKnownToTxn);
                 return Ok(());
             }

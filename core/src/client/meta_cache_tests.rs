@@ -7,13 +7,37 @@ use super::*;
 use crate::errno::Errno;
 use crate::kv::mem::{MemKv, MemTxn, TxnWrites};
 use crate::testkit::rng::Rng;
-use crate::types::Ino;
 
 /// Keys: few, so that transactions and snapshots meet.
-const KEYS: u64 = 6;
+const KEYS: u64 = 12;
+/// The first of those that are names; half are of a directory that was there, half of one that is made.
+const NAMES: u64 = 6;
 
 fn key(number: u64) -> Vec<u8> {
-    keys::attr(Ino(number))
+    if number < NAMES { keys::attr(Ino(number)) } else { keys::dentry(Ino(1 + number % 2), &[number as u8]) }
+}
+
+/// Some names of a directory from one on.
+#[derive(Clone, Copy)]
+struct Page {
+    dir: Ino,
+    from: u64,
+    limit: usize,
+}
+
+impl Page {
+    fn any(rng: &mut Rng) -> Self {
+        let dir = Ino(1 + rng.below(2));
+        let from = if rng.below(3) == 0 { 0 } else { keys::name_hash(dir, &[(NAMES + rng.below(KEYS - NAMES)) as u8]) };
+        Self { dir, from, limit: 1 + rng.below(4) as usize }
+    }
+
+    fn list(self, read: &mut dyn Read) -> OpResult<Vec<(Vec<u8>, Vec<u8>)>> {
+        let ((first, end), mut page) = (keys::dentry_range(self.dir), Vec::new());
+        let start = if self.from == 0 { first } else { keys::dentry_from(self.dir, self.from) };
+        read.visit(&start, &end, self.limit, &mut |key, value| page.push((key.to_vec(), value.to_vec())))?;
+        Ok(page)
+    }
 }
 
 /// Reads two keys, of which the second depends on what the first holds.
@@ -36,6 +60,7 @@ struct World<'a> {
     writes: Vec<(Write<'a>, Stage)>,
     snapshots: Vec<(BeforeSnapshot, MemKv)>,
     hits: u64,
+    listed: u64,
     stamp: u8,
 }
 
@@ -77,6 +102,11 @@ impl<'a> World<'a> {
 
     /// What is answered from memory is what the store holds at this moment.
     fn read(&mut self, rng: &mut Rng) {
+        let page = Page::any(rng);
+        if let Some(answer) = self.cache.read(|read| page.list(read)) {
+            self.listed += 1;
+            assert_eq!(answer, page.list(&mut self.kv.begin()));
+        }
         let first = rng.below(KEYS);
         if let Some(answer) = self.cache.read(|read| two(read, first)) {
             self.hits += 1;
@@ -87,16 +117,19 @@ impl<'a> World<'a> {
     fn fill(&mut self, rng: &mut Rng) {
         let at = rng.below(self.snapshots.len() as u64) as usize;
         let (before, kv) = self.snapshots.swap_remove(at);
-        let (mut snapshot, first) = (kv.begin(), rng.below(KEYS));
-        let filled = two(&mut self.cache.fill(before, &mut snapshot), first);
-        assert_eq!(filled, two(&mut kv.begin(), first));
+        let (mut snapshot, first, page) = (kv.begin(), rng.below(KEYS), Page::any(rng));
+        let both = |read: &mut dyn Read| Ok((two(read, first)?, page.list(read)?));
+        let filled: OpResult<_> = both(&mut self.cache.fill(before, &mut snapshot));
+        assert_eq!(filled, both(&mut kv.begin()));
     }
 }
 
-fn run(seed: u64, bytes: u64) -> u64 {
+/// Answers from memory: of keys, and of listings.
+fn run(seed: u64, bytes: u64) -> (u64, u64) {
     let cache = MetaCache::new(bytes);
     let (kv, rng) = (MemKv::new(), &mut Rng::new(seed));
-    let mut world = World { cache: &cache, kv, writes: vec![], snapshots: vec![], hits: 0, stamp: 0 };
+    let mut world = World { cache: &cache, kv, writes: vec![], snapshots: vec![], hits: 0, listed: 0, stamp: 0 };
+    cache.listings.makes(Ino(2));
     for _ in 0..400 {
         match rng.below(8) {
             0 if world.writes.len() < 4 => world.write(rng),
@@ -106,16 +139,17 @@ fn run(seed: u64, bytes: u64) -> u64 {
             _ => world.read(rng),
         }
     }
-    world.hits
+    (world.hits, world.listed)
 }
 
 #[test]
 fn what_is_kept_is_what_the_store_holds() {
-    for (bytes, hits_min) in [(1 << 20, 10_000), (SHARDS as u64 * 1000, 5_000)] {
-        let hits: u64 = (1..=400).map(|seed| run(seed, bytes)).sum();
-        assert!(hits_min < hits, "{hits} answers from memory");
+    for (bytes, least) in [(1 << 20, (10_000, 5_000)), (SHARDS as u64 * 1000, (5_000, 5_000))] {
+        let runs: Vec<_> = (1..=400).map(|seed| run(seed, bytes)).collect();
+        let (hits, listed) = runs.iter().fold((0, 0), |sum, run| (sum.0 + run.0, sum.1 + run.1));
+        assert!(least.0 < hits && least.1 < listed, "{hits} keys and {listed} listings from memory");
     }
-    assert_eq!(run(1, 0), 0);
+    assert_eq!(run(1, 0), (0, 0));
 }
 
 #[test]
@@ -203,8 +237,83 @@ fn memory_is_bounded() {
     let kv = MemKv::new();
     for number in 0..10_000 {
         let mut snapshot = kv.begin();
-        _ = cache.fill(cache.before_snapshot(), &mut snapshot).get(&key(number));
+        _ = cache.fill(cache.before_snapshot(), &mut snapshot).get(&keys::attr(Ino(number)));
     }
-    let held: usize = cache.shards.iter().map(|shard| lock(shard).kept.bytes()).sum();
+    let held: usize = cache.shards.iter().map(|shard| lock(&shard.state).kept.bytes()).sum();
     assert!((30_000..=100_000).contains(&held), "{held} bytes");
+}
+
+/// Gives `dir` a name of `hash`.
+fn add(cache: &MetaCache, kv: &mut MemKv, dir: Ino, hash: u64, name: &[u8]) {
+    let write = cache.write();
+    let mut txn = kv.begin();
+    let mut key = keys::dentry_from(dir, 0);
+    keys::set_dentry(&mut key, hash, name);
+    write.run(&mut txn).put(&key, b"value");
+    let writes = txn.finish();
+    kv.commit(writes).unwrap();
+    write.applied();
+}
+
+fn list(dir: Ino, read: &mut dyn Read) -> OpResult<usize> {
+    let ((start, end), mut names) = (keys::dentry_range(dir), 0);
+    read.visit(&start, &end, usize::MAX, &mut |_, _| names += 1)?;
+    Ok(names)
+}
+
+#[test]
+fn names_are_bounded_and_the_directories_in_use_stay() {
+    let cache = MetaCache::new(100_000);
+    let mut kv = MemKv::new();
+    let used = Ino(1);
+    for dir in 1..1000 {
+        cache.listings.makes(Ino(dir));
+        for name in 0..10u8 {
+            add(&cache, &mut kv, Ino(dir), 1 + u64::from(name), &[name]);
+        }
+        assert!(cache.listings.bytes() <= 100_000 / NAMES_PART);
+        assert_eq!(cache.read(|read| list(used, read)), Some(Ok(10)), "listed after each directory that was made");
+    }
+    assert!(10_000 < cache.listings.bytes(), "{} bytes", cache.listings.bytes());
+    assert_eq!(cache.read(|read| list(Ino(2), read)), None);
+    // One that is larger than all is not kept.
+    for name in 0..1000u64 {
+        add(&cache, &mut kv, used, 100 + name, &name.to_be_bytes());
+    }
+    assert!(cache.listings.bytes() <= 100_000 / NAMES_PART);
+    assert_eq!(cache.read(|read| list(used, read)), None);
+}
+
+#[test]
+fn a_directory_with_two_names_of_one_hash_is_not_kept() {
+    let cache = MetaCache::new(1 << 20);
+    let mut kv = MemKv::new();
+    let (made, found) = (Ino(1), Ino(2));
+    cache.listings.makes(made);
+    for dir in [made, found] {
+        add(&cache, &mut kv, dir, 7, b"one");
+        add(&cache, &mut kv, dir, 7, b"two");
+        let shown = |cache: &MetaCache| list(dir, &mut cache.fill(cache.before_snapshot(), &mut kv.begin()));
+        assert_eq!((cache.read(|read| list(dir, read)), shown(&cache)), (None, Ok(2)));
+        assert_eq!(cache.read(|read| list(dir, read)), None);
+    }
+    assert_eq!(cache.listings.bytes(), 0);
+}
+
+#[test]
+fn a_listing_that_a_transaction_overtakes_is_not_kept() {
+    let cache = MetaCache::new(1 << 20);
+    let (mut kv, dir) = (MemKv::new(), Ino(1));
+    add(&cache, &mut kv, dir, 1, b"one");
+    let fill = |before, kv: &MemKv| list(dir, &mut cache.fill(before, &mut kv.begin()));
+    let (before, old) = (cache.before_snapshot(), kv.clone());
+    add(&cache, &mut kv, dir, 2, b"two");
+    assert_eq!((fill(before, &old), cache.read(|read| list(dir, read))), (Ok(1), None));
+    assert_eq!((fill(cache.before_snapshot(), &kv), cache.read(|read| list(dir, read))), (Ok(2), Some(Ok(2))));
+    // As long as a name is being written nobody is told of all; then of what there is.
+    let write = cache.write();
+    write.run(&mut kv.begin()).delete(&keys::dentry(dir, b"none"));
+    assert_eq!(cache.read(|read| list(dir, read)), None);
+    write.declined();
+    assert_eq!(cache.read(|read| list(dir, read)), Some(Ok(2)));
 }

@@ -36,6 +36,7 @@ mod driver;
 mod files;
 mod ids;
 mod kept;
+mod listings;
 mod log;
 mod meta_cache;
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::env::{Edge, Env, MetaError, Point};
 use crate::errno::Errno;
 use crate::format::keys;
 use crate::format::values::Value as _;
-use crate::kv::{OpError, OpResult, Txn};
+use crate::kv::{OpResult, Txn};
 use crate::marks::{Mark, reached, reached_if};
 use crate::meta::acl::{self, Acl, AclKind};
 use crate::meta::{self, DirEntry, New, OpCtx, Removed, RenameMode, SECURITY_CAPABILITY, SetAttr, XattrMode};
@@ -371,14 +371,15 @@ impl<E: Env> Client<E> {
         let mut entries = shared
             .read(|read| {
                 let entries = meta::lookup::readdir(read, dir, cookie, limit)?;
-                let with_attr = |entry: DirEntry| {
+                let mut with_attr = Vec::with_capacity(entries.len());
+                for entry in entries {
                     let attr = match shared.kept_attr(&entry)? {
                         Some(attr) => attr,
                         None => meta::attr::load(read, entry.ino)?,
                     };
-                    Ok((entry, attr))
-                };
-                entries.into_iter().map(with_attr).collect::<Result<Vec<_>, OpError>>()
+                    with_attr.push((entry, attr));
+                }
+                Ok(with_attr)
             })
             .await?;
         shared.accessed(dir);
@@ -600,6 +601,9 @@ impl<E: Env> Shared<E> {
         }
         let new = self.new_inode(caller, kind, mode, rdev, target).await?;
         let ino = new.ino;
+        if kind == FileType::Directory {
+            self.meta.makes(ino);
+        }
         let made = self.mutate(|txn, ctx| meta::create::create(txn, ctx, dir, name, &new)).await;
         reached_if(Mark::CreateBeyondLimit, || made == Err(Errno::ENOSPC));
         let attr = made?;

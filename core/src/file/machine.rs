@@ -219,7 +219,8 @@ pub struct File {
     dirty_bytes: u64,
     view: View,
     barrier: Option<u64>,
-    barrier_retry_at: Duration,
+    /// The last one failed: when it may be tried again.
+    barrier_retry_at: Option<Duration>,
     commit: Option<InFlight>,
     failure: Failure,
     /// Number of the last copy that was committed, and how many bytes it is known to have copied.
@@ -248,7 +249,7 @@ impl File {
             dirty_bytes: 0,
             view: View::new(&geometry, attr.length, attr.reach),
             barrier: None,
-            barrier_retry_at: Duration::ZERO,
+            barrier_retry_at: None,
             commit: None,
             failure: Failure::default(),
             last_copy: None,

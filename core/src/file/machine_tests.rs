@@ -456,6 +456,46 @@ fn an_error_is_raised_at_once_if_waiting_cannot_help_else_after_the_time_out() {
 }
 
 #[test]
+fn puts_that_a_failing_barrier_or_commit_makes_in_vain_hide_no_error() {
+    for barriers_fail in [true, false] {
+        let mut file = File::new(INO, &attr(0, 0), GEOMETRY, Duration::from_secs(60));
+        let (mut now, mut next, mut puts) = (Duration::ZERO, 9, 0);
+        let failed = |errno| PutOutcome::Failed { errno, lasting: false };
+        assert!(file.is_getting_on());
+        while now < Duration::from_secs(70) {
+            // There is always something new to put.
+            file.write(now, Timestamp::default(), 0, &[1; 16], false);
+            file.flush();
+            let mut id = || {
+                next += 1;
+                Some(SliceId(next))
+            };
+            while let Some(action) = file.poll_action(now, &mut id) {
+                match action {
+                    Action::Put { key, id, .. } => {
+                        puts += 1;
+                        file.handle_put(now, key, id.index, PutOutcome::Done);
+                    }
+                    Action::Barrier { number } if barriers_fail => {
+                        file.handle_barrier(now, number, failed(Errno::EIO));
+                    }
+                    Action::Barrier { number } => file.handle_barrier(now, number, PutOutcome::Done),
+                    Action::Commit(_) => {
+                        let outcome = CommitOutcome::Failed { errno: Errno::EIO, lasting: false };
+                        file.handle_commit(now, outcome, |_, _| {});
+                    }
+                    Action::NeedId => panic!("ids never run out here"),
+                }
+            }
+            assert!(!file.is_getting_on());
+            now += Duration::from_secs(1);
+        }
+        assert!(puts > 60, "{puts} puts");
+        assert_eq!(file.error_since(0), Some((1, Errno::EIO)));
+    }
+}
+
+#[test]
 fn what_fails_is_tried_again_after_pauses_that_double_up_to_five_seconds() {
     let expected = [20, 40, 80, 160, 320, 640, 1280, 2560, 5000, 5000];
     for contents in [&[1; 4][..], &[1; 16]] {

@@ -332,6 +332,49 @@ pub fn dentry_from(dir: Ino, hash: u64) -> Vec<u8> {
     tag(DENTRY).u64(dir.0).u64(hash).finish()
 }
 
+/// A place among the names of a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DentryPlace<'a> {
+    /// The directory.
+    pub dir: Ino,
+    /// The hash of the name; 0 is below all.
+    pub hash: u64,
+    /// The name, or nothing: below all names of this hash.
+    pub name: &'a [u8],
+}
+
+impl<'a> DentryPlace<'a> {
+    /// Where the key of a name is, be it that the name has another hash.
+    pub fn of(key: &'a [u8]) -> Option<Self> {
+        Self::from(key).filter(|place| !place.name.is_empty())
+    }
+
+    /// Where a range of names begins that ends with its directory.
+    pub fn of_range(start: &'a [u8], end: &[u8]) -> Option<Self> {
+        Self::from(start).filter(|from| end == dentry_range(from.dir).1)
+    }
+
+    fn from(key: &'a [u8]) -> Option<Self> {
+        let (tag, key) = key.split_first()?;
+        let (dir, key) = key.split_first_chunk()?;
+        let (hash, name) = if key.is_empty() { (&[0; 8], key) } else { key.split_first_chunk()? };
+        let place = Self { dir: Ino(u64::from_be_bytes(*dir)), hash: u64::from_be_bytes(*hash), name };
+        Some(place).filter(|place| *tag == DENTRY && place.name.len() <= NAME_MAX)
+    }
+
+    /// Whether no name of the directory is below.
+    pub fn is_first(&self) -> bool {
+        self.hash == 0 && self.name.is_empty()
+    }
+}
+
+/// Makes a key of a directory's name the one of another name of it.
+pub fn set_dentry(key: &mut Vec<u8>, hash: u64, name: &[u8]) {
+    key.truncate(9);
+    key.extend_from_slice(&hash.to_be_bytes());
+    key.extend_from_slice(name);
+}
+
 /// Below every name of the directory whose hash is more than `hash`, above all others. (hash < `u64::MAX`)
 pub fn dentry_after(dir: Ino, hash: u64) -> Vec<u8> {
     dentry_from(dir, hash + 1)

@@ -46,12 +46,13 @@ impl File {
                 for batch in self.batches.iter_mut().filter(|batch| batch.number <= number) {
                     batch.durable = true;
                 }
+                self.barrier_retry_at = None;
                 self.recover();
             }
             PutOutcome::Failed { errno, lasting } => {
                 let pause = if planted::is(Bug::BarrierNotRetried) { Duration::from_secs(3600) } else { backoff(0) };
                 let retry_at = now + pause;
-                self.barrier_retry_at = retry_at;
+                self.barrier_retry_at = Some(retry_at);
                 let from = self.batches.iter().find(|batch| !batch.durable).map_or(0, |batch| batch.first_key);
                 reached_if(Mark::BarrierFailedForLater, || {
                     self.slices.range(self.key_limit(number)..).any(|(_, slice)| slice.any_put())
@@ -171,8 +172,8 @@ impl File {
         }
         let puts = self.unput.iter().filter_map(|key| self.slices[key].retry_at(now)).min();
         let commit = self.commit.as_ref().filter(|commit| !commit.running).map(|commit| commit.retry_at);
-        let barrier = (self.barrier_retry_at > now).then_some(self.barrier_retry_at);
-        [puts, commit.filter(|at| *at > now), barrier].into_iter().flatten().min()
+        let later = |at: &Duration| *at > now;
+        [puts, commit.filter(later), self.barrier_retry_at.filter(later)].into_iter().flatten().min()
     }
 
     fn poll_put(&mut self, now: Duration, next_id: &mut dyn FnMut() -> Option<SliceId>) -> Option<Action> {
@@ -194,7 +195,7 @@ impl File {
     }
 
     fn poll_barrier(&mut self, now: Duration) -> Option<Action> {
-        if self.barrier.is_some() || self.barrier_retry_at > now {
+        if self.barrier.is_some() || self.barrier_retry_at.is_some_and(|at| at > now) {
             return None;
         }
         let mut number = None;
@@ -218,7 +219,7 @@ impl File {
                 self.batches[index].durable = true;
             }
         }
-        reached_if(Mark::BarrierRetried, || number.is_some() && !self.barrier_retry_at.is_zero());
+        reached_if(Mark::BarrierRetried, || number.is_some() && self.barrier_retry_at.is_some());
         self.barrier = number;
         number.map(|number| Action::Barrier { number })
     }
@@ -284,8 +285,17 @@ impl File {
         }
     }
 
+    /// What is put is on its way: neither the last barrier nor the commit that is due has failed. If one has, the same
+    /// may be put again and again.
+    pub fn is_getting_on(&self) -> bool {
+        planted::is(Bug::EndlessPatience)
+            || (self.barrier_retry_at.is_none() && self.commit.as_ref().is_none_or(|commit| commit.attempts == 0))
+    }
+
     fn recover(&mut self) {
-        self.failure.since = None;
-        self.failure.raised = false;
+        if self.is_getting_on() {
+            self.failure.since = None;
+            self.failure.raised = false;
+        }
     }
 }
