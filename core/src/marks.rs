@@ -100,6 +100,7 @@ marks! {
     ListedFromMemory: "a listing took attributes from memory";
     ListedNames: "a listing took names from memory";
     ListingKept: "a directory was listed to its end and its names were kept in memory";
+    OldListingNotKept: "what a snapshot showed of a directory was not kept, for a transaction had changed it since";
     NameFromListing: "a name, or that there is none, was known from the names of its directory";
     MetaKnownToTxn: "a transaction was told what memory had of a key";
     OldSnapshotNotCached: "what a snapshot showed was not kept in memory, for a transaction had ended since";

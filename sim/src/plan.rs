@@ -135,7 +135,7 @@ impl Knobs {
             inode_lease: one_of(&[1, 1, 8, 1 << 16]),
             slice_lease: one_of(&[1, 5, 60, LEASE_SLICES]),
             atime: [AtimeMode::Relatime, AtimeMode::Noatime, AtimeMode::Strictatime][dice.below(3) as usize],
-            meta_cache: one_of(&[0, 0, 100_000, 1 << 20]),
+            meta_cache: one_of(&[0, 6_000, 100_000, 1 << 20]),
             batch_slices: one_of(&[1, 2, 8, 256]) as usize,
             whole_max: 2 * frame_size,
             ..Options::default()

@@ -50,7 +50,6 @@ mod score {
         Bug::InodeLeaseUnsynced,
         Bug::LengthBeforeSlice,
         Bug::StaleView,
-        Bug::OldNamesKept,
         Bug::OldSnapshotCached,
         Bug::EndlessPatience,
         Bug::SliceLeaseUnsynced,

@@ -26,6 +26,7 @@ use super::std::sync::Mutex;
 use super::wait::lock;
 use crate::format::keys::{self, DentryPlace};
 use crate::kv::Each;
+use crate::marks::{Mark, reached};
 use crate::planted::{self, Bug};
 use crate::types::Ino;
 
@@ -160,7 +161,12 @@ impl Listings {
     pub(super) fn fill(&self, page: Page<'_>, all: bool) -> bool {
         let Page { from, before, names: shown, odd } = page;
         let mut state = lock(&self.shard(from.dir).state);
-        if odd || (before < state.ended && !planted::is(Bug::OldNamesKept)) {
+        let careless = planted::is(Bug::OldNamesKept);
+        if before < state.ended && !careless {
+            reached(Mark::OldListingNotKept);
+            return false;
+        }
+        if odd {
             return false;
         }
         let upto = match shown.last() {
@@ -169,9 +175,10 @@ impl Listings {
             None => return false,
         };
         if from.is_first() {
-            // A directory that has an entry has names, or some of them are being written.
-            let none_yet = || Dir { writing: 0, names: Some(self.names(Some(0))) };
-            state.dirs.entry(from.dir).or_insert_with(none_yet);
+            let dir = state.dirs.entry(from.dir).or_default();
+            if dir.names.is_none() && (dir.writing == 0 || careless) {
+                dir.names = Some(self.names(Some(0)));
+            }
         }
         let Some(dir) = state.dirs.get_mut(&from.dir) else { return false };
         let Some(names) = dir.names.as_mut().filter(|names| names.upto.is_some_and(|upto| from.hash <= upto)) else {
