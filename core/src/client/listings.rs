@@ -26,7 +26,7 @@ use super::std::sync::Mutex;
 use super::wait::lock;
 use crate::format::keys::{self, DentryPlace};
 use crate::kv::Each;
-use crate::marks::{Mark, reached};
+use crate::marks::{Mark, reached_if};
 use crate::planted::{self, Bug};
 use crate::types::Ino;
 
@@ -149,7 +149,8 @@ impl Listings {
         Some((&shard.begun, shard.begun.load(Memory::Acquire)))
     }
 
-    /// A page for what a snapshot, taken after `before` transactions had ended, shows from `from` on, if `fill` has use for it.
+    /// A page for what a snapshot shows from `from` on, which was taken after `before` transactions had ended; `None`:
+    /// `fill` has no use for it.
     pub(super) fn page<'a>(&self, from: DentryPlace<'a>, before: u64) -> Option<Page<'a>> {
         let state = lock(&self.shard(from.dir).state);
         let names = state.dirs.get(&from.dir).and_then(|dir| dir.names.as_ref());
@@ -161,12 +162,9 @@ impl Listings {
     pub(super) fn fill(&self, page: Page<'_>, all: bool) -> bool {
         let Page { from, before, names: shown, odd } = page;
         let mut state = lock(&self.shard(from.dir).state);
-        let careless = planted::is(Bug::OldNamesKept);
-        if before < state.ended && !careless {
-            reached(Mark::OldListingNotKept);
-            return false;
-        }
-        if odd {
+        let is_old = before < state.ended && !planted::is(Bug::OldNamesKept);
+        reached_if(Mark::OldListingNotKept, || is_old);
+        if is_old || odd {
             return false;
         }
         let upto = match shown.last() {
@@ -176,7 +174,7 @@ impl Listings {
         };
         if from.is_first() {
             let dir = state.dirs.entry(from.dir).or_default();
-            if dir.names.is_none() && (dir.writing == 0 || careless) {
+            if dir.names.is_none() && dir.writing == 0 {
                 dir.names = Some(self.names(Some(0)));
             }
         }
@@ -219,7 +217,10 @@ impl Listings {
             let fits = match left {
                 Left::AsItWas => true,
                 Left::Value(Some(value)) => names.put(at.hash, Name::new(at.name, value)),
-                Left::Value(None) => names.remove(at),
+                Left::Value(None) => {
+                    names.remove(at);
+                    true
+                }
                 Left::Unsure => false,
             };
             self.bytes.fetch_add(names.bytes.wrapping_sub(old), Memory::Relaxed);
@@ -310,12 +311,10 @@ impl Names {
         fits
     }
 
-    /// Always true.
-    fn remove(&mut self, at: &DentryPlace<'_>) -> bool {
+    fn remove(&mut self, at: &DentryPlace<'_>) {
         if self.get(at).is_some() {
             self.bytes -= self.known.remove(&at.hash).map_or(0, |name| name.bytes());
         }
-        true
     }
 }
 

@@ -1,7 +1,8 @@
-//! Metadata that was read or written lately: attributes, names and the absence of names.
+//! Metadata that was read or written lately: attributes, names and the absence of names, whole directories.
 //!
 //! Owns: which values are kept, and that none is older than what a snapshot would show.
-//! Leaves to others: the transactions. It knows of keys and values only; all writes of the kept tables must pass by it.
+//! Leaves to others: where they lie (`kept`, `listings`), the transactions. It knows of keys and values only; all writes of
+//! the kept tables must pass by it.
 //!
 //! A transaction tells each key that it is about to write before it can commit: from then on the key is *being
 //! written*, and nobody finds it here. When the outcome is known the value is kept, unless two transactions were writing
@@ -185,7 +186,8 @@ impl MetaCache {
         }
     }
 
-    /// What `look` makes of the newest value of a key, if it is here, and how often keys of its shard had begun to be written.
+    /// What `look` makes of the newest value of a key, if it is here, and how often keys of its shard had begun to be
+    /// written.
     fn look<T>(&self, key: &[u8], mut look: impl FnMut(Option<&[u8]>) -> T) -> Option<(T, Shown<'_>)> {
         let hash = hash(key);
         let shard = self.shard(hash);
