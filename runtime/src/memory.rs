@@ -13,10 +13,11 @@
 //!   budget, less what smaller pieces took of it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::mem;
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 /// Tells mappings from what the C library gives.
 const MARK: usize = 1 << 20;
@@ -81,6 +82,26 @@ pub fn keep(budget: usize, used: usize) {
         kept.uncount(len);
         drop(kept);
         unmap(memory, len);
+    }
+}
+
+/// Lets the kernel take what is kept when it needs memory, which until then stays kept. (MADV_FREE, madvise(2))
+pub fn offer() {
+    let mut at = {
+        let mut kept = kept();
+        kept.bytes = 0;
+        mem::take(&mut kept.first)
+    };
+    while let Some(memory) = NonNull::new(ptr::with_exposed_provenance_mut::<u8>(at)) {
+        // SAFETY: `link` wrote it there, and nobody else knows of the mapping now.
+        let Link { next, len } = unsafe { memory.cast().read() };
+        // The first page has the link. What the kernel does not want stays as it is.
+        // SAFETY: it is within the mapping, of which nobody expects to find anything.
+        _ = unsafe { rustix::mm::madvise(memory.as_ptr().add(PAGE).cast(), len - PAGE, Advice::LinuxFree) };
+        if !kept().push(memory, len) {
+            unmap(memory, len);
+        }
+        at = next;
     }
 }
 
@@ -314,6 +335,34 @@ mod tests {
             assert_eq!(bytes(), (len, 2 * len));
             keep(0, 0);
             Memory.dealloc(again, layout);
+            assert_eq!(bytes(), (0, 0));
+        }
+    }
+
+    #[test]
+    fn what_is_offered_is_still_kept() {
+        let _alone = ALONE.lock();
+        let layouts = [LEAST, LEAST, 3 * LEAST].map(|size| Layout::from_size_align(size, 16).unwrap());
+        // SAFETY: within the pieces; given back as they were taken.
+        unsafe {
+            keep(6 * LEAST, 0);
+            let pieces = layouts.map(|layout| Memory.alloc(layout));
+            for (piece, layout) in pieces.into_iter().zip(layouts) {
+                piece.write_bytes(7, layout.size());
+                Memory.dealloc(piece, layout);
+            }
+            offer();
+            assert_eq!(bytes(), (5 * LEAST, 5 * LEAST));
+            let again = layouts.map(|layout| Memory.alloc_zeroed(layout));
+            assert_eq!(bytes(), (0, 5 * LEAST));
+            for (piece, layout) in again.into_iter().zip(layouts) {
+                assert!(pieces.contains(&piece));
+                assert!(std::slice::from_raw_parts(piece, layout.size()).iter().all(|byte| *byte == 0));
+                piece.write_bytes(7, layout.size());
+                Memory.dealloc(piece, layout);
+            }
+            keep(0, 0);
+            offer();
             assert_eq!(bytes(), (0, 0));
         }
     }

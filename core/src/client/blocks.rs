@@ -96,7 +96,14 @@ struct Inner<E: Env> {
     ahead: Budget,
 }
 
+/// Clones are the same.
 pub(super) struct Blocks<E: Env>(Arc<Inner<E>>);
+
+impl<E: Env> Clone for Blocks<E> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
 
 /// How much of a block to fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,6 +153,11 @@ impl<E: Env> Blocks<E> {
     /// Keeps a block that was just stored.
     pub(super) fn insert(&self, id: BlockId, payload: Bytes) {
         lock(self.0.shard(id)).cache.insert(id.slice, id.index, payload);
+    }
+
+    /// Lets go of a block that is gone.
+    pub(super) fn forget(&self, id: BlockId) {
+        lock(self.0.shard(id)).cache.remove(id.slice, id.index);
     }
 
     /// Keeps the head of a block that was just stored, if parts of it may be asked for.

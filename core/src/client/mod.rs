@@ -304,10 +304,11 @@ impl<E: Env> Shared<E> {
             Some(value)
         };
         let meta = Arc::new(CachedMeta::new(env.clone(), options.meta_cache));
+        let blocks = Blocks::new(env.clone(), &volume, cache, options.whole_max, options.store_timeout);
         Ok(Self {
             started: env.now(),
-            blocks: Blocks::new(env.clone(), &volume, cache, options.whole_max, options.store_timeout),
-            collector: Collector::new(env.clone(), meta.clone(), volume.geometry, grace.clone()),
+            collector: Collector::new(env.clone(), meta.clone(), blocks.clone(), volume.geometry, grace.clone()),
+            blocks,
             memory: Budget::new(options.buffer_size - cache),
             uploads: Budget::new(options.max_uploads as u64),
             last_put: AtomicU64::new(0),

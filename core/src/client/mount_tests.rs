@@ -9,6 +9,7 @@ use super::*;
 use crate::format::keys;
 use crate::format::values::{VOLUME_VERSION, Value};
 use crate::meta::{SECURITY_CAPABILITY, XattrMode};
+use crate::types::Ino;
 
 /// A world whose volume was formatted with other settings.
 fn world(change: impl FnOnce(&mut Volume)) -> World {
@@ -57,6 +58,29 @@ fn short_memory_flushes_once_unless_somebody_waits() {
         world.sleep_until(world.now() + Duration::from_secs(60)).await;
         assert_eq!(client.status().await.expect("an answer").dirty_bytes, 1000);
         client.release(handle).await.expect("no error");
+        client.unmount().await.expect("an unmount");
+    });
+}
+
+#[test]
+fn what_is_removed_leaves_memory() {
+    let world = world(|_| {});
+    world.block_on(async {
+        let (client, entry, handle) = world.mount_with_file(Options::default()).await;
+        let (_, other) = World::new_file(&client, b"other").await;
+        for handle in [handle, other] {
+            client.write(handle, 0, Bytes::from(vec![1; 100_000]), false).await.expect("there is space");
+            client.fsync(handle).await.expect("no error");
+            client.release(handle).await.expect("no error");
+        }
+        let both = client.used_memory();
+        assert!(both > 200_000, "{both} bytes");
+        client.unlink(Ino::ROOT, b"file").await.expect("it is there");
+        client.forget(entry.ino, 1);
+        while client.used_memory() == both {
+            world.step_aside().await;
+        }
+        assert_eq!(client.used_memory(), both / 2);
         client.unmount().await.expect("an unmount");
     });
 }

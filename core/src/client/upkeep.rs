@@ -22,6 +22,7 @@ use core::mem;
 use core::ops::Range;
 use core::time::Duration;
 
+use super::blocks::Blocks;
 use super::meta_cache::CachedMeta;
 use super::std::sync::Mutex;
 use super::wait::{Either, Notify, lock, race, run_bounded, timeout};
@@ -92,6 +93,7 @@ pub(crate) struct Pass {
 pub(crate) struct Collector<E: Env> {
     env: E,
     meta: Arc<CachedMeta<E>>,
+    blocks: Blocks<E>,
     geometry: Geometry,
     grace: Arc<Grace>,
     state: Mutex<State>,
@@ -117,8 +119,14 @@ struct State {
 
 impl<E: Env> Collector<E> {
     /// A collector that does nothing until `run` is spawned. Readers of blocks enter `grace`.
-    pub(crate) fn new(env: E, meta: Arc<CachedMeta<E>>, geometry: Geometry, grace: Arc<Grace>) -> Arc<Self> {
-        Arc::new(Self { env, meta, geometry, grace, state: Mutex::default(), changed: Notify::default() })
+    pub(crate) fn new(
+        env: E,
+        meta: Arc<CachedMeta<E>>,
+        blocks: Blocks<E>,
+        geometry: Geometry,
+        grace: Arc<Grace>,
+    ) -> Arc<Self> {
+        Arc::new(Self { env, meta, blocks, geometry, grace, state: Mutex::default(), changed: Notify::default() })
     }
 
     /// Tells that something was queued, and is visible.
@@ -383,7 +391,7 @@ impl<E: Env> Collector<E> {
         }
     }
 
-    /// Deletes every object of the slices; which slices have none left, and what ended it early.
+    /// Deletes every block of the slices, also from memory; which slices have none left, and what ended it early.
     async fn delete_slices(&self, slices: &[(SliceId, u32)], objects: &mut u64) -> (Vec<SliceId>, Option<UpkeepError>) {
         // Objects of each slice that were not deleted yet.
         let mut left: Vec<u32> = slices.iter().map(|(_, len)| self.geometry.block_count(*len)).collect();
@@ -391,6 +399,7 @@ impl<E: Env> Collector<E> {
         for (place, (slice, len)) in slices.iter().enumerate() {
             objects_left.extend(blocks(self.geometry, *slice, *len).map(|id| (place, id)));
         }
+        objects_left.iter().for_each(|(_, id)| self.blocks.forget(*id));
         let requests =
             objects_left.into_iter().map(|(place, id)| async move { (place, self.delete(object_key(id)).await) });
         let mut failed = None;

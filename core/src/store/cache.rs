@@ -14,7 +14,6 @@
 //! - The same calls give the same cache.
 
 use alloc::collections::{BTreeMap, VecDeque};
-use alloc::vec::Vec;
 
 use bytes::Bytes;
 
@@ -166,20 +165,14 @@ impl CacheShard {
         self.trim_ghosts();
     }
 
-    /// Drops all blocks of a slice that is gone.
-    pub fn remove_slice(&mut self, slice: SliceId) {
-        let range = (slice, 0)..=(slice, u32::MAX);
-        let keys: Vec<BlockKey> = self.entries.range(range.clone()).map(|(key, _)| *key).collect();
-        for key in keys {
-            if let Some(entry) = self.entries.remove(&key) {
-                self.queue(entry.segment).leave(cost(&entry.payload));
-            }
+    /// Drops a block that is gone.
+    pub fn remove(&mut self, slice: SliceId, index: u32) {
+        let key = (slice, index);
+        if let Some(entry) = self.entries.remove(&key) {
+            self.queue(entry.segment).leave(cost(&entry.payload));
+            self.bury();
         }
-        let ghosts: Vec<BlockKey> = self.ghosts.range(range).map(|(key, _)| *key).collect();
-        for key in ghosts {
-            self.forget_ghost(key);
-        }
-        self.bury();
+        self.forget_ghost(key);
     }
 
     /// Drops all blocks.
@@ -306,6 +299,7 @@ impl CacheShard {
 #[cfg(test)]
 mod tests {
     use alloc::vec;
+    use alloc::vec::Vec;
 
     use super::*;
     use crate::testkit::rng::Rng;
@@ -392,13 +386,13 @@ mod tests {
     }
 
     #[test]
-    fn removed_slices_leave_nothing_behind() {
+    fn removed_blocks_leave_nothing_behind() {
         let mut shard = shard(16);
         for round in 0..2000 {
             for index in 0..20 {
                 read(&mut shard, round, index);
             }
-            shard.remove_slice(SliceId(round));
+            (0..20).for_each(|index| shard.remove(SliceId(round), index));
             shard.check();
             assert_eq!((shard.count(), shard.len_bytes(), shard.ghosts.len()), (0, 0, 0));
             assert!(shard.probation.places.len() + shard.main.places.len() + shard.ghost_queue.places.len() < 150);
@@ -431,8 +425,8 @@ mod tests {
                 let key = (SliceId(rng.below(12)), rng.below(6) as u32);
                 match rng.below(20) {
                     0 => {
-                        shard.remove_slice(key.0);
-                        model.retain(|(slice, _), _| *slice != key.0);
+                        shard.remove(key.0, key.1);
+                        model.remove(&key);
                     }
                     1..=9 => {
                         let payload = Bytes::from(vec![step as u8; rng.below(3_000) as usize]);

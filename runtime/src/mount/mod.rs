@@ -45,7 +45,7 @@ const SHUTDOWN_WAIT: Duration = Duration::from_secs(10);
 
 /// How often it is looked whether the disk of the write-back log has space for what is kept there to be read.
 const SPACE_TICK: Duration = Duration::from_secs(5);
-/// How often it is decided how much memory is kept, and after how many of these without a write none is.
+/// How often it is decided how much memory is kept, and after how many of these without a write the kernel may have it.
 const MEMORY_TICK: Duration = Duration::from_millis(200);
 const MEMORY_IDLE_TICKS: u32 = 300;
 
@@ -214,17 +214,20 @@ where
     result
 }
 
-/// Memory that blocks have given back is kept for the next ones, until a mount has been idle for long.
+/// Memory that blocks have given back is kept for the next ones; if the mount has been idle for long, unless the kernel
+/// needs it.
 async fn keep_memory(client: Client<World>, buffer_size: u64) {
     let mut ticks = tokio::time::interval(MEMORY_TICK);
-    let (mut before, mut idle) = (0, 0);
+    let (mut before, mut idle) = (0, 0_u32);
     loop {
         ticks.tick().await;
         let used = client.used_memory();
-        idle = if used == before { idle + 1 } else { 0 };
-        let budget = if idle < MEMORY_IDLE_TICKS { buffer_size as usize } else { 0 };
+        idle = if used == before { idle.saturating_add(1) } else { 0 };
         // Blocks may be given back a moment before they count as such.
-        memory::keep(budget, used.min(before) as usize);
+        memory::keep(buffer_size as usize, used.min(before) as usize);
+        if idle == MEMORY_IDLE_TICKS {
+            memory::offer();
+        }
         before = used;
     }
 }

@@ -20,6 +20,7 @@ use core::time::Duration;
 
 use bytes::Bytes;
 
+use super::super::blocks::Blocks;
 use super::super::meta_cache::CachedMeta;
 use super::super::std::sync::{Mutex, MutexGuard};
 use super::super::wait::lock;
@@ -343,7 +344,8 @@ impl World {
     pub(crate) fn collector(&self) -> (Arc<Collector<Self>>, Arc<Grace>) {
         let grace = Arc::new(Grace::new());
         let meta = Arc::new(CachedMeta::new(self.clone(), 0));
-        (Collector::new(self.clone(), meta, GEOMETRY, Arc::clone(&grace)), grace)
+        let blocks = Blocks::new(self.clone(), &self.volume(), 0, 0, Duration::ZERO);
+        (Collector::new(self.clone(), meta, blocks, GEOMETRY, Arc::clone(&grace)), grace)
     }
 
     pub(crate) fn volume(&self) -> Volume {
