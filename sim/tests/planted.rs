@@ -50,6 +50,7 @@ mod score {
         Bug::InodeLeaseUnsynced,
         Bug::LengthBeforeSlice,
         Bug::StaleView,
+        Bug::OldNamesKept,
         Bug::OldSnapshotCached,
         Bug::EndlessPatience,
         Bug::SliceLeaseUnsynced,
