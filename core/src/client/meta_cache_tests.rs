@@ -301,6 +301,25 @@ fn a_directory_with_two_names_of_one_hash_is_not_kept() {
 }
 
 #[test]
+fn a_name_that_comes_between_a_listing_and_a_look_is_noticed() {
+    let cache = MetaCache::new(1 << 20);
+    let (mut kv, dir) = (MemKv::new(), Ino(1));
+    cache.listings.makes(dir);
+    add(&cache, &mut kv, dir, 1, b"one");
+    let both = |read: &mut dyn Read| Ok((list(dir, read)?, read.get(&keys::dentry(dir, b"none"))?));
+    assert_eq!(cache.read(both), Some(Ok((1, None))));
+    let kv = Mutex::new(Some(&mut kv));
+    let answer = cache.read(|read| {
+        let names = list(dir, read)?;
+        if let Some(kv) = lock(&kv).take() {
+            add(&cache, kv, dir, 2, b"two");
+        }
+        Ok((names, read.get(&keys::dentry(dir, b"none"))?))
+    });
+    assert!(answer.is_none(), "the listing was old when the name was looked up");
+}
+
+#[test]
 fn a_listing_that_a_transaction_overtakes_is_not_kept() {
     let cache = MetaCache::new(1 << 20);
     let (mut kv, dir) = (MemKv::new(), Ino(1));
