@@ -77,7 +77,9 @@ fn what_is_removed_leaves_memory() {
         assert!(both > 200_000, "{both} bytes");
         client.unlink(Ino::ROOT, b"file").await.expect("it is there");
         client.forget(entry.ino, 1);
+        let end = world.now() + Duration::from_secs(60);
         while client.used_memory() == both {
+            assert!(world.now() < end, "it stays in memory");
             world.step_aside().await;
         }
         assert_eq!(client.used_memory(), both / 2);
