@@ -154,23 +154,23 @@ impl Listings {
     pub(super) fn page<'a>(&self, from: DentryPlace<'a>, before: u64) -> Option<Page<'a>> {
         let state = lock(&self.shard(from.dir).state);
         let names = state.dirs.get(&from.dir).and_then(|dir| dir.names.as_ref());
-        let goes_on = names.map_or(from.is_first(), |names| names.upto.is_some_and(|upto| from.hash <= upto));
+        let goes_on = names.map_or(from.is_first(), |names| names.goes_on_at(&from));
         (self.max > 0 && goes_on).then(|| Page { from, before, names: Vec::new(), odd: false })
     }
 
-    /// `all`: there are no more names. True: the directory is known whole now.
-    pub(super) fn fill(&self, page: Page<'_>, all: bool) -> bool {
+    /// Keeps what a page shows, if it goes on from what is here; `all`: there are no more names.
+    pub(super) fn fill(&self, page: Page<'_>, all: bool) {
         let Page { from, before, names: shown, odd } = page;
         let mut state = lock(&self.shard(from.dir).state);
         let is_old = before < state.ended && !planted::is(Bug::OldNamesKept);
         reached_if(Mark::OldListingNotKept, || is_old);
         if is_old || odd {
-            return false;
+            return;
         }
         let upto = match shown.last() {
             _ if all => None,
             Some((hash, _)) => Some(*hash),
-            None => return false,
+            None => return,
         };
         if from.is_first() {
             let dir = state.dirs.entry(from.dir).or_default();
@@ -178,10 +178,8 @@ impl Listings {
                 dir.names = Some(self.names(Some(0)));
             }
         }
-        let Some(dir) = state.dirs.get_mut(&from.dir) else { return false };
-        let Some(names) = dir.names.as_mut().filter(|names| names.upto.is_some_and(|upto| from.hash <= upto)) else {
-            return false;
-        };
+        let Some(dir) = state.dirs.get_mut(&from.dir) else { return };
+        let Some(names) = dir.names.as_mut().filter(|names| names.goes_on_at(&from)) else { return };
         let old = names.bytes;
         let fits = shown.into_iter().all(|(hash, name)| names.put(hash, name));
         self.bytes.fetch_add(names.bytes - old, Memory::Relaxed);
@@ -190,8 +188,8 @@ impl Listings {
             self.drop_names(dir);
         }
         drop(state);
+        reached_if(Mark::ListingKept, || fits && all);
         self.make_room();
-        fits && all
     }
 
     /// A name begins to be written.
@@ -293,6 +291,11 @@ impl Page<'_> {
 }
 
 impl Names {
+    /// Whether there is more to know, and nothing before `at` is left out.
+    fn goes_on_at(&self, at: &DentryPlace<'_>) -> bool {
+        self.upto.is_some_and(|upto| at.hash <= upto)
+    }
+
     fn get(&self, at: &DentryPlace<'_>) -> Option<&Name> {
         self.known.get(&at.hash).filter(|name| name.name() == at.name)
     }

@@ -325,9 +325,7 @@ impl Read for Filling<'_> {
             page.add(key, value);
             each(key, value);
         })?;
-        if listings.fill(page, shown < limit) {
-            reached(Mark::ListingKept);
-        }
+        listings.fill(page, shown < limit);
         Ok(())
     }
 }

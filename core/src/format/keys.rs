@@ -317,11 +317,6 @@ pub fn dentry(dir: Ino, name: &[u8]) -> Vec<u8> {
     Encoder::new(17 + name.len()).u8(DENTRY).u64(dir.0).u64(name_hash(dir, name)).raw(name).finish()
 }
 
-/// The hash of the name that the key of a `Dentry` has.
-pub fn hash_of_dentry(key: &[u8]) -> Option<u64> {
-    Some(u64::from_be_bytes(*key.get(9..)?.first_chunk()?))
-}
-
 /// All names of a directory.
 pub fn dentry_range(dir: Ino) -> (Vec<u8>, Vec<u8>) {
     range(tag(DENTRY).u64(dir.0).finish())

@@ -151,13 +151,16 @@ fn names_of_a_directory_are_entered_by_hash() {
     assert!(names.is_sorted_by_key(|name| name_hash(dir, name)));
     for name in &names {
         let (key, hash) = (dentry(dir, name), name_hash(dir, name));
-        assert_eq!((hash_of_dentry(&key), attr_ino(&key)), (Some(hash), None));
+        assert_eq!((DentryPlace::of(&key).map(|place| place.hash), attr_ino(&key)), (Some(hash), None));
         assert!((1..1 << 55).contains(&hash));
         assert!(dentry_from(dir, hash) < key);
         assert!(key < dentry_after(dir, hash));
         assert!(dentry_after(dir, hash - 1) < key);
     }
     let (start, end) = dentry_range(dir);
+    assert!(DentryPlace::of_range(&start, &end).is_some_and(|from| from.dir == dir && from.is_first()));
+    assert!(DentryPlace::of_range(&dentry(dir, b"name"), &end).is_some_and(|from| from.name == b"name"));
+    assert_eq!((DentryPlace::of(&start), DentryPlace::of_range(&start, &dentry_range(Ino(10)).1)), (None, None));
     assert!(start <= dentry_after(dir, 0) && dentry_after(dir, (1 << 55) - 1) < end);
     assert_ne!(name_hash(dir, b"name"), name_hash(Ino(10), b"name"), "the directory seeds the hash");
 }

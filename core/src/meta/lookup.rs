@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::{DirEntry, PAGE, after, attr, check_name, get};
 use crate::errno::Errno;
-use crate::format::keys::{self, Key};
+use crate::format::keys::{self, DentryPlace, Key};
 use crate::format::values::{Dentry, Value};
 use crate::kv::{OpError, OpResult, Read};
 use crate::types::{Attr, Ino};
@@ -55,8 +55,8 @@ pub fn readdir(read: &mut dyn Read, dir: Ino, cookie: u64, limit: usize) -> OpRe
             if shown == wanted {
                 last = after(key);
             }
-            let (name, dentry, at) = match (keys::decode(key), Dentry::decode(value), keys::hash_of_dentry(key)) {
-                (Ok(Key::Dentry(_, name)), Ok(dentry), Some(at)) => (name, dentry, at),
+            let (name, dentry, at) = match (keys::decode(key), Dentry::decode(value), DentryPlace::of(key)) {
+                (Ok(Key::Dentry(_, name)), Ok(dentry), Some(place)) => (name, dentry, place.hash),
                 (Ok(_), Ok(_), _) => return,
                 (Err(error), ..) | (_, Err(error), _) => return damage = Some(error),
             };
