@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use kiseki_core::format::block::object_key;
 use kiseki_core::format::keys::{self, Counter};
 use kiseki_core::format::values::{DelSlice, Dentry, Value};
-use kiseki_core::meta::data;
+use kiseki_core::meta::{self, data};
 use kiseki_core::types::{Attr, BlockId, FileType, Ino, Place, SliceId, SliceRecord};
 use volume::{World, kiseki, mkdir, noise, write_file};
 
@@ -40,7 +40,10 @@ impl Volume {
 
     /// The only slice of a file.
     fn slice(&self, ino: Ino) -> SliceRecord {
-        let records = self.world.change(|txn| data::chunk(txn.as_read(), ino, 0));
+        let records = self.world.change(|txn| {
+            let geometry = meta::volume::load(txn.as_read())?.geometry;
+            data::chunk(txn.as_read(), &geometry, ino, 0)
+        });
         assert_eq!(records.len(), 1, "the file was written in one go");
         records[0].1.clone()
     }

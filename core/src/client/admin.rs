@@ -102,7 +102,7 @@ impl<E: Env> Client<E> {
         let mut chunks = Vec::new();
         if attr.kind == FileType::Regular {
             for chunk in 0..attr.length.div_ceil(shared.geometry().chunk_size) as u32 {
-                let slices = shared.read(|read| meta::data::chunk(read, ino, chunk)).await?;
+                let slices = shared.read(|read| meta::data::chunk(read, shared.geometry(), ino, chunk)).await?;
                 if !slices.is_empty() {
                     chunks.push((chunk, slices));
                 }

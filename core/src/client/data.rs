@@ -507,7 +507,7 @@ impl<E: Env> Shared<E> {
                 Err(missing) => missing,
             };
             for chunk in chunks {
-                let slices = self.read(|read| meta::data::chunk(read, cell.ino, chunk)).await?;
+                let slices = self.read(|read| meta::data::chunk(read, self.geometry(), cell.ino, chunk)).await?;
                 lock(&cell.state).file.install(version, chunk, slices.iter().map(|(_, record)| record));
             }
         }

@@ -197,7 +197,7 @@ impl<E: Env> Shared<E> {
     pub(super) async fn load(&self, cell: &Cell, unloaded: Unloaded) -> Result<(), Errno> {
         let Unloaded { chunk, .. } = unloaded;
         let loaded = self.read(|read| {
-            let slices = meta::data::chunk(read, cell.ino, chunk)?;
+            let slices = meta::data::chunk(read, self.geometry(), cell.ino, chunk)?;
             Ok((slices, meta::data::next_chunk(read, cell.ino, chunk + 1)?))
         });
         let (slices, next) = loaded.await?;

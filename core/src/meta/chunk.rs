@@ -18,12 +18,12 @@ use bytes::Bytes;
 
 use super::cover::{Cover, Cuts};
 use super::remove::release;
-use super::{put, scan_all};
+use super::{DIRECT_MAX, put, scan_all};
 use crate::format::keys::{self, Key};
 use crate::format::values::Value;
-use crate::kv::{OpError, OpResult, Read, Txn};
+use crate::kv::{Each, OpError, OpResult, Read, Txn};
 use crate::marks::{Mark, reached};
-use crate::types::{Ino, Place, SliceRecord};
+use crate::types::{Attr, Geometry, Ino, Place, SliceRecord};
 
 /// A record with where it is stored.
 pub(super) struct Stored {
@@ -36,7 +36,7 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    pub(super) fn decode(key: Bytes, value: &Bytes) -> OpResult<Self> {
+    pub(super) fn decode(key: Bytes, value: &[u8]) -> OpResult<Self> {
         Self::with(key, SliceRecord::decode(value)?)
     }
 
@@ -62,6 +62,37 @@ impl Stored {
     pub(super) fn range(&self) -> Range<u32> {
         self.record.pos..self.record.pos + self.record.len
     }
+}
+
+/// So many slices cost less to get, each by its key, than to scan for, which has all commits handed over first.
+const FEW: u64 = 4;
+const _: () = assert!(FEW <= DIRECT_MAX as u64, "a cut is left by more slices");
+
+/// The numbers of all slices that a file ever had, if they are few and all in its first chunk. It has no cuts then.
+pub(super) fn few(geometry: &Geometry, attr: &Attr) -> Option<Range<u64>> {
+    (attr.next_seq <= FEW && attr.reach <= geometry.chunk_size).then_some(0..attr.next_seq)
+}
+
+/// Shows the records of a chunk of the file with these attributes, in the order of seq.
+pub(super) fn visit(
+    read: &mut (impl Read + ?Sized),
+    geometry: &Geometry,
+    (ino, attr): (Ino, &Attr),
+    chunk: u32,
+    each: Each<'_>,
+) -> OpResult<()> {
+    let Some(seqs) = few(geometry, attr) else {
+        let (start, end) = keys::slice_range(ino, Some(chunk));
+        return Ok(read.visit(&start, &end, usize::MAX, each)?);
+    };
+    for seq in seqs.filter(|_| chunk == 0) {
+        let (key, mut found) = (keys::slice(ino, 0, seq), None);
+        read.see(&key, &mut |value| found = value.map(Bytes::copy_from_slice))?;
+        if let Some(value) = found {
+            each(&key, &value);
+        }
+    }
+    Ok(())
 }
 
 /// All records of a chunk, in the order of seq.
@@ -129,10 +160,14 @@ pub(super) struct Chunk {
 }
 
 impl Chunk {
-    pub(super) fn load(read: &mut (impl Read + ?Sized), ino: Ino, chunk: u32) -> OpResult<Self> {
-        let (start, end) = keys::slice_range(ino, Some(chunk));
+    pub(super) fn load(
+        read: &mut (impl Read + ?Sized),
+        geometry: &Geometry,
+        file: (Ino, &Attr),
+        chunk: u32,
+    ) -> OpResult<Self> {
         let (mut records, mut damage) = (Vec::new(), None);
-        read.visit(&start, &end, usize::MAX, &mut |key, value| {
+        visit(read, geometry, file, chunk, &mut |key, value| {
             let head = SliceRecord::decode_head(value).map_err(OpError::from);
             match head.and_then(|(head, _)| Stored::with(Bytes::copy_from_slice(key), head)) {
                 Ok(stored) => records.push(stored),

@@ -11,12 +11,14 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use bytes::Bytes;
+
 use super::attr::{drop_capability, drop_privileges};
-use super::chunk::Stored;
+use super::chunk::{Stored, few, visit};
 use super::cover::Cuts;
 use super::edit::Edit;
 use super::names::{count, difference};
-use super::{Change, Commit, CommitReply, OpCtx, get, put, scan_all, volume};
+use super::{Change, Commit, CommitReply, OpCtx, get, put, scan_all};
 use crate::errno::Errno;
 use crate::format::keys::{self, Counter, Key};
 use crate::format::values::{Cut, Value};
@@ -89,24 +91,25 @@ pub fn next_chunk(read: &mut dyn Read, ino: Ino, from: u32) -> OpResult<Option<u
 }
 
 /// The slices of a chunk in the order of seq, later ones lying over earlier ones; cuts are applied, and what they
-/// leave nothing of is left out.
-pub fn chunk(read: &mut dyn Read, ino: Ino, chunk: u32) -> OpResult<Vec<(u64, SliceRecord)>> {
-    let records = scan_all(read, keys::slice_range(ino, Some(chunk)))?;
-    if records.is_empty() {
-        return Ok(Vec::new());
+/// leave nothing of is left out. ESTALE if the inode is gone.
+pub fn chunk(read: &mut dyn Read, geometry: &Geometry, ino: Ino, chunk: u32) -> OpResult<Vec<(u64, SliceRecord)>> {
+    let attr = get(read, keys::attr(ino))?.ok_or(Errno::ESTALE)?;
+    let (mut slices, mut damage) = (Vec::new(), None);
+    visit(read, geometry, (ino, &attr), chunk, &mut |key, value| match Stored::decode(
+        Bytes::copy_from_slice(key),
+        value,
+    ) {
+        Ok(Stored { seq, record, .. }) => slices.push((seq, record)),
+        Err(error) => damage = damage.or(Some(error)),
+    })?;
+    if let Some(error) = damage {
+        return Err(error);
     }
-    let cuts = cuts(read, ino)?;
-    let chunk_start = match cuts.0.is_empty() {
-        true => 0,
-        false => u64::from(chunk) * volume::load(read)?.geometry.chunk_size,
-    };
-    let mut slices = Vec::with_capacity(records.len());
-    for (key, value) in records {
-        let Stored { seq, mut record, .. } = Stored::decode(key, &value)?;
-        record.len = cuts.left(seq, chunk_start, &record);
-        if record.len > 0 {
-            slices.push((seq, record));
-        }
+    if !slices.is_empty() && few(geometry, &attr).is_none() {
+        let cuts = cuts(read, ino)?;
+        let chunk_start = u64::from(chunk) * geometry.chunk_size;
+        slices.iter_mut().for_each(|(seq, record)| record.len = cuts.left(*seq, chunk_start, record));
+        slices.retain(|(_, record)| record.len > 0);
     }
     if planted::is(Bug::OverlayReversed) {
         slices.reverse();

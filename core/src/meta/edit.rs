@@ -226,7 +226,7 @@ impl<'a> Edit<'a> {
 
     fn chunk(&mut self, chunk: u32) -> OpResult<&mut Chunk> {
         if !self.chunks.contains_key(&chunk) {
-            let loaded = Chunk::load(self.txn, self.ino, chunk)?;
+            let loaded = Chunk::load(self.txn, &self.geometry, (self.ino, &self.attr), chunk)?;
             self.chunks.insert(chunk, loaded);
         }
         Ok(self.chunks.get_mut(&chunk).expect("it was there or was just inserted"))

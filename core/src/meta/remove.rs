@@ -8,6 +8,7 @@
 //! - Reaping gives the usage back at once; the inode's slices are queued as `delslice` in the transaction that removes
 //!   their records, be it this one or a sweeper's.
 
+use super::chunk::few;
 use super::names::{count, forget_name, live_dir, may_take, note_entries, sum_stripes};
 use super::{DIRECT_MAX, OpCtx, Removed, check_name, get, put};
 use crate::errno::Errno;
@@ -16,10 +17,6 @@ use crate::format::values::{DelSlice, Dentry, Home, Value};
 use crate::kv::{OpError, OpResult, Txn};
 use crate::planted::{self, Bug};
 use crate::types::{Attr, FileType, Ino, Place, STRIPES, SliceId, SliceRecord};
-
-/// So many slices cost less to get, each by its key, than to scan for, which has all commits handed over first.
-const FEW: u64 = 4;
-const _: () = assert!(FEW <= DIRECT_MAX as u64, "a cut is left by more slices");
 
 const MISSING: OpError = OpError::Damaged("a name of an inode that does not exist");
 
@@ -99,9 +96,8 @@ pub fn reap(txn: &mut dyn Txn, ctx: &OpCtx, ino: Ino, gave_up: &[(SliceId, u32)]
     let attr: Attr = get(txn, keys::attr(ino))?.ok_or(OpError::Damaged("an orphan without attributes"))?;
     // What never had a slice or a cut, or an extended attribute, has none to look for.
     let mut contents = Contents { slices: attr.next_seq > 0, xattrs: !attr.bare };
-    if attr.next_seq <= FEW && attr.reach <= ctx.geometry.chunk_size {
-        // All are in the first chunk, and a cut was never left.
-        for seq in 0..attr.next_seq {
+    if let Some(seqs) = few(&ctx.geometry, &attr) {
+        for seq in seqs {
             let key = keys::slice(ino, 0, seq);
             if let Some(record) = get(txn, &key)? {
                 release(txn, &record)?;

@@ -293,7 +293,7 @@ impl World {
                 Ok(segments) => break segments,
                 Err((missing, version)) => {
                     for chunk in missing {
-                        let slices = self.read(|read| meta::data::chunk(read, ino, chunk));
+                        let slices = self.read(|read| meta::data::chunk(read, &GEOMETRY, ino, chunk));
                         let records = slices.iter().map(|(_, record)| record);
                         self.machine(ino).expect("it is pinned").install(version, chunk, records);
                     }

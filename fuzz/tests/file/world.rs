@@ -334,7 +334,7 @@ impl World {
     }
 
     fn records(&self, chunk: u32) -> Vec<SliceRecord> {
-        let records = testkit::peek(&self.kv, |read| meta::data::chunk(read, INO, chunk)).expect("a chunk");
+        let records = testkit::peek(&self.kv, |read| meta::data::chunk(read, &GEOMETRY, INO, chunk)).expect("a chunk");
         records.into_iter().map(|(_, record)| record).collect()
     }
 

@@ -133,7 +133,7 @@ impl File {
         let ino = self.ino;
         let mut bytes = vec![0; world.attr(ino).length as usize];
         for chunk in 0..bytes.len().div_ceil(64) as u32 + 2 {
-            for (_, record) in world.read(|read| data::chunk(read, ino, chunk)).unwrap() {
+            for (_, record) in world.chunk(ino, chunk) {
                 let data = match &record.place {
                     Place::Inline(data) => data.to_vec(),
                     Place::Blocks | Place::Home => self.slices[&record.slice].clone(),
@@ -343,12 +343,12 @@ fn truncate_that_does_not_see_every_record_leaves_a_cut() {
     };
     world.commit(ino, 1, (0..300).map(slice).collect()).unwrap();
     world.commit(ino, 2, vec![Change::Truncate { length: 250 }]).unwrap();
-    assert_eq!(world.read(|read| data::chunk(read, ino, 0)).unwrap().len(), 250);
+    assert_eq!(world.chunk(ino, 0).len(), 250);
     world.check();
     while !world.run(|txn, ctx| sweep::sweep_cuts(txn, ctx, ino, 7)).unwrap() {
         world.check();
     }
-    assert_eq!(world.read(|read| data::chunk(read, ino, 0)).unwrap().len(), 250);
+    assert_eq!(world.chunk(ino, 0).len(), 250);
     assert_eq!(world.usage().bytes, 250);
     world.check();
 }
@@ -398,7 +398,7 @@ fn covered_slices_go_with_the_commit_that_covers_them() {
             world.commit(ino, number as u64 + 1, vec![change]).unwrap();
             world.check();
         }
-        let found = world.read(|read| data::chunk(read, ino, 3)).unwrap();
+        let found = world.chunk(ino, 3);
         let seqs: Vec<usize> = found.iter().map(|(seq, _)| *seq as usize).collect();
         assert_eq!(&seqs, left, "{slices:?}");
         assert_eq!(world.queued().len(), slices.len() - left.len());

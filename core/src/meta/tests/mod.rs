@@ -39,6 +39,11 @@ impl World {
         Self::with_geometry(TINY)
     }
 
+    fn chunk(&mut self, ino: Ino, chunk: u32) -> Vec<(u64, SliceRecord)> {
+        let geometry = self.geometry;
+        self.read(|read| data::chunk(read, &geometry, ino, chunk)).unwrap()
+    }
+
     fn with_geometry(geometry: Geometry) -> Self {
         let (kv, session) = (MemKv::new(), SessionId(0));
         let mut world = Self { kv, geometry, ticks: 1000, session, inos: 0..0, slices: 0..0 };
