@@ -55,6 +55,7 @@ faults! {
     DeleteAnswerLost, 20, "a delete takes effect and its answer is lost";
     BarrierFailed, 30, "a barrier fails and covers nothing";
     BarrierAnswerLost, 20, "a barrier covers everything and its answer is lost";
+    BarriersFail, 1, "every barrier fails from here on, and nothing else does";
     ListFailed, 50, "a page of a listing fails";
     StoreOutage, 2, "every call to the store fails for a while";
     CommitRefused, 40, "a data commit is not taken";
@@ -106,6 +107,7 @@ pub const TEETH: &[(Fault, Teeth)] = &[
     (Fault::DeleteAnswerLost, Teeth::Shared("it alone shows QueueDroppedFirst, as a kill between the two does")),
     (Fault::BarrierFailed, Teeth::Enough(Bug::FailedBarrierAccepted)),
     (Fault::BarrierAnswerLost, Teeth::Enough(Bug::BarrierNotRetried)),
+    (Fault::BarriersFail, Teeth::Enough(Bug::EndlessPatience)),
     (Fault::ListFailed, Teeth::Enough(Bug::ListCutShort)),
     (Fault::StoreOutage, Teeth::Enough(Bug::FlushDeadlineAccepted)),
     (Fault::CommitRefused, Teeth::Needed(Bug::RefusedIsApplied)),

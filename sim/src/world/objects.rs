@@ -69,6 +69,8 @@ struct State {
     /// Lives of clients; what a dead one began has no effect.
     epoch: u64,
     outage_until: Duration,
+    /// No barrier succeeds, though all else does.
+    unsynced: bool,
     /// Objects of which a damaged answer was given, and until when no other is: or it would count as damage of the
     /// object. (Several gets may make up one attempt.)
     torn: BTreeMap<String, Duration>,
@@ -197,7 +199,8 @@ impl SimObjects {
 
     /// Ends a hanging call, and any outage, at once: faults are over.
     pub fn calm(&self) {
-        self.state.lock().unwrap().outage_until = Duration::ZERO;
+        let mut state = self.state.lock().unwrap();
+        (state.outage_until, state.unsynced) = (Duration::ZERO, false);
     }
 
     async fn put_now(&self, key: String, body: Bytes) -> Result<(), StoreError> {
@@ -359,6 +362,14 @@ impl SimObjects {
         let epoch = self.arrive("barrier").await?;
         if self.strikes(Fault::BarrierFailed) {
             return Err(StoreError::Retry);
+        }
+        let lasting = self.strikes(Fault::BarriersFail);
+        {
+            let mut state = self.state.lock().unwrap();
+            state.unsynced |= lasting;
+            if state.unsynced {
+                return Err(StoreError::Retry);
+            }
         }
         self.delay().await;
         {
