@@ -192,12 +192,13 @@ mount_one() {
 
 log_of() { [ ! -s "$work/$1.log" ] || { say "end of the log of $1:"; tail -n 40 "$work/$1.log" >&2; }; }
 
-# Waits until a mount has nothing left to store, so that it does not disturb the next measurement.
+# Waits until a mount has nothing left to store or to delete, so that it does not disturb the next measurement.
 settle() {
     local end=$((SECONDS + 120))
     [ -e "$work/$1.meta" ] || return 0
-    until "$kiseki" status "$work/on/$1" --json | jq -e '.mount | .dirty_bytes == 0 and .uploads == 0' >/dev/null; do
-        [ $SECONDS -lt $end ] || { log_of "$1"; die "$1 still has something to store after two minutes"; }
+    until "$kiseki" status "$work/on/$1" --json | jq -e '.mount | .dirty_bytes == 0 and .uploads == 0 and (.log.objects // 0) == 0 and (.deleting | not)' \
+        >/dev/null; do
+        [ $SECONDS -lt $end ] || { log_of "$1"; die "$1 still has something to store or to delete after two minutes"; }
         sleep 0.1
     done
 }

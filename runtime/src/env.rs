@@ -16,6 +16,7 @@ use kiseki_core::env::{Edge, Env, Point};
 use kiseki_core::types::{STRIPES, Timestamp};
 use tokio::runtime::Handle;
 
+use crate::load::Load;
 use crate::log_folder::LogFolder;
 use crate::objects::Objects;
 use crate::rocks::RocksMeta;
@@ -32,13 +33,21 @@ pub struct TokioEnv {
     handle: Handle,
     /// Where `now` starts.
     start: Instant,
+    load: Arc<Load>,
     phases: Option<Arc<Phases>>,
 }
 
 impl TokioEnv {
     /// A world of these stores, whose tasks and timers run on `handle`.
     pub fn new(meta: Arc<RocksMeta>, objects: Arc<Objects>, handle: Handle) -> Self {
-        Self { meta, objects, handle, start: Instant::now(), phases: Phases::from_env().map(Arc::new) }
+        let start = Instant::now();
+        let (load, phases) = (Arc::new(Load::new(start)), Phases::from_env().map(Arc::new));
+        Self { meta, objects, handle, start, load, phases }
+    }
+
+    /// Where requests are to be counted.
+    pub(crate) fn load(&self) -> &Arc<Load> {
+        &self.load
     }
 
     /// The executor.
@@ -82,6 +91,10 @@ impl Env for TokioEnv {
 
     fn stripe(&self) -> u8 {
         (thread_number() % u32::from(STRIPES)) as u8
+    }
+
+    fn is_busy(&self) -> bool {
+        self.load.is_busy(Instant::now())
     }
 
     fn pause(&self) -> impl Future<Output = ()> + Send {

@@ -10,6 +10,7 @@ mod direct;
 pub mod env;
 mod folders;
 pub mod fuse;
+mod load;
 pub mod log_folder;
 pub mod memory;
 pub mod mount;

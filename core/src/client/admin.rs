@@ -43,6 +43,8 @@ pub struct Status {
     pub open_files: u64,
     /// Puts under way.
     pub uploads: u64,
+    /// What was removed is yet to be deleted from the store.
+    pub deleting: bool,
     /// Position of the last transaction.
     pub last_txn: u64,
     /// Position up to which transactions are durable.
@@ -83,6 +85,7 @@ impl<E: Env> Client<E> {
             buffer_size: shared.options.buffer_size,
             open_files: shared.files.open_count(),
             uploads: shared.uploads.used(),
+            deleting: shared.orphans.any() || shared.collector.has_work(),
             last_txn: shared.meta.last().0,
             synced_txn: shared.meta.synced().0,
         })

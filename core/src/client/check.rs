@@ -166,7 +166,8 @@ impl<E: Env> Checker<'_, E> {
         let mut suspects = Vec::new();
         let mut failed = None;
         let looks = jobs.into_iter().map(|(place, ino, id)| async move { (place, ino, id, self.look(id).await) });
-        run_bounded(READS, looks, |(place, ino, id, verdict)| {
+        let limit = || READS;
+        run_bounded(limit, looks, |(place, ino, id, verdict)| {
             at.blocks += 1;
             match verdict {
                 Ok(Ok(bytes)) => at.bytes += bytes,

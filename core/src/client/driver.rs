@@ -118,6 +118,9 @@ impl<E: Env> Shared<E> {
             Err(error) => {
                 self.unsure.store(true, Ordering::Release);
                 tracing::debug!(ino = cell.ino.0, object = object_key(id), %error, "put failed");
+                if error == StoreError::Full {
+                    self.collector.hurry();
+                }
             }
         }
         self.env.pause().await;

@@ -147,6 +147,10 @@ impl<E: Env, D: Disk> Env for Logged<E, D> {
         self.env.stripe()
     }
 
+    fn is_busy(&self) -> bool {
+        self.env.is_busy()
+    }
+
     fn pause(&self) -> impl Future<Output = ()> + Send {
         self.env.pause()
     }

@@ -54,6 +54,13 @@ impl<E: Env> Drop for Reaping<E> {
     }
 }
 
+impl Orphans {
+    /// There are some.
+    pub(super) fn any(&self) -> bool {
+        self.count.load(Ordering::Acquire) > 0
+    }
+}
+
 impl<E: Env> Shared<E> {
     /// Removes an orphan that nobody can reach any more, a little later: those who remove many files come first, and their
     /// inodes go in few transactions.
@@ -98,7 +105,7 @@ impl<E: Env> Shared<E> {
     pub(super) async fn reaped(&self) {
         loop {
             let ended = self.orphans.ended.listen();
-            if self.orphans.count.load(Ordering::Acquire) == 0 {
+            if !self.orphans.any() {
                 return;
             }
             ended.await;

@@ -59,6 +59,12 @@ const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_secs(60);
 /// Objects deleted at once: keeps an S3 connection pool busy without crowding out foreground requests.
 const DELETES: usize = 16;
+/// The same while others are busy, and so long a pass waits for them. Removing is often followed by writing: what was
+/// removed is then deleted when that is done.
+const DELETES_BESIDE: usize = 2;
+const YIELD_MAX: Duration = Duration::from_secs(5);
+/// Whether they still are is asked so often.
+const YIELD: Duration = Duration::from_millis(100);
 /// Queue entries read at once: bounds memory and the size of the transaction that drops them.
 const BATCH: usize = 256;
 /// Records that one sweep transaction handles: some milliseconds each.
@@ -105,6 +111,10 @@ pub(crate) struct Collector<E: Env> {
 struct State {
     /// Something was queued since the last pass began.
     kicked: bool,
+    /// A pass is under way.
+    passing: bool,
+    /// The store is full: the next pass waits for nobody.
+    hurried: bool,
     stopping: bool,
     /// `run` is inside.
     running: bool,
@@ -137,6 +147,18 @@ impl<E: Env> Collector<E> {
         }
     }
 
+    /// As `kick`, and somebody needs the room.
+    pub(crate) fn hurry(&self) {
+        lock(&self.state).hurried = true;
+        self.kick();
+    }
+
+    /// Something is yet to be deleted, or looked at for that.
+    pub(crate) fn has_work(&self) -> bool {
+        let state = lock(&self.state);
+        state.kicked || state.passing
+    }
+
     /// Hands over slice ids leased by sessions that a transaction has ended: `run` collects what those left, and tries
     /// again after errors.
     pub(crate) fn adopt(&self, ended: Vec<Range<u64>>) {
@@ -163,11 +185,18 @@ impl<E: Env> Collector<E> {
             if let Either::Left(()) = race(self.stopped(), self.due(next)).await {
                 return;
             }
-            lock(&self.state).kicked = false;
+            {
+                let mut state = lock(&self.state);
+                (state.kicked, state.passing) = (false, true);
+            }
             let started = self.env.now();
             let mut done = Pass::default();
             // A pass dropped by `stop` leaves its work queued.
             let Either::Right(result) = race(self.stopped(), self.pass(&mut done)).await else { return };
+            {
+                let mut state = lock(&self.state);
+                (state.passing, state.hurried) = (false, false);
+            }
             if result.is_ok() || done != Pass::default() {
                 pause = PASS_INTERVAL;
             }
@@ -206,19 +235,33 @@ impl<E: Env> Collector<E> {
         }
     }
 
-    /// Completes at `earliest` if there was a kick by then, else at the next kick or tick.
+    /// Completes at `earliest` if there was a kick by then, else at the next kick or tick; later while others are busy.
     async fn due(&self, earliest: Duration) {
         self.env.sleep_until(earliest).await;
         let tick = earliest + TICK;
         loop {
             let changed = self.changed.listen();
             if lock(&self.state).kicked {
-                return;
+                break;
             }
             if let Either::Right(()) = race(changed, self.env.sleep_until(tick)).await {
-                return;
+                break;
             }
         }
+        let end = self.env.now() + YIELD_MAX;
+        while self.yields() && self.env.now() < end {
+            self.env.sleep_until(self.env.now() + YIELD).await;
+        }
+    }
+
+    /// Others have the machine first.
+    fn yields(&self) -> bool {
+        self.env.is_busy() && !lock(&self.state).hurried
+    }
+
+    /// How many objects are deleted at once.
+    fn width(&self) -> usize {
+        if self.yields() { DELETES_BESIDE } else { DELETES }
     }
 
     /// Does everything once; counts in `done` what was done, also if it ends early.
@@ -403,7 +446,8 @@ impl<E: Env> Collector<E> {
         let requests =
             objects_left.into_iter().map(|(place, id)| async move { (place, self.delete(object_key(id)).await) });
         let mut failed = None;
-        run_bounded(DELETES, requests, |(place, result)| {
+        let width = || self.width();
+        run_bounded(width, requests, |(place, result)| {
             match result {
                 Ok(()) => {
                     left[place] -= 1;

@@ -167,20 +167,20 @@ pub(crate) async fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) ->
     results.into_iter().flatten().collect()
 }
 
-/// Runs the futures of `source`, at most `limit` at once, handing each result to `each` as it comes, until all are
+/// Runs the futures of `source`, at most `limit()` at once, handing each result to `each` as it comes, until all are
 /// done or `each` answers `false`: then no more are started, and those running are awaited.
-pub(crate) async fn run_bounded<F, I>(limit: usize, source: I, mut each: impl FnMut(F::Output) -> bool)
+pub(crate) async fn run_bounded<F, I>(limit: impl Fn() -> usize, source: I, mut each: impl FnMut(F::Output) -> bool)
 where
     F: Future,
     I: IntoIterator<Item = F>,
 {
-    assert!(0 < limit);
+    assert!(0 < limit());
     let mut source = source.into_iter();
     let mut running: Vec<Pin<Box<F>>> = Vec::new();
     let mut open = true;
     poll_fn(|cx| {
         loop {
-            while open && running.len() < limit {
+            while open && running.len() < limit() {
                 match source.next() {
                     Some(future) => running.push(Box::pin(future)),
                     None => open = false,
@@ -390,7 +390,8 @@ mod tests {
         };
         let mut seen = vec![];
         {
-            let mut run = pin!(run_bounded(3, (0..10).map(job), |n| {
+            let limit = || 3;
+            let mut run = pin!(run_bounded(limit, (0..10).map(job), |n| {
                 seen.push(n);
                 seen.len() < 5
             }));
@@ -405,9 +406,9 @@ mod tests {
         assert_eq!(active.load(Ordering::SeqCst), 0);
         assert!((5..=7).contains(&seen.len()), "{seen:?}");
         let mut sum = 0;
-        let ready_ones = (1..=100).map(ready);
+        let (limit, ready_ones) = (|| 4, (1..=100).map(ready));
         assert!(
-            poll(pin!(run_bounded(4, ready_ones, |n| {
+            poll(pin!(run_bounded(limit, ready_ones, |n| {
                 sum += n;
                 true
             })))

@@ -209,6 +209,10 @@ pub trait Env: Clone + Send + Sync + 'static {
     }
     /// Which counter stripe this caller should use, below `STRIPES`; callers that run at once should differ.
     fn stripe(&self) -> u8;
+    /// Requests come one after the other: what nobody waits for leaves the machine to them.
+    fn is_busy(&self) -> bool {
+        false
+    }
     /// Awaited before each lock: ready at once outside the simulator, which may suspend here.
     fn pause(&self) -> impl Future<Output = ()> + Send;
     /// Called when a `Point` begins and when it has ended: nothing outside tests, which end the process or the node

@@ -201,15 +201,16 @@ impl Segment {
     }
 }
 
-/// How many puts may be under way. Those who wait for an object to be staged or read have the machine first, as long as
-/// the log is less than half full.
+/// How many puts may be under way. Those who wait for an object to be staged or read, or for other answers, have the machine
+/// first, as long as the log is less than half full.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     /// At most. (>= 1)
     pub uploads: usize,
-    /// The same while objects are staged or read. (>= 1)
+    /// The same while somebody waits. (>= 1) After that each put that ends allows one more, for who comes next has to wait
+    /// for those that are under way.
     pub beside: usize,
-    /// How long after the last of them that is.
+    /// How long after the last of them that is; 0: nobody has the machine first.
     pub quiet_after: Duration,
     /// So long none is put while they come, from the first of them on.
     pub burst: Duration,
@@ -238,6 +239,8 @@ pub struct Log {
     used: Duration,
     /// When the first of those came after which there was no pause.
     burst_from: Duration,
+    /// How many puts have ended since.
+    paced: usize,
     entries: BTreeMap<String, Entry>,
     /// What is being stored again, for a sync has failed: it is not deleted meanwhile, even if it has left.
     restoring: Option<String>,
@@ -276,6 +279,7 @@ impl Log {
             pace: Pace::steady(1),
             used: Duration::ZERO,
             burst_from: Duration::ZERO,
+            paced: 0,
             entries: BTreeMap::new(),
             restoring: None,
             waiting: BTreeMap::new(),
@@ -391,12 +395,12 @@ impl Log {
 
     // ---- records
 
-    /// Somebody waits for an object.
+    /// Somebody waits for an object, or for something else on this machine.
     pub fn note_use(&mut self, now: Duration) {
         if self.used + self.pace.quiet_after <= now {
             self.burst_from = now;
         }
-        self.used = now;
+        (self.used, self.paced) = (now, 0);
     }
 
     /// A place for a record. A `Delete` finds one also where the log has its size.

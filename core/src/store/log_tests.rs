@@ -65,6 +65,7 @@ fn few_are_put_while_others_come_and_there_is_room() {
     assert_eq!(started(&mut log, NOW), 1);
     log.note_use(NOW + quiet_after);
     assert_eq!(started(&mut log, NOW + quiet_after), 0, "somebody reads");
+    log.handle_upload(NOW, "a", true);
     assert_eq!(started(&mut log, NOW + 2 * quiet_after), 2, "nobody uses the log");
     let mut log = Log::new(VolumeId([1; 16]), 1, 1 << 20, 9_000);
     make_segment(&mut log);
@@ -96,10 +97,38 @@ fn none_is_put_in_a_burst_until_it_has_lasted() {
     let now = NOW + 2 * quiet_after;
     assert!(log.next_upload(now).is_some() && log.next_upload(now).is_none(), "the burst has lasted");
     assert_eq!(log.retry_at(now), None);
+    log.handle_upload(now, "a", true);
     let now = now + quiet_after;
-    assert!(log.next_upload(now).is_some(), "the burst is over");
+    assert!(log.next_upload(now).is_some() && log.next_upload(now).is_some(), "the burst is over");
     log.note_use(now);
     assert_eq!(log.next_upload(now), None, "another has begun");
+}
+
+#[test]
+fn more_and_more_are_put_when_the_machine_is_left_alone() {
+    let quiet_after = Duration::from_millis(200);
+    let mut log = log();
+    log.set_pace(Pace { uploads: 3, beside: 1, quiet_after, burst: Duration::ZERO });
+    for number in 0..9 {
+        stage(&mut log, &format!("{number}"));
+    }
+    let started = |log: &mut Log, now| -> Vec<String> {
+        core::iter::from_fn(|| log.next_upload(now)).map(|upload| upload.key).collect()
+    };
+    let quiet = NOW + quiet_after;
+    assert_eq!(started(&mut log, quiet), ["0"]);
+    log.handle_upload(quiet, "0", true);
+    assert_eq!(started(&mut log, quiet), ["1", "2"]);
+    log.handle_upload(quiet, "1", false);
+    log.handle_upload(quiet, "2", true);
+    assert_eq!(started(&mut log, quiet), ["3", "4", "5"], "never more than there may be");
+    log.note_use(quiet);
+    for key in ["3", "4", "5"] {
+        log.handle_upload(quiet, key, true);
+    }
+    assert_eq!(started(&mut log, quiet), ["6"], "somebody uses the machine");
+    log.set_pace(Pace::steady(3));
+    assert_eq!(started(&mut log, quiet), ["7", "8"], "and is in a hurry");
 }
 
 #[test]

@@ -199,8 +199,9 @@ impl Reaching {
             max_uploads: config.max_uploads,
             handle,
         };
+        let load = Arc::clone(env.load());
         let (env, log) = self.writeback.open(env, &mounting).await?;
-        Ok(Stores { env, objects, log })
+        Ok(Stores { env, load, objects, log })
     }
 }
 

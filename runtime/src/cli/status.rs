@@ -25,8 +25,8 @@ Keys of --json:
   usage                 bytes, inodes
   mount                 null, or: mountpoint, pid, read_only, session, uptime_secs, open_files, buffer_size,
                         cached_bytes, dirty_bytes and dirty_files (written, not stored yet), waiting_bytes (writes
-                        that wait for memory), uploads, last_txn and synced_txn (metadata log positions), mode (back
-                        or through), log, store
+                        that wait for memory), uploads, deleting (what was removed is not deleted from the object store
+                        yet), last_txn and synced_txn (metadata log positions), mode (back or through), log, store
   mount.log             the write-back log: null, or folder, takes_writes, objects and bytes (not in the object store
                         yet), oldest_secs (of these; those of earlier mounts count from the start of this one), size
                         (of its files), kept (bytes of files without a name, to be read), size_max, broken (its disk
@@ -112,6 +112,7 @@ fn text(status: &Status) -> String {
             ("Mode", mode(mount)),
             ("Write-back log", mount.log.as_ref().map_or("none".into(), log)),
             ("Object store", store(&mount.store)),
+            ("Removed files", if mount.deleting { "not all deleted there yet" } else { "deleted there" }.into()),
             ("Requests", requests(&mount.store)),
         ]),
     }

@@ -148,6 +148,9 @@ pub struct MountView {
     pub waiting_bytes: u64,
     /// Objects that are being stored.
     pub uploads: u64,
+    /// What was removed is yet to be deleted from the object store.
+    #[serde(default)]
+    pub deleting: bool,
     /// Position of the last metadata transaction.
     pub last_txn: u64,
     /// Position up to which they are durable.

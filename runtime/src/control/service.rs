@@ -110,6 +110,7 @@ impl Service for MountService {
                 dirty_files: status.dirty_files,
                 waiting_bytes: status.waiting_bytes,
                 uploads: status.uploads,
+                deleting: status.deleting,
                 last_txn: status.last_txn,
                 synced_txn: status.synced_txn,
                 mode: self.mode().into(),

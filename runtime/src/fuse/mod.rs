@@ -26,6 +26,8 @@ use kiseki_core::env::Env;
 use kiseki_core::types::{AtimeMode, Ino};
 use tokio::runtime::Handle;
 
+use crate::load::Load;
+
 /// A mounted volume, as fuser sees it.
 pub struct Adapter<E: Env> {
     client: Client<E>,
@@ -33,6 +35,7 @@ pub struct Adapter<E: Env> {
     root: Ino,
     /// Where requests wait.
     executor: Handle,
+    load: Arc<Load>,
     /// OPENDIR is answered "not implemented": the kernel then neither sends it again nor RELEASEDIR.
     skip_opendir: bool,
     /// Files that are only written are opened for direct I/O.
@@ -44,11 +47,12 @@ pub struct Adapter<E: Env> {
 }
 
 impl<E: Env> Adapter<E> {
-    /// Serves the directory `root` of `client`; requests that have to wait do so on `executor`.
-    pub fn new(client: Client<E>, root: Ino, atime: AtimeMode, executor: Handle) -> Self {
+    /// Serves the directory `root` of `client`; requests are counted by `load`, and those that have to wait do so on
+    /// `executor`.
+    pub(crate) fn new(client: Client<E>, root: Ino, atime: AtimeMode, executor: Handle, load: Arc<Load>) -> Self {
         let (stale, opened, fitted) = (Stale::default(), Arc::default(), Arc::default());
         let (skip_opendir, write_past_cache) = (false, false);
-        Self { client, root, executor, skip_opendir, write_past_cache, atime, stale, opened, fitted }
+        Self { client, root, executor, load, skip_opendir, write_past_cache, atime, stale, opened, fitted }
     }
 
     /// How the kernel is told of stale attributes, once there is a connection.

@@ -388,6 +388,7 @@ impl<E: Env> Filesystem for Adapter<E> {
                 move |reply, ()| reply.written(len),
             );
         }
+        self.load.note();
         waiting::later(&self.executor, || match self.client.write_now(file, offset, data, drop) {
             Ok(true) => reply.written(len),
             Ok(false) => {

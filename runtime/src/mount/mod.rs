@@ -33,6 +33,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::env::World;
 use crate::fuse::Adapter;
+use crate::load::Load;
 use crate::log_folder::LogFolder;
 use crate::memory;
 use crate::objects::{Objects, Place};
@@ -81,6 +82,8 @@ pub struct MountConfig {
 pub struct Stores {
     /// The world that the client works in.
     pub env: World,
+    /// Where it counts requests.
+    pub(crate) load: Arc<Load>,
     /// The object store of that world: how it does is told to the person who waits for it.
     pub objects: Arc<Objects>,
     /// The write-back log of that world, if there is one.
@@ -285,7 +288,7 @@ where
     let Ready { client, stores, leave_log, config, handle: _ } = ready;
     let mut waiting = Waiting { interrupts, client, stores, leave_log };
     let path = &config.mountpoint;
-    let adapter = Adapter::new(client.clone(), root, options.atime, runtime.handle().clone());
+    let adapter = Adapter::new(client.clone(), root, options.atime, runtime.handle().clone(), Arc::clone(&stores.load));
     let started = Serving::start(adapter, options, &config.meta_path, path);
     let mut serving = match started {
         Ok(serving) => serving,

@@ -42,6 +42,9 @@ use references::References;
 /// Tasks that a client may start in a second. The applications here are slow: it needs some hundred.
 const TASKS_MAX: u64 = 20_000;
 
+/// How long others are busy, each third time.
+const BUSY: Duration = Duration::from_millis(700);
+
 /// Parts of the world that a test turns off, to see that a judge notices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Switches {
@@ -339,6 +342,11 @@ impl Env for SimEnv {
 
     fn stripe(&self) -> u8 {
         self.world.dice.below(u64::from(STRIPES)) as u8
+    }
+
+    /// For a while each, now and then.
+    fn is_busy(&self) -> bool {
+        self.now().as_millis() / BUSY.as_millis() % 3 == self.index as u128 % 3
     }
 
     async fn pause(&self) {

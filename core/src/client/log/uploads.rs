@@ -41,11 +41,15 @@ impl<E: Env, D: Disk> Inner<E, D> {
     /// Starts the uploads that are due, and sees to it that this happens again when the next one is.
     pub(super) fn pump(self: &Arc<Self>) {
         let staging = self.staging();
+        let busy = self.env.is_busy();
         loop {
             let now = self.env.now();
             let mut state = lock(&staging.state);
             if state.stopping {
                 return;
+            }
+            if busy {
+                state.log.note_use(now);
             }
             if let Some(packing) = state.log.next_pack(now) {
                 drop(state);

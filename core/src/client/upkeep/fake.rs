@@ -82,6 +82,12 @@ pub(crate) struct State {
     pub(crate) objects: BTreeMap<String, Bytes>,
     pub(crate) log: Vec<Event>,
     pub(crate) faults: Faults,
+    /// Others want the machine.
+    pub(crate) busy: bool,
+    /// Deletes under way.
+    deletes: usize,
+    /// The most of these that there were.
+    pub(crate) deletes_most: usize,
     now: Duration,
     sleepers: BTreeMap<(Duration, u64), Waker>,
     next_sleeper: u64,
@@ -177,11 +183,14 @@ impl ObjectStore for World {
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.state().deletes += 1;
         self.suspend().await;
         if self.state().faults.deletes_hang {
             core::future::pending::<()>().await;
         }
         let mut state = self.state();
+        state.deletes_most = state.deletes_most.max(state.deletes);
+        state.deletes -= 1;
         match &mut state.faults.deletes_left {
             Some(0) => return Err(StoreError::Retry),
             Some(left) => *left -= 1,
@@ -252,6 +261,10 @@ impl Env for World {
 
     fn stripe(&self) -> u8 {
         STRIPES - 1
+    }
+
+    fn is_busy(&self) -> bool {
+        self.state().busy
     }
 
     async fn pause(&self) {

@@ -24,7 +24,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use super::{BATCH, Collector, DELETES, REQUEST_DEADLINE, UpkeepError, run_bounded, timeout};
+use super::{BATCH, Collector, REQUEST_DEADLINE, UpkeepError, run_bounded, timeout};
 use crate::env::{Env, MetaStore, ObjectStore};
 use crate::format::block::{LEASE_SLICES, lease_prefix, parse_key};
 use crate::marks::{Mark, reached_if};
@@ -110,7 +110,8 @@ impl<E: Env> Collector<E> {
         }
         let count = garbage.len();
         let mut failed = None;
-        run_bounded(DELETES, garbage.into_iter().map(|key| self.delete(key)), |result| {
+        let width = || self.width();
+        run_bounded(width, garbage.into_iter().map(|key| self.delete(key)), |result| {
             failed = failed.or(result.err());
             failed.is_none()
         })

@@ -357,6 +357,45 @@ fn the_task_deletes_soon_after_a_kick_and_tries_again_after_errors() {
     world.block_on(collector.stop());
 }
 
+#[test]
+fn the_task_leaves_the_machine_to_others_for_a_while() {
+    let world = World::new();
+    let (_, lease) = world.session();
+    let remove = |slice| {
+        world.write_file("file", &[(slice, 16 * GEOMETRY.block_size)]);
+        world.remove_file("file");
+        (world.state().deletes_most, world.state().log) = (0, Vec::new());
+    };
+    let (collector, _) = world.collector();
+    assert!(!collector.has_work());
+    world.state().busy = true;
+    remove(lease.start);
+    collector.kick();
+    world.spawn(Arc::clone(&collector).run());
+    let begun = world.now();
+    world.block_on(world.sleep_until(begun + YIELD_MAX - YIELD));
+    assert!(world.deleted().is_empty() && collector.has_work());
+    world.block_on(world.sleep_until(begun + YIELD_MAX + YIELD));
+    assert_eq!((world.queued(), world.state().deletes_most), (0, DELETES_BESIDE), "they have had their time");
+    assert!(!collector.has_work());
+
+    remove(lease.start + 1);
+    collector.kick();
+    world.block_on(world.sleep_until(world.now() + 2 * PASS_INTERVAL));
+    assert!(world.deleted().is_empty());
+    world.state().busy = false;
+    world.block_on(world.sleep_until(world.now() + 2 * YIELD));
+    assert_eq!((world.queued(), world.state().deletes_most), (0, DELETES), "they have gone");
+
+    world.state().busy = true;
+    world.block_on(world.sleep_until(world.now() + 2 * PASS_INTERVAL));
+    remove(lease.start + 2);
+    collector.hurry();
+    world.block_on(world.sleep_until(world.now() + 2 * YIELD));
+    assert_eq!((world.queued(), world.state().deletes_most), (0, DELETES), "the store is full");
+    world.block_on(collector.stop());
+}
+
 /// Also while the task waits for nothing but a kick, and not for the end of its pause.
 #[test]
 fn a_kick_is_heard_whenever_it_comes() {

@@ -26,12 +26,15 @@ impl Log {
     /// How many puts may be under way. If it is one at least, this is asked again when that has ended.
     pub(super) fn running_max(&self, now: Duration) -> usize {
         let Pace { uploads, beside, quiet_after, burst } = self.pace;
-        if self.used + quiet_after <= now || self.size_max / 2 <= self.log_bytes() {
+        let beside = beside.min(uploads);
+        if quiet_after.is_zero() || self.size_max / 2 <= self.log_bytes() {
             uploads
+        } else if self.used + quiet_after <= now {
+            (beside + self.paced).min(uploads)
         } else if now < self.burst_from + burst {
             0
         } else {
-            beside.min(uploads)
+            beside
         }
     }
 
@@ -73,6 +76,7 @@ impl Log {
 
     /// A put has ended.
     pub fn handle_upload(&mut self, now: Duration, key: &str, done: bool) {
+        self.paced = self.paced.saturating_add(1);
         let Some(entry) = self.entries.get_mut(key) else { return };
         self.running -= 1;
         let State::Running { attempts } = entry.state else { panic!("completion of a put that was not started") };

@@ -164,6 +164,7 @@ impl Log {
 
     /// The pack is in the store, or is not tried any more.
     pub fn handle_pack(&mut self, now: Duration, pack: PackId, done: bool) {
+        self.paced = self.paced.saturating_add(1);
         let put = self.packing.running.remove(&pack).expect("a pack that is being put");
         for Stored { key, .. } in &put.members {
             let Some(entry) = self.entries.get_mut(key).filter(|entry| entry.pack == Some(pack)) else { continue };
