@@ -322,6 +322,7 @@ impl Run {
 
     /// Has everything that is in the logs put into the store, where the judges look.
     async fn drain(&self, mounts: &[Mount]) -> Check<()> {
+        self.world.mend_barriers();
         for mount in mounts {
             let env = mount.env.clone();
             let task = mount.node.spawn(async move { env.drain().await });
@@ -334,6 +335,9 @@ impl Run {
     /// Ends the log of a mount, empty if all goes well.
     async fn close(&self, mount: &Mount, close: Close) -> Check<()> {
         let drains = close == Close::Always || self.dice.chance(700);
+        if drains {
+            self.world.mend_barriers();
+        }
         self.world.trace.add(format!("close, drained: {drains}, {:?}", mount.env.log_status()));
         let env = mount.env.clone();
         let task = mount.node.spawn(async move {

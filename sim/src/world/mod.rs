@@ -24,7 +24,7 @@ use madsim::task::NodeId;
 use madsim::time::{self, TimeHandle};
 
 use crate::dice::Dice;
-use crate::faults::{Ending, Faults};
+use crate::faults::{Ending, Fault, Faults};
 use crate::trace::Trace;
 
 pub mod clock;
@@ -203,6 +203,12 @@ impl World {
     pub fn calm(&self) {
         self.objects.calm();
         self.meta.calm();
+    }
+
+    /// Barriers succeed from here on: somebody waits for the end of a log, as long as that takes.
+    pub fn mend_barriers(&self) {
+        self.faults.exclude(&[Fault::BarriersFail]);
+        self.objects.mend_barriers();
     }
 
     /// Lets `node` know of a moment; true if that was its last.

@@ -199,8 +199,13 @@ impl SimObjects {
 
     /// Ends a hanging call, and any outage, at once: faults are over.
     pub fn calm(&self) {
-        let mut state = self.state.lock().unwrap();
-        (state.outage_until, state.unsynced) = (Duration::ZERO, false);
+        self.state.lock().unwrap().outage_until = Duration::ZERO;
+        self.mend_barriers();
+    }
+
+    /// Barriers may succeed again.
+    pub fn mend_barriers(&self) {
+        self.state.lock().unwrap().unsynced = false;
     }
 
     async fn put_now(&self, key: String, body: Bytes) -> Result<(), StoreError> {
