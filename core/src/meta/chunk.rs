@@ -19,11 +19,16 @@ use bytes::Bytes;
 use super::cover::{Cover, Cuts};
 use super::remove::release;
 use super::{DIRECT_MAX, put, scan_all};
+use crate::format::codec::DecodeError;
 use crate::format::keys::{self, Key};
 use crate::format::values::Value;
-use crate::kv::{Each, OpError, OpResult, Read, Txn};
+use crate::kv::{OpError, OpResult, Read, Txn};
 use crate::marks::{Mark, reached};
 use crate::types::{Attr, Geometry, Ino, Place, SliceRecord};
+
+/// So many slices cost less to get, each by its key, than to scan for, which has all commits handed over first.
+const FEW: u64 = 4;
+const _: () = assert!(FEW <= DIRECT_MAX as u64, "a cut is left by more slices");
 
 /// A record with where it is stored.
 pub(super) struct Stored {
@@ -64,35 +69,37 @@ impl Stored {
     }
 }
 
-/// So many slices cost less to get, each by its key, than to scan for, which has all commits handed over first.
-const FEW: u64 = 4;
-const _: () = assert!(FEW <= DIRECT_MAX as u64, "a cut is left by more slices");
-
 /// The numbers of all slices that a file ever had, if they are few and all in its first chunk. It has no cuts then.
 pub(super) fn few(geometry: &Geometry, attr: &Attr) -> Option<Range<u64>> {
     (attr.next_seq <= FEW && attr.reach <= geometry.chunk_size).then_some(0..attr.next_seq)
 }
 
-/// Shows the records of a chunk of the file with these attributes, in the order of seq.
-pub(super) fn visit(
+/// The records of a chunk of the file with these attributes, in the order of seq, as `decode` gives them.
+pub(super) fn records(
     read: &mut (impl Read + ?Sized),
     geometry: &Geometry,
     (ino, attr): (Ino, &Attr),
     chunk: u32,
-    each: Each<'_>,
-) -> OpResult<()> {
-    let Some(seqs) = few(geometry, attr) else {
-        let (start, end) = keys::slice_range(ino, Some(chunk));
-        return Ok(read.visit(&start, &end, usize::MAX, each)?);
-    };
-    for seq in seqs.filter(|_| chunk == 0) {
-        let (key, mut found) = (keys::slice(ino, 0, seq), None);
-        read.see(&key, &mut |value| found = value.map(Bytes::copy_from_slice))?;
-        if let Some(value) = found {
-            each(&key, &value);
+    decode: fn(&[u8]) -> Result<SliceRecord, DecodeError>,
+) -> OpResult<Vec<Stored>> {
+    let stored = |key: &[u8], value: &[u8]| Stored::with(Bytes::copy_from_slice(key), decode(value)?);
+    let mut found = Vec::new();
+    if let Some(seqs) = few(geometry, attr) {
+        for seq in seqs.filter(|_| chunk == 0) {
+            let (key, mut one) = (keys::slice(ino, 0, seq), None);
+            read.see(&key, &mut |value| one = value.map(|value| stored(&key, value)))?;
+            found.extend(one);
         }
+    } else {
+        let (start, end) = keys::slice_range(ino, Some(chunk));
+        read.visit(&start, &end, usize::MAX, &mut |key, value| found.push(stored(key, value)))?;
     }
-    Ok(())
+    found.into_iter().collect()
+}
+
+/// A record without its bytes, if it is inline.
+pub(super) fn head(value: &[u8]) -> Result<SliceRecord, DecodeError> {
+    Ok(SliceRecord::decode_head(value)?.0)
 }
 
 /// All records of a chunk, in the order of seq.
@@ -166,18 +173,8 @@ impl Chunk {
         file: (Ino, &Attr),
         chunk: u32,
     ) -> OpResult<Self> {
-        let (mut records, mut damage) = (Vec::new(), None);
-        visit(read, geometry, file, chunk, &mut |key, value| {
-            let head = SliceRecord::decode_head(value).map_err(OpError::from);
-            match head.and_then(|(head, _)| Stored::with(Bytes::copy_from_slice(key), head)) {
-                Ok(stored) => records.push(stored),
-                Err(error) => damage = damage.or(Some(error)),
-            }
-        })?;
-        match damage {
-            Some(error) => Err(error),
-            None => Ok(Self { before: allocated(&records).count(), records }),
-        }
+        let records = records(read, geometry, file, chunk, head)?;
+        Ok(Self { before: allocated(&records).count(), records })
     }
 
     /// Removes what newer records and cuts leave nothing of, and holes with nothing below them; writes what is fresh.

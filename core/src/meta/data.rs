@@ -11,10 +11,8 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use bytes::Bytes;
-
 use super::attr::{drop_capability, drop_privileges};
-use super::chunk::{Stored, few, visit};
+use super::chunk::{self, Stored};
 use super::cover::Cuts;
 use super::edit::Edit;
 use super::names::{count, difference};
@@ -94,18 +92,9 @@ pub fn next_chunk(read: &mut dyn Read, ino: Ino, from: u32) -> OpResult<Option<u
 /// leave nothing of is left out. ESTALE if the inode is gone.
 pub fn chunk(read: &mut dyn Read, geometry: &Geometry, ino: Ino, chunk: u32) -> OpResult<Vec<(u64, SliceRecord)>> {
     let attr = get(read, keys::attr(ino))?.ok_or(Errno::ESTALE)?;
-    let (mut slices, mut damage) = (Vec::new(), None);
-    visit(read, geometry, (ino, &attr), chunk, &mut |key, value| match Stored::decode(
-        Bytes::copy_from_slice(key),
-        value,
-    ) {
-        Ok(Stored { seq, record, .. }) => slices.push((seq, record)),
-        Err(error) => damage = damage.or(Some(error)),
-    })?;
-    if let Some(error) = damage {
-        return Err(error);
-    }
-    if !slices.is_empty() && few(geometry, &attr).is_none() {
+    let records = chunk::records(read, geometry, (ino, &attr), chunk, SliceRecord::decode)?;
+    let mut slices: Vec<_> = records.into_iter().map(|stored| (stored.seq, stored.record)).collect();
+    if !slices.is_empty() && chunk::few(geometry, &attr).is_none() {
         let cuts = cuts(read, ino)?;
         let chunk_start = u64::from(chunk) * geometry.chunk_size;
         slices.iter_mut().for_each(|(seq, record)| record.len = cuts.left(*seq, chunk_start, record));

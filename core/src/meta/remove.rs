@@ -8,7 +8,7 @@
 //! - Reaping gives the usage back at once; the inode's slices are queued as `delslice` in the transaction that removes
 //!   their records, be it this one or a sweeper's.
 
-use super::chunk::few;
+use super::chunk;
 use super::names::{count, forget_name, live_dir, may_take, note_entries, sum_stripes};
 use super::{DIRECT_MAX, OpCtx, Removed, check_name, get, put};
 use crate::errno::Errno;
@@ -96,13 +96,10 @@ pub fn reap(txn: &mut dyn Txn, ctx: &OpCtx, ino: Ino, gave_up: &[(SliceId, u32)]
     let attr: Attr = get(txn, keys::attr(ino))?.ok_or(OpError::Damaged("an orphan without attributes"))?;
     // What never had a slice or a cut, or an extended attribute, has none to look for.
     let mut contents = Contents { slices: attr.next_seq > 0, xattrs: !attr.bare };
-    if let Some(seqs) = few(&ctx.geometry, &attr) {
-        for seq in seqs {
-            let key = keys::slice(ino, 0, seq);
-            if let Some(record) = get(txn, &key)? {
-                release(txn, &record)?;
-                txn.delete(&key);
-            }
+    if chunk::few(&ctx.geometry, &attr).is_some() {
+        for stored in chunk::records(txn, &ctx.geometry, (ino, &attr), 0, chunk::head)? {
+            release(txn, &stored.record)?;
+            txn.delete(&stored.key);
         }
         contents.slices = false;
     }
