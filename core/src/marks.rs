@@ -83,6 +83,8 @@ marks! {
     // Committing.
     CommitOfSlices: "a commit carried several slices";
     CommitOfBatches: "a commit carried several batches";
+    CommitsTogether: "several files were committed in one transaction";
+    CommitsApart: "files whose transaction failed were committed each in one of its own";
     CommitBehindOpenBatch: "a commit was started while later members were accepted already";
     CommitUnknown: "the outcome of a commit was not told";
     CommitRepeated: "a commit was tried again and known to be applied then";

@@ -68,6 +68,7 @@ bugs! {
     CommitOutOfOrder, 2, "a batch that is ready does not wait for the one before it";
     PresenceForNumber, 2, "a commit counts as applied if its first slice is there, whatever the inode's number says";
     UnknownIsApplied, 2, "a commit without an answer counts as applied";
+    FirstForAll, 2, "of files that could not be committed together, the first one's answer counts for all";
     RefusedIsApplied, 2, "a commit that was not taken counts as applied";
     FailedReadIsAbsence, 2, "a name is missing if the metadata that tells of it could not be read";
     TimesOnlyGrow, 2, "a write by a clock that was set back leaves the time of the one before it";

@@ -432,17 +432,16 @@ impl<E: Env> Shared<E> {
     pub(super) fn start_flush(self: &Arc<Self>, cells: &[Arc<Cell>]) {
         for cell in cells {
             lock(&cell.state).file.flush();
-            self.drive(cell);
         }
+        self.drive_all(cells);
     }
 
-    /// Flushes the file if it has members accepted at or before `before`.
-    pub(super) fn flush_if_aged(self: &Arc<Self>, cell: &Arc<Cell>, before: Duration) {
-        let aged = lock(&cell.state).file.flush_aged(before).is_some();
-        if aged {
-            reached(Mark::FlushedByAge);
-            self.drive(cell);
-        }
+    /// Flushes those files that have members accepted at or before `before`.
+    pub(super) fn flush_aged(self: &Arc<Self>, cells: &[Arc<Cell>], before: Duration) {
+        let aged = |cell: &&Arc<Cell>| lock(&cell.state).file.flush_aged(before).is_some();
+        let cells: Vec<_> = cells.iter().filter(aged).collect();
+        reached_if(Mark::FlushedByAge, || !cells.is_empty());
+        self.drive_all(cells);
     }
 
     /// Waits until everything accepted so far is committed, or an error newer than `seen` is raised. EIO past `deadline`,

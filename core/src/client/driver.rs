@@ -1,14 +1,18 @@
 //! What makes a file's machine go: poll its actions, start them, feed completions back.
 //!
-//! Owns: the tasks of one action each. Leaves to others: what comes next (`file::machine`).
+//! Owns: the tasks of one action each, and which commits share a transaction. Leaves to others: what comes next
+//! (`file::machine`).
 //!
 //! Invariants
 //! - Each action started is completed exactly once, by a spawned task.
+//! - Commits share a transaction as long as it succeeds: no outcome but that is told of several files.
 //! - An id is used only from a durable lease (`ids`); a put is durable only past its barrier; a commit follows both.
 
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::mem;
+use core::slice;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
@@ -21,15 +25,43 @@ use crate::env::{Edge, Env, MetaError, MetaStore, ObjectStore, Point, StoreError
 use crate::errno::Errno;
 use crate::file::machine::{Action, CommitOutcome, PutOutcome};
 use crate::format::block::{encode_head, object_key};
-use crate::kv::OpError;
+use crate::kv::{OpError, Txn};
 use crate::marks::{Mark, reached, reached_if};
-use crate::meta::{self, Change, Commit};
+use crate::meta::{self, Change, Commit, CommitReply};
 use crate::planted::{self, Bug};
 use crate::types::{BlockId, SliceId};
+
+/// Files whose commits share a transaction at most: a fraction of a millisecond of metadata.
+pub(super) const TOGETHER: usize = 32;
+
+/// A commit that is to be run, and whose.
+struct Due {
+    cell: Arc<Cell>,
+    commit: Arc<Commit>,
+}
 
 impl<E: Env> Shared<E> {
     /// Starts whatever the machine of `cell` wants done.
     pub(super) fn drive(self: &Arc<Self>, cell: &Arc<Cell>) {
+        if let Some(due) = self.drive_to_commit(cell) {
+            self.start_commits(vec![due]);
+        }
+    }
+
+    /// The same for several files, whose commits share transactions.
+    pub(super) fn drive_all<'a>(self: &Arc<Self>, cells: impl IntoIterator<Item = &'a Arc<Cell>>) {
+        let mut group = Vec::new();
+        for cell in cells {
+            group.extend(self.drive_to_commit(cell));
+            if group.len() == TOGETHER {
+                self.start_commits(mem::take(&mut group));
+            }
+        }
+        self.start_commits(group);
+    }
+
+    /// Starts whatever the machine of `cell` wants done, but for a commit.
+    fn drive_to_commit(self: &Arc<Self>, cell: &Arc<Cell>) -> Option<Due> {
         let mut actions = Vec::new();
         let now = self.env.now();
         let timer = {
@@ -37,7 +69,7 @@ impl<E: Env> Shared<E> {
             while let Some(action) = state.file.poll_action(now, &mut || self.slices.take().map(SliceId)) {
                 if let Action::NeedId = action {
                     // One task at a time: each goes on until there are ids.
-                    if !core::mem::replace(&mut state.leasing, true) {
+                    if !mem::replace(&mut state.leasing, true) {
                         actions.push(action);
                     }
                     break;
@@ -50,18 +82,22 @@ impl<E: Env> Shared<E> {
             }
             due
         };
+        let mut commit = None;
         for action in actions {
-            self.start(cell.clone(), action);
+            commit = self.start(cell.clone(), action).or(commit);
         }
         if let Some(due) = timer {
             let (shared, cell) = (self.clone(), cell.clone());
             self.env.spawn(async move { shared.wake_at(cell, due).await });
         }
+        commit
     }
 
-    fn start(self: &Arc<Self>, cell: Arc<Cell>, action: Action) {
+    /// Starts what is not a commit.
+    fn start(self: &Arc<Self>, cell: Arc<Cell>, action: Action) -> Option<Due> {
         let shared = self.clone();
         match action {
+            Action::Commit(commit) => return Some(Due { cell, commit }),
             Action::Put { key, id, payload } => {
                 self.env.spawn(async move { shared.put(cell, key, id, payload).await });
                 if self.slices.is_low(self.options.slice_lease / 2) {
@@ -80,7 +116,14 @@ impl<E: Env> Shared<E> {
                 shared.drive(&cell);
             }),
             Action::Barrier { number } => self.env.spawn(async move { shared.barrier(cell, number).await }),
-            Action::Commit(commit) => self.env.spawn(async move { shared.commit(cell, commit).await }),
+        }
+        None
+    }
+
+    fn start_commits(self: &Arc<Self>, group: Vec<Due>) {
+        if !group.is_empty() {
+            let shared = self.clone();
+            self.env.spawn(async move { shared.commit(group).await });
         }
     }
 
@@ -145,24 +188,56 @@ impl<E: Env> Shared<E> {
         self.progress(&cell);
     }
 
-    async fn commit(self: Arc<Self>, cell: Arc<Cell>, commit: Arc<Commit>) {
-        let truncates = commit.changes.iter().any(|change| matches!(change, Change::Truncate { .. }));
-        let frees = |change: &Change| matches!(change, Change::Truncate { .. } | Change::Punch { .. });
-        let frees = commit.changes.iter().any(frees);
+    /// Runs commits in one transaction, or each in one of its own if that fails.
+    async fn commit(self: Arc<Self>, group: Vec<Due>) {
+        group.iter().for_each(|_| self.space.begin());
+        let all = self.try_commit(&group).await;
+        match (all, &group[..]) {
+            (Ok(replies), _) => {
+                reached_if(Mark::CommitsTogether, || group.len() > 1);
+                for (due, reply) in group.iter().zip(replies) {
+                    self.committed(due, Ok(reply)).await;
+                }
+            }
+            (Err(error), [due]) => self.committed(due, Err(error)).await,
+            (Err(_), _) => {
+                reached(Mark::CommitsApart);
+                for due in &group {
+                    let asked = if planted::is(Bug::FirstForAll) { &group[0] } else { due };
+                    let replies = self.try_commit(slice::from_ref(asked)).await;
+                    self.committed(due, replies.map(|mut replies| replies.remove(0))).await;
+                }
+            }
+        }
+    }
+
+    /// One reply for each of `group`, whose transaction takes effect whole or not at all.
+    async fn try_commit(&self, group: &[Due]) -> Result<Vec<CommitReply>, MetaError> {
+        let mut changes = group.iter().flat_map(|due| &due.commit.changes);
+        let truncates = changes.any(|change| matches!(change, Change::Truncate { .. }));
         let point = if truncates { Point::Truncate } else { Point::Commit };
         let ctx = self.ctx();
-        self.space.begin();
         self.env.at(point, Edge::Begin);
         if planted::is(Bug::LengthBeforeSlice) {
-            _ = self.meta.write(|txn| planted::length_alone(txn, self.geometry(), &commit)).await;
+            for Due { commit, .. } in group {
+                _ = self.meta.write(|txn| planted::length_alone(txn, self.geometry(), commit)).await;
+            }
         }
-        let result = self.meta.write(|txn| meta::data::commit(txn, &ctx, &commit)).await;
+        let commit = |txn: &mut dyn Txn| group.iter().map(|due| meta::data::commit(txn, &ctx, &due.commit)).collect();
+        let result = self.meta.write(commit).await;
         self.env.at(point, Edge::End);
+        result.map(|committed| committed.value)
+    }
+
+    /// A commit has ended.
+    async fn committed(self: &Arc<Self>, Due { cell, commit }: &Due, result: Result<CommitReply, MetaError>) {
+        let frees = |change: &Change| matches!(change, Change::Truncate { .. } | Change::Punch { .. });
+        let frees = commit.changes.iter().any(frees);
         self.env.pause().await;
         reached_if(Mark::CommitUnknown, || matches!(result, Err(MetaError::Unknown)));
-        let grown = result.as_ref().ok().filter(|committed| committed.value.applied).map(|done| done.value.grown);
+        let grown = result.as_ref().ok().filter(|reply| reply.applied).map(|reply| reply.grown);
         let outcome = match result {
-            Ok(committed) => CommitOutcome::from(&committed.value),
+            Ok(reply) => CommitOutcome::from(&reply),
             Err(MetaError::Unknown) if planted::is(Bug::UnknownIsApplied) => CommitOutcome::NOT_FRESH,
             Err(MetaError::Retry) if planted::is(Bug::RefusedIsApplied) => CommitOutcome::NOT_FRESH,
             Err(MetaError::Op(OpError::Errno(Errno::ESTALE))) => CommitOutcome::Gone,
@@ -202,7 +277,7 @@ impl<E: Env> Shared<E> {
             let (shared, ino) = (self.clone(), cell.ino);
             self.env.spawn(async move { shared.reap(ino).await });
         }
-        self.progress(&cell);
+        self.progress(cell);
     }
 }
 

@@ -19,6 +19,7 @@
 use alloc::vec::Vec;
 use core::hash::{BuildHasherDefault, Hasher};
 use core::mem;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -333,16 +334,22 @@ impl Read for Filling<'_> {
 /// A transaction, from before its first run until its outcome is known. Dropped before, its outcome is unknown.
 struct Write<'a> {
     cache: &'a MetaCache,
+    told: Mutex<ToldKeys>,
+}
+
+/// The keys that a transaction has told.
+#[derive(Default)]
+struct ToldKeys {
     /// Few: a look at all of them costs less than an index.
-    told: Mutex<Vec<Told>>,
+    keys: Vec<Told>,
+    /// Keys, and the values that were written.
+    bytes: Vec<u8>,
 }
 
 /// A key that a transaction has told.
 struct Told {
     hash: u64,
-    key_len: usize,
-    /// The key, and the value that the last run leaves.
-    bytes: Vec<u8>,
+    key: Range<usize>,
     wrote: Wrote,
 }
 
@@ -350,20 +357,22 @@ struct Told {
 enum Wrote {
     Nothing,
     Absence,
-    Value,
+    Value(Range<usize>),
 }
 
-impl Told {
-    fn key(&self) -> &[u8] {
-        &self.bytes[..self.key_len]
+impl ToldKeys {
+    fn keep(&mut self, bytes: &[u8]) -> Range<usize> {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        start..self.bytes.len()
     }
 
-    /// What the transaction leaves if it is applied.
-    fn left(&self) -> Left<'_> {
-        match self.wrote {
+    /// What the transaction leaves of `told` if it is applied.
+    fn left(&self, told: &Told) -> Left<'_> {
+        match &told.wrote {
             Wrote::Nothing => Left::AsItWas,
             Wrote::Absence => Left::Value(None),
-            Wrote::Value => Left::Value(Some(&self.bytes[self.key_len..])),
+            Wrote::Value(value) => Left::Value(Some(&self.bytes[value.clone()])),
         }
     }
 }
@@ -371,7 +380,7 @@ impl Told {
 impl<'a> Write<'a> {
     /// `txn`, of a run that begins.
     fn run<'b>(&'b self, txn: &'b mut dyn Txn) -> impl Txn + use<'a, 'b> {
-        lock(&self.told).iter_mut().for_each(|told| told.wrote = Wrote::Nothing);
+        lock(&self.told).keys.iter_mut().for_each(|told| told.wrote = Wrote::Nothing);
         Telling { write: self, txn }
     }
 
@@ -380,12 +389,11 @@ impl<'a> Write<'a> {
         if !keys::is_cached(key) {
             return;
         }
-        let (hash, wrote) = (hash(key), if value.is_some() { Wrote::Value } else { Wrote::Absence });
-        let value = value.unwrap_or_default();
-        let mut told = lock(&self.told);
-        if let Some(told) = told.iter_mut().find(|told| told.hash == hash && told.key() == key) {
-            told.bytes.truncate(key.len());
-            told.bytes.extend_from_slice(value);
+        let hash = hash(key);
+        let told = &mut *lock(&self.told);
+        let wrote = value.map_or(Wrote::Absence, |value| Wrote::Value(told.keep(value)));
+        let ToldKeys { keys, bytes } = told;
+        if let Some(told) = keys.iter_mut().find(|told| told.hash == hash && bytes[told.key.clone()] == *key) {
             told.wrote = wrote;
             return;
         }
@@ -400,7 +408,8 @@ impl<'a> Write<'a> {
             self.cache.listings.begin(&place);
         }
         drop(state);
-        told.push(Told { hash, key_len: key.len(), bytes: [key, value].concat(), wrote });
+        let key = told.keep(key);
+        told.keys.push(Told { hash, key, wrote });
     }
 
     /// The transaction was applied, as its last run left it.
@@ -414,13 +423,14 @@ impl<'a> Write<'a> {
     }
 
     fn end(self, applied: bool) {
-        let told = mem::take(&mut *lock(&self.told));
-        if told.is_empty() {
+        let told_keys = mem::take(&mut *lock(&self.told));
+        if told_keys.keys.is_empty() {
             return;
         }
         // Whoever takes a snapshot from here on sees it.
         let ended = self.cache.ended.fetch_add(1, Ordering::AcqRel) + 1;
-        for told in told {
+        for told in &told_keys.keys {
+            let key = &told_keys.bytes[told.key.clone()];
             let mut state = lock(&self.cache.shard(told.hash).state);
             state.ended = state.ended.max(ended);
             let Some(writing) = state.writing.get_mut(&told.hash) else { continue };
@@ -430,16 +440,16 @@ impl<'a> Write<'a> {
                 state.writing.remove(&told.hash);
             }
             let left = match (alone, applied) {
-                (true, true) => told.left(),
+                (true, true) => told_keys.left(told),
                 (true, false) => Left::AsItWas,
                 (false, _) => Left::Unsure,
             };
             if let Left::Value(value) = left
                 && value.is_none_or(|value| value.len() <= VALUE_MAX)
             {
-                state.kept.insert(told.hash, told.key(), value);
+                state.kept.insert(told.hash, key, value);
             }
-            if let Some(place) = DentryPlace::of(told.key()) {
+            if let Some(place) = DentryPlace::of(key) {
                 self.cache.listings.end(&place, ended, left);
             }
         }
@@ -489,6 +499,11 @@ impl Txn for Telling<'_, '_> {
     fn put(&mut self, key: &[u8], value: &[u8]) {
         self.write.tell(key, Some(value));
         self.txn.put(key, value);
+    }
+
+    fn put_new(&mut self, key: &[u8], value: &[u8]) {
+        self.write.tell(key, Some(value));
+        self.txn.put_new(key, value);
     }
 
     fn delete(&mut self, key: &[u8]) {

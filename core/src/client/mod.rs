@@ -63,6 +63,7 @@ pub use space::UNLIMITED_BYTES;
 use access::AccessTable;
 use blocks::Blocks;
 use budget::Budget;
+use driver::TOGETHER;
 use files::Files;
 use ids::IdPool;
 use meta_cache::CachedMeta;
@@ -210,7 +211,7 @@ impl<E: Env> Client<E> {
             shared.begin().await?;
             shared.env.spawn(shared.collector.clone().run());
             let flusher = shared.clone();
-            shared.env.spawn(async move { flusher.flush_aged().await });
+            shared.env.spawn(async move { flusher.flush_by_age().await });
         }
         Ok(Self(shared))
     }
@@ -462,7 +463,7 @@ impl<E: Env> Shared<E> {
     }
 
     /// The long-lived task that flushes files by age and keeps the metadata log synced.
-    async fn flush_aged(self: Arc<Self>) {
+    async fn flush_by_age(self: Arc<Self>) {
         let interval = self.options.commit_interval;
         let mut synced_at = self.env.now();
         while !self.stopping.load(Ordering::Acquire) {
@@ -470,9 +471,10 @@ impl<E: Env> Shared<E> {
             let tick = self.env.now() + (interval / TICKS_PER_INTERVAL).max(Duration::from_millis(1));
             race(stop, self.env.sleep_until(tick)).await;
             let now = self.env.now();
-            for cell in self.files.aged(now.saturating_sub(interval)) {
+            let before = now.saturating_sub(interval);
+            for cells in self.files.aged(before).chunks(TOGETHER) {
                 self.env.pause().await;
-                self.flush_if_aged(&cell, now.saturating_sub(interval));
+                self.flush_aged(cells, before);
             }
             if now >= synced_at + interval {
                 synced_at = now;

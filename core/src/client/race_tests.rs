@@ -1,6 +1,7 @@
 //! Calls that overtake each other.
 
-use alloc::vec;
+use alloc::vec::Vec;
+use alloc::{format, vec};
 use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::Poll;
@@ -9,6 +10,8 @@ use bytes::Bytes;
 
 use super::upkeep::fake::World;
 use super::*;
+use crate::format::keys;
+use crate::meta::SetAttr;
 use crate::types::Ino;
 
 /// Lets all others go on once.
@@ -128,5 +131,44 @@ fn what_is_taken_off_with_a_file_was_counted_before() {
         assert!(client.0.space.fits(0, 0, 8000) && !client.0.space.fits(1, 0, 5000));
         client.forget(kept.ino, 1);
         client.unmount().await.expect("an unmount");
+    });
+}
+
+/// Files that are flushed at once share a transaction; one that cannot be committed keeps none of the others.
+#[test]
+fn files_are_committed_together() {
+    const FILES: u64 = TOGETHER as u64 + 1;
+    let world = World::mountable();
+    // Nothing is known by heart, so that metadata may change behind its back.
+    let options = Options { meta_cache: 0, ..Options::default() };
+    world.block_on(async {
+        let client = Client::mount(world.clone(), options).await.expect("a mount");
+        let mut files = Vec::new();
+        for number in 0..FILES {
+            let (entry, handle) = World::new_file(&client, format!("{number}").as_bytes()).await;
+            client.release(handle).await.expect("no error");
+            files.push(entry.ino);
+        }
+        let length = |ino: &Ino| world.read(|read| meta::attr::load(read, *ino)).length;
+        let lengthen = async |length| {
+            for ino in &files {
+                client.setattr(*ino, SetAttr::default(), Some(length)).await.expect("they are there");
+            }
+        };
+        lengthen(10).await;
+        let before = world.state().kv.last();
+        client.sync().await.expect("they are committed");
+        assert_eq!(world.state().kv.last(), TxnSeq(before.0 + 2), "one more than one transaction takes");
+        assert!(files.iter().all(|ino| length(ino) == 10));
+
+        lengthen(20).await;
+        // All but its name goes.
+        let (gone, others) = files.split_first().expect("there are some");
+        world.txn(|txn, _| {
+            txn.delete(&keys::attr(*gone));
+            Ok(())
+        });
+        client.sync().await.expect("nobody can see that one");
+        assert!(others.iter().all(|ino| length(ino) == 20));
     });
 }

@@ -25,9 +25,12 @@ use crate::meta;
 use crate::planted::{self, Bug};
 use crate::types::{Ino, SliceId};
 
-/// How long an orphan waits for others, and how many go in one transaction at most.
-const DELAY: Duration = Duration::from_millis(10);
+/// How long an orphan waits for others, and how many go in one transaction at most. A store that writes what is committed a
+/// little later need not write what is gone by then.
+const DELAY: Duration = Duration::from_millis(1);
 const BATCH: usize = 32;
+/// Who wants the room that orphans leave waits so long at most.
+const SOON: Duration = Duration::from_millis(100);
 
 /// Orphans on their way out.
 #[derive(Default)]
@@ -114,7 +117,7 @@ impl<E: Env> Shared<E> {
 
     /// Waits for what is being reaped, but not for what others add again and again.
     pub(super) async fn reaped_soon(&self) {
-        timeout(&self.env, self.env.now() + 10 * DELAY, self.reaped()).await;
+        timeout(&self.env, self.env.now() + SOON, self.reaped()).await;
     }
 
     /// Removes an orphan that nobody can reach any more, and what it had not committed.

@@ -241,6 +241,15 @@ impl Txn for MemTxn<'_> {
         self.writes.insert(Bytes::copy_from_slice(key), Some(Bytes::copy_from_slice(value)));
     }
 
+    fn put_new(&mut self, key: &[u8], value: &[u8]) {
+        let there = match self.writes.get(key) {
+            Some(own) => own.is_some(),
+            None => self.kv.entries.get(key).is_some_and(|versions| at(versions, self.snapshot).is_some()),
+        };
+        assert!(!there, "{key:?} is not new");
+        self.put(key, value);
+    }
+
     fn delete(&mut self, key: &[u8]) {
         self.writes.insert(Bytes::copy_from_slice(key), None);
     }

@@ -83,6 +83,10 @@ pub trait Txn: Read {
     }
     /// Sets `key`.
     fn put(&mut self, key: &[u8], value: &[u8]);
+    /// Sets `key`, which is not there: the store may rely on that.
+    fn put_new(&mut self, key: &[u8], value: &[u8]) {
+        self.put(key, value);
+    }
     /// Removes `key`; nothing happens if it is absent.
     fn delete(&mut self, key: &[u8]);
     /// The snapshot view as a plain reader.

@@ -8,7 +8,7 @@
 use super::acl::Inherited;
 use super::names::{count, learn_name, live_dir, may_add, note_entries};
 use super::volume::{DIRECTORY_LENGTH, total};
-use super::{LINK_MAX, New, OpCtx, S_ISGID, check_name, get, put};
+use super::{LINK_MAX, New, OpCtx, S_ISGID, check_name, get, put, put_new};
 use crate::errno::Errno;
 use crate::format::keys::{self, Counter};
 use crate::format::values::Dentry;
@@ -36,7 +36,7 @@ pub fn create(txn: &mut dyn Txn, ctx: &OpCtx, dir: Ino, name: &[u8], new: &New) 
     may_add(&parent)?;
 
     let attr = add_inode(txn, ctx, dir, &parent, new)?;
-    put(txn, keys::dentry(dir, name), &Dentry { ino: new.ino, kind: new.kind });
+    put_new(txn, keys::dentry(dir, name), &Dentry { ino: new.ino, kind: new.kind });
     note_entries(txn, ctx, dir, &parent, 1, i64::from(new.kind == FileType::Directory))?;
     Ok(attr)
 }
@@ -75,7 +75,7 @@ pub(super) fn add_inode(txn: &mut dyn Txn, ctx: &OpCtx, dir: Ino, parent: &Attr,
         parent: dir,
         flags: parent.flags.both(InodeFlags::INHERITED),
     };
-    put(txn, keys::attr(new.ino), &attr);
+    put_new(txn, keys::attr(new.ino), &attr);
     if let Some(target) = &new.target {
         put(txn, keys::symlink(new.ino), target);
     }

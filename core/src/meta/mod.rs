@@ -407,6 +407,11 @@ fn put(txn: &mut dyn Txn, key: impl AsRef<[u8]>, value: &impl Value) {
     txn.put(key.as_ref(), &value.encode());
 }
 
+/// The same, where nothing is at `key`.
+fn put_new(txn: &mut dyn Txn, key: impl AsRef<[u8]>, value: &impl Value) {
+    txn.put_new(key.as_ref(), &value.encode());
+}
+
 /// The smallest key above `key`.
 fn after(key: &[u8]) -> Vec<u8> {
     let mut next = Vec::with_capacity(key.len() + 1);

@@ -10,7 +10,7 @@
 
 use super::chunk;
 use super::names::{count, forget_name, live_dir, may_take, note_entries, sum_stripes};
-use super::{DIRECT_MAX, OpCtx, Removed, check_name, get, put};
+use super::{DIRECT_MAX, OpCtx, Removed, check_name, get, put, put_new};
 use crate::errno::Errno;
 use crate::format::keys::{self, Counter, Key};
 use crate::format::values::{DelSlice, Dentry, Home, Value};
@@ -78,7 +78,7 @@ pub(super) fn detach(
     attr.ctime = attr.ctime.max(ctx.now);
     put(txn, keys::attr(ino), &attr);
     if attr.nlink == 0 {
-        put(txn, keys::orphan(ino), &());
+        put_new(txn, keys::orphan(ino), &());
     }
     Ok(Removed { ino, kind: attr.kind, nlink: attr.nlink })
 }

@@ -4,6 +4,7 @@
 //! Leaves to others: making stores, executors, and the crash between `write_before_crash` and `check_after_crash`.
 //! It is async because the store that it drives is; it waits for nothing but the store.
 
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -24,6 +25,7 @@ pub async fn run<M: MetaStore>(store: &M) {
     pairs_are_ordered(store).await;
     scans_are_half_open_and_limited(store).await;
     own_writes_are_seen(store).await;
+    new_keys_come_and_go(store).await;
     failed_operation_writes_nothing(store).await;
     keys_and_values_of_any_size(store).await;
     large_transaction(store).await;
@@ -140,6 +142,49 @@ async fn own_writes_are_seen<M: MetaStore>(store: &M) {
     let wanted = [("w/2", "changed"), ("w/25", "new"), ("w/3", "w/3")].map(|(k, v)| (k.into(), v.into()));
     assert_eq!(found, wanted, "own writes within the transaction");
     assert_eq!(after, wanted, "own writes after the transaction");
+}
+
+/// Keys that are put where there is none, and removed, before the store has written them and after.
+async fn new_keys_come_and_go<M: MetaStore>(store: &M) {
+    let mut model = BTreeMap::new();
+    let mut state = 1_u32;
+    for step in 0..600_u32 {
+        // (Numerical Recipes' generator)
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let (key, value) = ([b"e/".as_slice(), &[(state >> 28) as u8 % 5]].concat(), step.to_be_bytes());
+        let there = model.contains_key(&key);
+        match state >> 16 & 3 {
+            _ if !there => {
+                write(store, |txn| Ok(txn.put_new(&key, &value))).await;
+                model.insert(key.clone(), value);
+            }
+            0 => {
+                write(store, |txn| Ok(txn.put(&key, &value))).await;
+                model.insert(key.clone(), value);
+            }
+            // In one transaction: removed, put, and removed again.
+            1 => {
+                write(store, |txn| {
+                    txn.delete(&key);
+                    txn.put_new(&key, b"short-lived");
+                    Ok(txn.delete(&key))
+                })
+                .await;
+                model.remove(&key);
+            }
+            _ => {
+                write(store, |txn| Ok(txn.delete(&key))).await;
+                model.remove(&key);
+            }
+        }
+        let found = read(store, |read| Ok(read.get(&key)?)).await;
+        assert_eq!(found.as_deref(), model.get(&key).map(|value| &value[..]), "step {step}");
+        if state >> 20 & 7 == 0 {
+            let found = read(store, |read| Ok(read.scan(b"e/", b"e0", 9)?)).await;
+            let wanted = model.iter().map(|(key, value)| (Bytes::from(key.clone()), Bytes::copy_from_slice(value)));
+            assert_eq!(found, wanted.collect::<Vec<_>>(), "step {step}");
+        }
+    }
 }
 
 async fn failed_operation_writes_nothing<M: MetaStore>(store: &M) {

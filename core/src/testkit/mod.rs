@@ -150,6 +150,11 @@ impl Txn for MissingTxn<'_> {
         self.txn.put(key, value);
     }
 
+    fn put_new(&mut self, key: &[u8], value: &[u8]) {
+        self.own.insert(Bytes::copy_from_slice(key));
+        self.txn.put_new(key, value);
+    }
+
     fn delete(&mut self, key: &[u8]) {
         self.own.insert(Bytes::copy_from_slice(key));
         self.txn.delete(key);

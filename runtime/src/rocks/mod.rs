@@ -358,6 +358,32 @@ mod tests {
         assert_eq!((get(b"b"), inner.pending.bytes()), (Some(b"3".to_vec()), 0));
     }
 
+    #[test]
+    fn what_came_and_went_meanwhile_is_not_written() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let meta = RocksMeta::open(dir.path(), OpenMode::Create, runtime.handle().clone()).expect("opens");
+        let inner = &meta.inner;
+        let put_new = |txn: &mut dyn Txn| {
+            txn.put_new(b"key", b"value");
+            Ok(())
+        };
+        let delete = |txn: &mut dyn Txn| {
+            txn.delete(b"key");
+            Ok(())
+        };
+        let entries = || count(&meta, "rocksdb.num-entries-active-mem-table");
+        for written_between in [false, true] {
+            let before = entries();
+            inner.write(put_new).expect("puts");
+            assert!(!written_between || inner.write_out());
+            inner.write(delete).expect("deletes");
+            assert!(inner.write_out());
+            assert_eq!(entries() - before, if written_between { 2 } else { 0 });
+            assert_eq!(inner.read(|read| Ok(read.get(b"key")?)).expect("gets"), None);
+        }
+    }
+
     fn count_files(meta: &RocksMeta, level: u32) -> u64 {
         let value = meta.inner.db.property_value(&format!("rocksdb.num-files-at-level{level}"));
         value.expect("asks").expect("knows").parse().expect("a number")

@@ -21,8 +21,17 @@ use rocksdb::{WriteBatch, WriteOptions};
 use super::Db;
 use super::stripes::hash;
 
-/// Values to be set, and keys to be removed.
-pub(super) type Writes = BTreeMap<Bytes, Option<Bytes>>;
+/// What commits do to keys.
+pub(super) type Writes = BTreeMap<Bytes, Write>;
+
+/// What one does to a key.
+#[derive(Clone)]
+pub(super) struct Write {
+    /// `None`: it is removed.
+    pub(super) value: Option<Bytes>,
+    /// It was not there before: if it is gone again by the time that it would be written, RocksDB never hears of it.
+    pub(super) new: bool,
+}
 
 /// Locks of the values.
 const SHARDS: usize = 64;
@@ -71,7 +80,7 @@ impl Pending {
     /// Commits `writes` at `time`, which no other commit has, while the stripes of their keys are locked. Returns its position.
     pub(super) fn add(&self, time: u64, writes: Writes) -> u64 {
         let mut bytes = 0;
-        for (key, value) in &writes {
+        for (key, Write { value, .. }) in &writes {
             bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
             let hash = hash(key);
             let mut shard = lock(self.shard(hash));
@@ -106,18 +115,24 @@ impl Pending {
         if commits.is_empty() {
             return Ok(());
         }
-        let mut merged: BTreeMap<&Bytes, (u64, &Option<Bytes>)> = BTreeMap::new();
+        // Of each key the last write, and whether the first one found it absent.
+        let mut merged: BTreeMap<&Bytes, (u64, &Write, bool)> = BTreeMap::new();
         for (time, writes) in &commits {
-            merged.extend(writes.iter().map(|(key, value)| (key, (*time, value))));
+            for (key, write) in writes {
+                let (last, newest, _) = merged.entry(key).or_insert((*time, write, write.new));
+                (*last, *newest) = (*time, write);
+            }
         }
         let mut batch = WriteBatch::default();
-        for (key, (_, value)) in &merged {
+        for (key, (_, Write { value, .. }, new)) in &merged {
             match value {
                 Some(value) => batch.put(key, value),
+                None if *new => {}
                 None => batch.delete(key),
             }
         }
-        if let Err(error) = db.write_opt(batch, options) {
+        let written = if batch.is_empty() { Ok(()) } else { db.write_opt(batch, options) };
+        if let Err(error) = written {
             let mut queue = lock(&self.queue);
             let later = mem::replace(&mut queue.commits, commits);
             queue.commits.extend(later);
@@ -125,7 +140,7 @@ impl Pending {
             *writing = Some(error.clone());
             return Err(error);
         }
-        for (key, (time, _)) in merged {
+        for (key, (time, ..)) in merged {
             let hash = hash(key);
             // Unless a later commit has taken its place.
             let written = |newest: &Newest| newest.time == time && newest.key == key;

@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use kiseki_core::kv::{Each, KvError, Pairs, Read, See, Txn, copied};
 use rocksdb::{DBAccess, DBRawIteratorWithThreadMode, ReadOptions, SnapshotWithThreadMode};
 
-use super::pending::Writes;
+use super::pending::{Write, Writes};
 use super::stripes::{Stripes, hash};
 use super::{Db, Inner};
 
@@ -97,15 +97,16 @@ impl<'db> WriteTxn<'db> {
         still
     }
 
-    fn write(&mut self, key: &[u8], value: Option<&[u8]>) {
+    /// `new`: the key is not there.
+    fn write(&mut self, key: &[u8], value: Option<&[u8]>, new: bool) {
         let value = value.map(|value| self.keep(value));
         if let Some(before) = self.writes.get_mut(key) {
-            *before = value;
+            before.value = value;
             return;
         }
         self.track(Stripes::of(hash(key)));
         let key = self.keep(key);
-        self.writes.insert(key, value);
+        self.writes.insert(key, Write { value, new });
     }
 
     /// A copy, which shares its memory with the others.
@@ -125,7 +126,7 @@ impl Read for WriteTxn<'_> {
 
     fn see(&mut self, key: &[u8], see: See<'_>) -> Result<(), KvError> {
         if let Some(own) = self.writes.get(key) {
-            see(own.as_deref());
+            see(own.value.as_deref());
             return Ok(());
         }
         let hash = hash(key);
@@ -164,11 +165,15 @@ impl Txn for WriteTxn<'_> {
     }
 
     fn put(&mut self, key: &[u8], value: &[u8]) {
-        self.write(key, Some(value));
+        self.write(key, Some(value), false);
+    }
+
+    fn put_new(&mut self, key: &[u8], value: &[u8]) {
+        self.write(key, Some(value), true);
     }
 
     fn delete(&mut self, key: &[u8]) {
-        self.write(key, None);
+        self.write(key, None, false);
     }
 
     fn as_read(&mut self) -> &mut dyn Read {
@@ -265,7 +270,7 @@ impl Read for SnapshotRead<'_> {
         let db = &self.store.db;
         let At { options, unwritten, .. } = self.at();
         match unwritten.get(key) {
-            Some(value) => see(value.as_deref()),
+            Some(own) => see(own.value.as_deref()),
             None => see(db.get_pinned_opt(key, options).map_err(read_failed)?.as_deref()),
         }
         Ok(())
@@ -303,7 +308,7 @@ fn bounded(start: &[u8], end: &[u8], limit: usize) -> ReadOptions {
 /// Shows `each` what the iterator has from `start` on, `limit` pairs at most, with `own` writes in its place and between.
 fn visit<'a, D: DBAccess>(
     iterator: &mut DBRawIteratorWithThreadMode<'_, D>,
-    own: impl Iterator<Item = (&'a Bytes, &'a Option<Bytes>)>,
+    own: impl Iterator<Item = (&'a Bytes, &'a Write)>,
     start: &[u8],
     limit: usize,
     each: Each<'_>,
@@ -317,8 +322,8 @@ fn visit<'a, D: DBAccess>(
                 each(key, value);
                 left -= 1;
             }
-            (there, Some((key, value))) => {
-                if let Some(value) = value {
+            (there, Some((key, write))) => {
+                if let Some(value) = &write.value {
                     each(key, value);
                     left -= 1;
                 }
