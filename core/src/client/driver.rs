@@ -31,8 +31,9 @@ use crate::meta::{self, Change, Commit, CommitReply};
 use crate::planted::{self, Bug};
 use crate::types::{BlockId, SliceId};
 
-/// Files whose commits share a transaction at most: a fraction of a millisecond of metadata.
-pub(super) const TOGETHER: usize = 32;
+/// Changes for which commits of several files share a transaction: 32 small files have so many, which is half a millisecond of
+/// metadata.
+pub(super) const TOGETHER: usize = 64;
 
 /// A commit that is to be run, and whose.
 struct Due {
@@ -50,11 +51,14 @@ impl<E: Env> Shared<E> {
 
     /// The same for several files, whose commits share transactions.
     pub(super) fn drive_all<'a>(self: &Arc<Self>, cells: impl IntoIterator<Item = &'a Arc<Cell>>) {
-        let mut group = Vec::new();
+        let (mut group, mut changes) = (Vec::new(), 0);
         for cell in cells {
-            group.extend(self.drive_to_commit(cell));
-            if group.len() == TOGETHER {
+            let Some(due) = self.drive_to_commit(cell) else { continue };
+            changes += due.commit.changes.len();
+            group.push(due);
+            if changes >= TOGETHER {
                 self.start_commits(mem::take(&mut group));
+                changes = 0;
             }
         }
         self.start_commits(group);

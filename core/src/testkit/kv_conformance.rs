@@ -144,6 +144,14 @@ async fn own_writes_are_seen<M: MetaStore>(store: &M) {
     assert_eq!(after, wanted, "own writes after the transaction");
 }
 
+async fn change<M: MetaStore>(store: &M, change: impl Fn(&mut dyn Txn) + Send + Sync) {
+    write(store, |txn| {
+        change(txn);
+        Ok(())
+    })
+    .await;
+}
+
 /// Keys that are put where there is none, and removed, before the store has written them and after.
 async fn new_keys_come_and_go<M: MetaStore>(store: &M) {
     let mut model = BTreeMap::new();
@@ -155,25 +163,25 @@ async fn new_keys_come_and_go<M: MetaStore>(store: &M) {
         let there = model.contains_key(&key);
         match state >> 16 & 3 {
             _ if !there => {
-                write(store, |txn| Ok(txn.put_new(&key, &value))).await;
+                change(store, |txn| txn.put_new(&key, &value)).await;
                 model.insert(key.clone(), value);
             }
             0 => {
-                write(store, |txn| Ok(txn.put(&key, &value))).await;
+                change(store, |txn| txn.put(&key, &value)).await;
                 model.insert(key.clone(), value);
             }
             // In one transaction: removed, put, and removed again.
             1 => {
-                write(store, |txn| {
+                change(store, |txn| {
                     txn.delete(&key);
                     txn.put_new(&key, b"short-lived");
-                    Ok(txn.delete(&key))
+                    txn.delete(&key);
                 })
                 .await;
                 model.remove(&key);
             }
             _ => {
-                write(store, |txn| Ok(txn.delete(&key))).await;
+                change(store, |txn| txn.delete(&key)).await;
                 model.remove(&key);
             }
         }
