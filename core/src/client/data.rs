@@ -430,18 +430,19 @@ impl<E: Env> Shared<E> {
     }
 
     pub(super) fn start_flush(self: &Arc<Self>, cells: &[Arc<Cell>]) {
-        for cell in cells {
-            lock(&cell.state).file.flush();
-        }
-        self.drive_all(cells);
+        self.drive_all(cells, |file| {
+            file.flush();
+            true
+        });
     }
 
     /// Flushes those files that have members accepted at or before `before`.
     pub(super) fn flush_aged(self: &Arc<Self>, cells: &[Arc<Cell>], before: Duration) {
-        let aged = |cell: &&Arc<Cell>| lock(&cell.state).file.flush_aged(before).is_some();
-        let cells: Vec<_> = cells.iter().filter(aged).collect();
-        reached_if(Mark::FlushedByAge, || !cells.is_empty());
-        self.drive_all(cells);
+        self.drive_all(cells, |file| {
+            let aged = file.flush_aged(before).is_some();
+            reached_if(Mark::FlushedByAge, || aged);
+            aged
+        });
     }
 
     /// Waits until everything accepted so far is committed, or an error newer than `seen` is raised. EIO past `deadline`,

@@ -23,6 +23,7 @@ use super::files::Cell;
 use super::wait::lock;
 use crate::env::{Edge, Env, MetaError, MetaStore, ObjectStore, Point, StoreError};
 use crate::errno::Errno;
+use crate::file::File;
 use crate::file::machine::{Action, CommitOutcome, PutOutcome};
 use crate::format::block::{encode_head, object_key};
 use crate::kv::{OpError, Txn};
@@ -49,10 +50,13 @@ impl<E: Env> Shared<E> {
         }
     }
 
-    /// The same for several files, whose commits share transactions.
-    pub(super) fn drive_all<'a>(self: &Arc<Self>, cells: impl IntoIterator<Item = &'a Arc<Cell>>) {
+    /// The same for those of several files that `flush` has asked for something; their commits share transactions.
+    pub(super) fn drive_all(self: &Arc<Self>, cells: &[Arc<Cell>], flush: impl Fn(&mut File) -> bool) {
         let (mut group, mut changes) = (Vec::new(), 0);
         for cell in cells {
+            if !flush(&mut lock(&cell.state).file) {
+                continue;
+            }
             let Some(due) = self.drive_to_commit(cell) else { continue };
             changes += due.commit.changes.len();
             group.push(due);

@@ -341,9 +341,10 @@ struct Write<'a> {
 #[derive(Default)]
 struct ToldKeys {
     /// Few: a look at all of them costs less than an index.
-    keys: Vec<Told>,
-    /// Keys, and the values that were written.
-    bytes: Vec<u8>,
+    told: Vec<Told>,
+    /// Their keys, and the values that the last run writes, one after the other.
+    keys: Vec<u8>,
+    values: Vec<u8>,
 }
 
 /// A key that a transaction has told.
@@ -361,26 +362,29 @@ enum Wrote {
 }
 
 impl ToldKeys {
-    fn keep(&mut self, bytes: &[u8]) -> Range<usize> {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(bytes);
-        start..self.bytes.len()
-    }
-
     /// What the transaction leaves of `told` if it is applied.
     fn left(&self, told: &Told) -> Left<'_> {
         match &told.wrote {
             Wrote::Nothing => Left::AsItWas,
             Wrote::Absence => Left::Value(None),
-            Wrote::Value(value) => Left::Value(Some(&self.bytes[value.clone()])),
+            Wrote::Value(value) => Left::Value(Some(&self.values[value.clone()])),
         }
     }
+}
+
+/// Where `bytes` lie in `buffer` from here on.
+fn keep(buffer: &mut Vec<u8>, bytes: &[u8]) -> Range<usize> {
+    let start = buffer.len();
+    buffer.extend_from_slice(bytes);
+    start..buffer.len()
 }
 
 impl<'a> Write<'a> {
     /// `txn`, of a run that begins.
     fn run<'b>(&'b self, txn: &'b mut dyn Txn) -> impl Txn + use<'a, 'b> {
-        lock(&self.told).keys.iter_mut().for_each(|told| told.wrote = Wrote::Nothing);
+        let ToldKeys { told, values, .. } = &mut *lock(&self.told);
+        told.iter_mut().for_each(|told| told.wrote = Wrote::Nothing);
+        values.clear();
         Telling { write: self, txn }
     }
 
@@ -390,10 +394,9 @@ impl<'a> Write<'a> {
             return;
         }
         let hash = hash(key);
-        let told = &mut *lock(&self.told);
-        let wrote = value.map_or(Wrote::Absence, |value| Wrote::Value(told.keep(value)));
-        let ToldKeys { keys, bytes } = told;
-        if let Some(told) = keys.iter_mut().find(|told| told.hash == hash && bytes[told.key.clone()] == *key) {
+        let ToldKeys { told, keys, values } = &mut *lock(&self.told);
+        let wrote = value.map_or(Wrote::Absence, |value| Wrote::Value(keep(values, value)));
+        if let Some(told) = told.iter_mut().find(|told| told.hash == hash && keys[told.key.clone()] == *key) {
             told.wrote = wrote;
             return;
         }
@@ -408,8 +411,7 @@ impl<'a> Write<'a> {
             self.cache.listings.begin(&place);
         }
         drop(state);
-        let key = told.keep(key);
-        told.keys.push(Told { hash, key, wrote });
+        told.push(Told { hash, key: keep(keys, key), wrote });
     }
 
     /// The transaction was applied, as its last run left it.
@@ -423,14 +425,14 @@ impl<'a> Write<'a> {
     }
 
     fn end(self, applied: bool) {
-        let told_keys = mem::take(&mut *lock(&self.told));
-        if told_keys.keys.is_empty() {
+        let all = mem::take(&mut *lock(&self.told));
+        if all.told.is_empty() {
             return;
         }
         // Whoever takes a snapshot from here on sees it.
         let ended = self.cache.ended.fetch_add(1, Ordering::AcqRel) + 1;
-        for told in &told_keys.keys {
-            let key = &told_keys.bytes[told.key.clone()];
+        for told in &all.told {
+            let key = &all.keys[told.key.clone()];
             let mut state = lock(&self.cache.shard(told.hash).state);
             state.ended = state.ended.max(ended);
             let Some(writing) = state.writing.get_mut(&told.hash) else { continue };
@@ -440,7 +442,7 @@ impl<'a> Write<'a> {
                 state.writing.remove(&told.hash);
             }
             let left = match (alone, applied) {
-                (true, true) => told_keys.left(told),
+                (true, true) => all.left(told),
                 (true, false) => Left::AsItWas,
                 (false, _) => Left::Unsure,
             };

@@ -63,7 +63,6 @@ pub use space::UNLIMITED_BYTES;
 use access::AccessTable;
 use blocks::Blocks;
 use budget::Budget;
-use driver::TOGETHER;
 use files::Files;
 use ids::IdPool;
 use meta_cache::CachedMeta;
@@ -472,9 +471,10 @@ impl<E: Env> Shared<E> {
             race(stop, self.env.sleep_until(tick)).await;
             let now = self.env.now();
             let before = now.saturating_sub(interval);
-            for cells in self.files.aged(before).chunks(TOGETHER) {
+            let aged = self.files.aged(before);
+            if !aged.is_empty() {
                 self.env.pause().await;
-                self.flush_aged(cells, before);
+                self.flush_aged(&aged, before);
             }
             if now >= synced_at + interval {
                 synced_at = now;

@@ -8,6 +8,7 @@ use core::task::Poll;
 
 use bytes::Bytes;
 
+use super::driver::TOGETHER;
 use super::upkeep::fake::World;
 use super::*;
 use crate::format::keys;

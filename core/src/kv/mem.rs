@@ -242,11 +242,7 @@ impl Txn for MemTxn<'_> {
     }
 
     fn put_new(&mut self, key: &[u8], value: &[u8]) {
-        let there = match self.writes.get(key) {
-            Some(own) => own.is_some(),
-            None => self.kv.entries.get(key).is_some_and(|versions| at(versions, self.snapshot).is_some()),
-        };
-        assert!(!there, "{key:?} is not new");
+        assert_eq!(self.get(key).expect("memory fails no read"), None, "{key:?} is not new");
         self.put(key, value);
     }
 

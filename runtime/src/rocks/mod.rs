@@ -246,6 +246,8 @@ fn give_way(attempt: u32) {
 mod tests {
     use std::time::{Duration, Instant};
 
+    use tokio::runtime::Runtime;
+
     use super::*;
 
     const KEYS: u32 = 20_000;
@@ -254,12 +256,16 @@ mod tests {
         meta.inner.db.property_int_value(property).expect("asks").expect("knows")
     }
 
+    fn created() -> (tempfile::TempDir, Runtime, RocksMeta) {
+        let (dir, runtime) = (tempfile::tempdir().expect("a folder"), Runtime::new().expect("a runtime"));
+        let meta = RocksMeta::open(dir.path(), OpenMode::Create, runtime.handle().clone()).expect("opens");
+        (dir, runtime, meta)
+    }
+
     /// `ci/posix.sh`'s fsx came to a crawl: each look at a file stepped over all slices that it had ever had.
     #[test]
     fn tombstones_that_scans_meet_go_away() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        let meta = RocksMeta::open(dir.path(), OpenMode::Create, runtime.handle().clone()).expect("opens");
+        let (_dir, _runtime, meta) = created();
         for number in 0..KEYS {
             let key = number.to_be_bytes();
             let write = |txn: &mut dyn Txn| {
@@ -298,9 +304,7 @@ mod tests {
 
     #[test]
     fn a_commit_reaches_the_kernel_without_a_sync() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        let meta = RocksMeta::open(dir.path(), OpenMode::Create, runtime.handle().clone()).expect("opens");
+        let (dir, runtime, meta) = created();
         for round in 0..3u8 {
             let value = [b'a' + round; 100];
             let write = |txn: &mut dyn Txn| {
@@ -326,9 +330,7 @@ mod tests {
 
     #[test]
     fn a_commit_is_found_before_rocksdb_has_it_and_then() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        let meta = RocksMeta::open(dir.path(), OpenMode::Create, runtime.handle().clone()).expect("opens");
+        let (_dir, _runtime, meta) = created();
         let inner = &meta.inner;
         let write = |pairs: [(&[u8], Option<&[u8]>); 2]| {
             let write = |txn: &mut dyn Txn| {
@@ -360,9 +362,7 @@ mod tests {
 
     #[test]
     fn what_came_and_went_meanwhile_is_not_written() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        let meta = RocksMeta::open(dir.path(), OpenMode::Create, runtime.handle().clone()).expect("opens");
+        let (_dir, _runtime, meta) = created();
         let inner = &meta.inner;
         let put_new = |txn: &mut dyn Txn| {
             txn.put_new(b"key", b"value");
