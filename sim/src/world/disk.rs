@@ -163,8 +163,12 @@ struct Place {
 }
 
 impl Place {
-    fn is_whole_in(&self, files: &BTreeMap<u64, File>) -> bool {
-        files.get(&self.segment).is_some_and(|file| file.bytes.get(self.range()) == Some(&self.whole))
+    /// The next mount finds it: it is whole, and so is the header of its segment.
+    fn is_found_in(&self, files: &BTreeMap<u64, File>) -> bool {
+        files.get(&self.segment).is_some_and(|file| {
+            let head = file.head.as_ref().is_some_and(|(_, head)| file.bytes.starts_with(head));
+            head && file.bytes.get(self.range()) == Some(&self.whole)
+        })
     }
 
     fn range(&self) -> Range<usize> {
@@ -224,15 +228,10 @@ impl State {
         file.named && head && file.synced.get(place.range()) == Some(&place.whole)
     }
 
-    /// Objects that the next mount finds in the files: the last whole record of them is not that they were deleted.
+    /// Objects of which the last record is not that they were deleted.
     fn found(&self) -> BTreeSet<String> {
-        let readable = |place: &&Place| {
-            let file = self.files.get(&place.segment);
-            file.is_some_and(|file| file.head.as_ref().is_some_and(|(_, head)| file.bytes.starts_with(head)))
-        };
-        let last = |places: Option<&Vec<Place>>| {
-            places.into_iter().flatten().filter(readable).map(|place| (place.segment, place.at)).max()
-        };
+        let last =
+            |places: Option<&Vec<Place>>| places.into_iter().flatten().map(|place| (place.segment, place.at)).max();
         let found = self.places.iter().filter(|(key, places)| last(self.deletes.get(*key)) < last(Some(places)));
         found.map(|(key, _)| key.clone()).collect()
     }
@@ -333,8 +332,7 @@ impl SimDisk {
             }
             Ending::Kill | Ending::Unmount => state.files.values_mut().for_each(|file| file.orphan(dice)),
         }
-        // What is not in the files any more.
-        state.forget(|place, files| place.is_whole_in(files));
+        state.forget(Place::is_found_in);
         self.objects.set_recorded(state.found());
     }
 
@@ -698,3 +696,7 @@ impl Disk for SimDisk {
         self.detached(async move { this.set_owner_now(owner).await }).await
     }
 }
+
+#[cfg(test)]
+#[path = "disk_tests.rs"]
+mod tests;
