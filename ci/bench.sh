@@ -22,9 +22,10 @@
 # is visible, durable and drained, and what requests that took; ci/bench/programs.sh times real programs. write_long is
 # jbench's write_big of four times the mount's buffer. A ratio is the median of the rounds' ratios.
 #
-# A round of jbench has three parts, each on all systems in turn: big and small files and random reads; stat; small
-# operations, ten times over (three with --short), of which the figure is all operations over all their time. Short all the
-# same, on two cores of an AMD EPYC: ls_l, ten times 6 ms, and rand4k_warm, 3 ms, which is noise.
+# A round of jbench has four parts, each on all systems in turn: a big file and random reads in it, small files, stat,
+# small operations and random reads of what the kernel has. All but stat are repeated (not with --short, but for small
+# operations), so that a row lasts a second where that can be had; a figure is all operations over all their time. Short
+# all the same, on two cores of an Intel Xeon: rand4k_cold, twice 40 ms; ls_l, ten times 6 ms; rand4k_warm, ten times 3 ms.
 #
 # plain_upload is what curl reaches with objects of 4 MiB, 16 at once, where the mounts put theirs: as many bytes as `kiseki
 # bench` writes into big files. What is drained is to reach 0.8 of it, the time of writing included.
@@ -212,12 +213,14 @@ warm_up() {
     settle "$1"
 }
 
-# jbench on the system $1 with $2 threads, $3 times, with the arguments from $5 on. Adds its rows $4 to the results:
-# driver, system, row, account, threads, value, unit, requests. The value is all operations over all their time.
+# jbench on the system $1 with $2 threads, $3 times, with $4 in between, and with the arguments from $6 on. Adds its rows $5
+# to the results: driver, system, row, account, threads, value, unit, requests. The value is all operations over all their
+# time.
 run_jbench() {
-    local name=$1 threads=$2 times=$3 rows=$4
+    local name=$1 threads=$2 times=$3 between=$4 rows=$5
     for _ in $(seq "$times"); do
-        jbench "$name" p="$threads" "${@:5}"
+        jbench "$name" p="$threads" "${@:6}"
+        "$between" "$name"
     done >"$work/out"
     settle "$name"
     awk -v name="$name" -v threads="$threads" -v times="$times" -v rows="$rows" '
@@ -232,23 +235,26 @@ run_jbench() {
 # MiB of big files, of all threads together.
 big=$([ -n "$short" ] && echo 256 || echo 1024)
 
-# The parts of a round.
+# The parts of a round. How many small operations there are is jbench's own choice.
 run_big() {
-    local count=$((1600 / $2))
-    [ -z "$short" ] || count=200
-    run_jbench "$1" "$2" 1 "write_big read_big write_small read_small rand4k_cold rand4k_warm" \
-        big="$((big / $2))" count="$count" small=128 more
+    run_jbench "$1" "$2" "$([ -n "$short" ] && echo 1 || echo 2)" settle "write_big read_big rand4k_cold" \
+        big="$((big / $2))" count=0 more
+}
+run_small_files() {
+    if [ -n "$short" ]; then
+        run_jbench "$1" "$2" 1 settle "write_small read_small" big=0 count=200 small=128
+    else
+        run_jbench "$1" "$2" 3 settle "write_small read_small" big=0 count="$((1600 / $2))" small=128
+    fi
 }
 run_stat() {
     local count=40000
     [ -z "$short" ] || count=10000
-    run_jbench "$1" "$2" 1 stat big=0 count="$((count / $2))" small=1
+    run_jbench "$1" "$2" 1 settle stat big=0 count="$((count / $2))" small=1
 }
-# How many of each is jbench's own choice: they last longer by being repeated.
 run_small_operations() {
-    local times=10
-    [ -z "$short" ] || times=3
-    run_jbench "$1" "$2" "$times" "create_empty rename ls_l unlink small4k_fsync append4k append4k_fsync mix_rw4k" big=0 count=0 more
+    run_jbench "$1" "$2" "$([ -n "$short" ] && echo 3 || echo 10)" : \
+        "create_empty rename ls_l unlink small4k_fsync append4k append4k_fsync mix_rw4k rand4k_warm" big=16 count=0 more
 }
 
 # The same of `kiseki bench`, with as many files as `juicefs bench` has.
@@ -338,7 +344,7 @@ done
 for threads in 1 4; do
     for round in $(seq "$rounds"); do
         # Part by part: what is compared is measured within a short time.
-        for part in big stat small_operations; do
+        for part in big small_files stat small_operations; do
             say "round $round of $rounds, $threads threads: ${part/_/ }"
             interleave "$round" "run_$part" "$threads" "${systems[@]}"
         done
