@@ -6,14 +6,12 @@
 //! Nothing waits for a record, no promise speaks of it, and a crash takes back at most an interval (lazytime of Linux).
 //! Attributes are shown with what is not recorded.
 
+use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::hash::BuildHasherDefault;
 use core::sync::atomic::{AtomicUsize, Ordering};
-use std::collections::HashMap;
 use std::sync::Mutex;
 
-use super::files::{InoHasher, SHARDS};
 use super::wait::lock;
 use super::{Shared, std};
 use crate::env::Env;
@@ -22,17 +20,16 @@ use crate::marks::{Mark, reached};
 use crate::meta::{self, Accesses};
 use crate::types::{AtimeMode, Attr, Ino, Timestamp};
 
+const SHARDS: usize = 64;
 /// Inodes remembered at most; further ones show no access. (10 MiB)
 const INODES_MAX: usize = 1 << 16;
 /// Inodes recorded in one transaction.
 const BATCH: usize = 64;
 
-type Shard = HashMap<Ino, Accesses, BuildHasherDefault<InoHasher>>;
-
 #[derive(Debug)]
 pub(super) struct AccessTable {
     mode: AtimeMode,
-    shards: [Mutex<Shard>; SHARDS],
+    shards: [Mutex<BTreeMap<Ino, Accesses>>; SHARDS],
     count: AtomicUsize,
 }
 
@@ -41,7 +38,7 @@ impl AccessTable {
         Self { mode, shards: core::array::from_fn(|_| Mutex::default()), count: AtomicUsize::new(0) }
     }
 
-    fn shard(&self, ino: Ino) -> &Mutex<Shard> {
+    fn shard(&self, ino: Ino) -> &Mutex<BTreeMap<Ino, Accesses>> {
         &self.shards[ino.0 as usize % SHARDS]
     }
 
@@ -93,7 +90,6 @@ impl AccessTable {
         for shard in &self.shards {
             all.extend(lock(shard).iter().map(|(ino, accesses)| (*ino, *accesses)));
         }
-        all.sort_unstable_by_key(|(ino, _)| *ino);
         all
     }
 }

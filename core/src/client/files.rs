@@ -165,7 +165,7 @@ impl Hasher for InoHasher {
 
 #[derive(Debug, Default)]
 struct Shard {
-    cells: HashMap<Ino, Arc<Cell>, BuildHasherDefault<InoHasher>>,
+    cells: BTreeMap<Ino, Arc<Cell>>,
     /// Counts cells taken out: what was read before may be older than what one of them committed.
     retired: u64,
     /// (since when it is dirty, which file), nearly in order of time; a file is in it once.

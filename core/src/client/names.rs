@@ -60,26 +60,6 @@ pub struct StatFs {
     pub used_inodes: u64,
 }
 
-/// `attr` of a file, as it was read, with everything accepted since by `cell`, its machine now. `None`: something was
-/// committed that it may not hold; where there is no machine, unless none has gone since (`unchanged`). ENOENT: the file's
-/// last name and the last who used it are gone.
-fn accepted(cell: Option<Arc<Cell>>, attr: &Attr, unchanged: impl FnOnce() -> bool) -> Option<Result<Attr, Errno>> {
-    let accepted = match cell {
-        None => unchanged().then_some(Ok(*attr)),
-        Some(cell) => {
-            let file = &lock(&cell.state).file;
-            let latest = file.committed() <= attr.commit || planted::is(Bug::StaleAttr);
-            match (file.is_discarded(), latest) {
-                (true, _) => Some(Err(Errno::ENOENT)),
-                (false, true) => Some(Ok(file.overlay_attr(*attr))),
-                (false, false) => None,
-            }
-        }
-    };
-    reached_if(Mark::StaleAttributesRefused, || accepted.is_none());
-    accepted
-}
-
 impl<E: Env> Client<E> {
     /// Finds a name. Counts one lookup of the inode, as every operation here that returns an `Entry`.
     pub async fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Entry, Errno> {
@@ -92,8 +72,8 @@ impl<E: Env> Client<E> {
                 return Err(Errno::ENOENT);
             }
             let (ino, mut attr) = found?;
-            if attr.kind == FileType::Regular {
-                match shared.accepted_since(ino, &attr, retired).await {
+            if attr.kind == FileType::Regular && shared.may_be_dirty(ino, retired) {
+                match shared.getattr(ino).await {
                     // It lost the name since, and is gone or about to be, with what it had not committed: a rename over it
                     // may have given the name to another.
                     Err(Errno::ENOENT) => continue,
@@ -404,14 +384,14 @@ impl<E: Env> Client<E> {
             .await?;
         shared.accessed(dir);
         for (entry, attr) in &mut entries {
-            if entry.kind == FileType::Regular {
-                match shared.accepted_since(entry.ino, attr, retired).await {
+            shared.accesses.show(entry.ino, attr);
+            if entry.kind == FileType::Regular && shared.may_be_dirty(entry.ino, retired) {
+                match shared.getattr(entry.ino).await {
                     // Removed since the listing: it shows what was there.
                     Err(Errno::ENOENT) => {}
                     result => *attr = result?,
                 }
             }
-            shared.accesses.show(entry.ino, attr);
         }
         Ok(entries)
     }
@@ -563,14 +543,9 @@ impl<E: Env> Shared<E> {
         Ok(kept)
     }
 
-    /// `attr` of a regular file, read after `Files::retired` was this, with everything accepted. ENOENT: nobody can reach
-    /// the file any more.
-    async fn accepted_since(&self, ino: Ino, attr: &Attr, retired: u64) -> Result<Attr, Errno> {
-        let cell = self.files.get(ino);
-        match accepted(cell, attr, || self.files.retired() == retired) {
-            Some(accepted) => accepted,
-            None => self.accepted_attr(ino).await,
-        }
+    /// What the store says of a file at a time when `retired` was read may be behind what was accepted.
+    fn may_be_dirty(&self, ino: Ino, retired: u64) -> bool {
+        self.files.get(ino).is_some() || self.files.retired() != retired
     }
 
     pub(super) async fn getattr(&self, ino: Ino) -> Result<Attr, Errno> {
@@ -583,14 +558,28 @@ impl<E: Env> Shared<E> {
     pub(super) async fn accepted_attr(&self, ino: Ino) -> Result<Attr, Errno> {
         loop {
             self.env.pause().await;
-            let (_, retired) = self.files.get_counted(ino);
+            let (cell, retired) = self.files.get_counted(ino);
+            let version = cell.map(|cell| lock(&cell.state).file.version());
             let attr = self.read(|read| meta::attr::load(read, ino)).await?;
             if attr.kind != FileType::Regular {
                 return Ok(attr);
             }
-            let (cell, now_retired) = self.files.get_counted(ino);
-            if let Some(accepted) = accepted(cell, &attr, || now_retired == retired) {
-                return accepted;
+            // Nothing may have been committed by a machine that has let go of it since: the read may be older.
+            match self.files.get_counted(ino) {
+                (Some(cell), now_retired) if now_retired == retired => {
+                    let state = lock(&cell.state);
+                    // Its last name and the last who used it are gone; what was read may be older than that.
+                    if state.file.is_discarded() {
+                        return Err(Errno::ENOENT);
+                    }
+                    // A machine that came since and has committed nothing adds to what was read.
+                    if state.file.version() == version.unwrap_or(0) || planted::is(Bug::StaleAttr) {
+                        return Ok(state.file.overlay_attr(attr));
+                    }
+                    reached(Mark::StaleAttributesRefused);
+                }
+                (None, now_retired) if now_retired == retired => return Ok(attr),
+                (Some(_) | None, _) => reached(Mark::StaleAttributesRefused),
             }
         }
     }

@@ -291,6 +291,11 @@ impl File {
         self.committed
     }
 
+    /// Version of the committed view: attributes read before it changed are stale.
+    pub fn version(&self) -> u64 {
+        self.view.version()
+    }
+
     /// The error that a handle which has seen `seen` errors has not been told.
     pub fn error_since(&self, seen: u64) -> Option<(u64, Errno)> {
         if self.failure.count > seen { self.failure.errno.map(|errno| (self.failure.count, errno)) } else { None }
@@ -301,7 +306,7 @@ impl File {
         self.failure.count
     }
 
-    /// `attr`, which holds all that is known to be visible (`committed`), with everything accepted since.
+    /// `attr`, read at this `version`, with everything accepted since.
     pub fn overlay_attr(&self, mut attr: Attr) -> Attr {
         for change in self.batches.iter().flat_map(|batch| &batch.attrs) {
             match change {
@@ -324,12 +329,9 @@ impl File {
         }
         attr.length = self.length;
         attr.reach = attr.reach.max(self.length);
-        attr.stored += self.dirty_bytes;
         // What was read may hold a commit already that has not returned yet.
-        if self.committed < attr.commit {
-            let held = self.slices.range(..self.key_limit(attr.commit));
-            attr.stored -= held.map(|(_, slice)| u64::from(slice.len)).sum::<u64>();
-        }
+        let held = self.slices.range(..self.key_limit(attr.commit)).map(|(_, slice)| u64::from(slice.len)).sum::<u64>();
+        attr.stored += self.dirty_bytes - held;
         let waiting = self.batches.iter().filter(|batch| batch.number > attr.commit);
         attr.stored += waiting.map(|batch| batch.charge).sum::<u64>();
         attr
