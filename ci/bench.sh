@@ -213,14 +213,14 @@ warm_up() {
     settle "$1"
 }
 
-# jbench on the system $1 with $2 threads, $3 times, with $4 in between, and with the arguments from $6 on. Adds its rows $5
+# jbench on the system $1 with $2 threads, $3 times, with $4 after each, and with the arguments from $6 on. Adds its rows $5
 # to the results: driver, system, row, account, threads, value, unit, requests. The value is all operations over all their
 # time.
 run_jbench() {
-    local name=$1 threads=$2 times=$3 between=$4 rows=$5
+    local name=$1 threads=$2 times=$3 after=$4 rows=$5
     for _ in $(seq "$times"); do
         jbench "$name" p="$threads" "${@:6}"
-        "$between" "$name"
+        "$after" "$name"
     done >"$work/out"
     settle "$name"
     awk -v name="$name" -v threads="$threads" -v times="$times" -v rows="$rows" '
@@ -237,23 +237,24 @@ big=$([ -n "$short" ] && echo 256 || echo 1024)
 
 # The parts of a round. How many small operations there are is jbench's own choice.
 run_big() {
-    run_jbench "$1" "$2" "$([ -n "$short" ] && echo 1 || echo 2)" settle "write_big read_big rand4k_cold" \
-        big="$((big / $2))" count=0 more
+    local times=2
+    [ -z "$short" ] || times=1
+    run_jbench "$1" "$2" "$times" settle "write_big read_big rand4k_cold" big="$((big / $2))" count=0 more
 }
 run_small_files() {
-    if [ -n "$short" ]; then
-        run_jbench "$1" "$2" 1 settle "write_small read_small" big=0 count=200 small=128
-    else
-        run_jbench "$1" "$2" 3 settle "write_small read_small" big=0 count="$((1600 / $2))" small=128
-    fi
+    local times=3 count=$((1600 / $2))
+    [ -z "$short" ] || times=1 count=200
+    run_jbench "$1" "$2" "$times" settle "write_small read_small" big=0 count="$count" small=128
 }
 run_stat() {
     local count=40000
     [ -z "$short" ] || count=10000
-    run_jbench "$1" "$2" 1 settle stat big=0 count="$((count / $2))" small=1
+    run_jbench "$1" "$2" 1 : stat big=0 count="$((count / $2))" small=1
 }
 run_small_operations() {
-    run_jbench "$1" "$2" "$([ -n "$short" ] && echo 3 || echo 10)" : \
+    local times=10
+    [ -z "$short" ] || times=3
+    run_jbench "$1" "$2" "$times" : \
         "create_empty rename ls_l unlink small4k_fsync append4k append4k_fsync mix_rw4k rand4k_warm" big=16 count=0 more
 }
 

@@ -1,9 +1,8 @@
 //! The simulated disk of the write-back log.
 //!
-//! Owns: the segment files as reads show them and as a power cut leaves them, the owner's file, calls under way, which
-//! objects the files hold.
-//! Leaves to others: which faults strike (`faults`), which slices are referred to (`meta`), what the log makes of its
-//! files (`kiseki_core::client`).
+//! Owns: calls and what fails of them, what an ending does, what must not be written or removed.
+//! Leaves to others: what the files hold (`files`), which faults strike (`faults`), which slices are referred to (`meta`),
+//! what the log makes of its files (`kiseki_core::client`).
 //!
 //! Invariants
 //! - Only a sync makes writes and the name of their segment durable, and only writes that had returned without an error
@@ -12,7 +11,7 @@
 //!   the client is.
 //! - A removal and an owner are durable when their call has returned; until then a power cut decides.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -21,14 +20,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use kiseki_core::env::{Disk, DiskError};
 use kiseki_core::format::block;
-use kiseki_core::format::log::{PAGE, RECORD_LEN, Segment as Head};
+use kiseki_core::format::log::{PAGE, Segment as Head};
 use madsim::time::{self, TimeHandle};
 
+use self::files::{Extent, File, Place, Said, State, Write, put, record};
 use super::Parts;
 use super::objects::SimObjects;
 use super::references::References;
-use crate::dice::Dice;
 use crate::faults::{Ending, Fault};
+
+mod files;
 
 /// Usual time of one step of a call.
 const LATENCY: Duration = Duration::from_micros(300);
@@ -40,99 +41,6 @@ const SLOW: Duration = Duration::from_secs(1);
 /// How long a segment is spared after a damaged answer: longer than it is asked for again.
 const SPARED: Duration = Duration::from_secs(3);
 
-/// What of one write lies in one page.
-#[derive(Debug)]
-struct Piece {
-    write: u64,
-    at: u64,
-    bytes: Bytes,
-    /// Its write returned without an error.
-    returned: bool,
-    /// A sync of it has failed: no other covers it.
-    lost: bool,
-}
-
-#[derive(Debug, Default)]
-struct File {
-    /// As reads show it.
-    bytes: Vec<u8>,
-    /// As a power cut leaves it, but for `pieces`.
-    synced: Vec<u8>,
-    /// A power cut leaves its name.
-    named: bool,
-    /// What no sync has covered, in the order of the writes.
-    pieces: Vec<Piece>,
-    /// What a power cut leaves, or this file: the one that it took the place of.
-    replaced: Option<Vec<u8>>,
-    /// The header that the log has written to it.
-    head: Option<(Head, Bytes)>,
-    /// Pages that were written to, by where a write began: where they end, and whether it has them to itself.
-    claims: BTreeMap<u64, (u64, bool)>,
-}
-
-impl File {
-    /// What a power cut leaves of it, if its name is left.
-    fn cut(self, dice: &Dice) -> Option<Self> {
-        if !self.named && dice.chance(500) {
-            let bytes = self.replaced?;
-            return Some(Self { synced: bytes.clone(), bytes, named: true, ..Self::default() });
-        }
-        let (mut bytes, len) = (self.synced, self.bytes.len());
-        // All, nothing, and anything between.
-        let odds = [1000, 0, 500, 500][dice.below(4) as usize];
-        for piece in self.pieces.iter().filter(|_| dice.chance(odds)) {
-            put(&mut bytes, piece);
-        }
-        // The length may be durable before the bytes are; zeros may have been written ahead.
-        if dice.chance(333) {
-            bytes.resize(len.max(bytes.len()) + (dice.below(3) * PAGE) as usize, 0);
-        }
-        Some(Self { synced: bytes.clone(), bytes, named: true, head: self.head, ..Self::default() })
-    }
-
-    /// Its process is gone: pages that nothing will write may leave memory, all others are as good as any.
-    fn orphan(&mut self, dice: &Dice) {
-        self.pieces.iter_mut().for_each(|piece| piece.returned = true);
-        let before = self.pieces.len();
-        self.pieces.retain(|piece| !piece.lost || dice.chance(500));
-        if self.pieces.len() < before {
-            let len = self.bytes.len();
-            self.bytes.clone_from(&self.synced);
-            self.pieces.iter().for_each(|piece| put(&mut self.bytes, piece));
-            self.bytes.resize(len, 0);
-        }
-    }
-}
-
-fn put(bytes: &mut Vec<u8>, piece: &Piece) {
-    let (at, end) = (piece.at as usize, piece.at as usize + piece.bytes.len());
-    if bytes.len() < end {
-        bytes.resize(end, 0);
-    }
-    bytes[at..end].copy_from_slice(&piece.bytes);
-}
-
-/// A write under way.
-#[derive(Debug)]
-struct Write {
-    segment: u64,
-    at: u64,
-    body: Bytes,
-}
-
-impl Write {
-    /// Its parts in each page.
-    fn pieces(&self) -> impl Iterator<Item = (u64, Bytes)> + '_ {
-        let end = self.at + self.body.len() as u64;
-        let starts =
-            std::iter::successors(Some(self.at), |at| Some((at / PAGE + 1) * PAGE)).take_while(move |at| *at < end);
-        starts.map(move |at| {
-            let stop = ((at / PAGE + 1) * PAGE).min(end);
-            (at, self.body.slice((at - self.at) as usize..(stop - self.at) as usize))
-        })
-    }
-}
-
 /// What becomes of a segment that is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Removal {
@@ -141,147 +49,6 @@ enum Removal {
     Open,
     /// It has another name.
     Aside,
-}
-
-/// Which pages of a write take effect.
-#[derive(Clone, Copy, Debug)]
-enum Extent {
-    All,
-    /// Up to one of them.
-    Prefix,
-    /// Each by itself.
-    Some,
-}
-
-/// A record that the log has written, and where.
-#[derive(Clone, Debug)]
-struct Place {
-    segment: u64,
-    at: u64,
-    whole: Bytes,
-    body_len: u64,
-}
-
-impl Place {
-    /// The next mount finds it: it is whole, and so is the header of its segment.
-    fn is_found_in(&self, files: &BTreeMap<u64, File>) -> bool {
-        files.get(&self.segment).is_some_and(|file| {
-            let head = file.head.as_ref().is_some_and(|(_, head)| file.bytes.starts_with(head));
-            head && file.bytes.get(self.range()) == Some(&self.whole)
-        })
-    }
-
-    fn range(&self) -> Range<usize> {
-        self.at as usize..self.at as usize + self.whole.len()
-    }
-}
-
-#[derive(Debug, Default)]
-struct State {
-    files: BTreeMap<u64, File>,
-    /// Files that are being removed: a power cut may bring them back.
-    going: BTreeMap<u64, File>,
-    /// Files without a name that are open.
-    detached: BTreeMap<u64, File>,
-    /// Files under another name.
-    aside: BTreeSet<u64>,
-    owner: Option<Bytes>,
-    owner_synced: Option<Bytes>,
-    /// Writes that may still take effect, by number.
-    writes: BTreeMap<u64, Write>,
-    next_write: u64,
-    /// Lives of clients; what a dead one began has no effect.
-    epoch: u64,
-    /// Segments of which a damaged answer was given, and until when no other is.
-    torn: BTreeMap<u64, Duration>,
-    /// Records of objects that are in the files, by key.
-    places: BTreeMap<String, Vec<Place>>,
-    /// Records that say that an object was deleted.
-    deletes: BTreeMap<String, Vec<Place>>,
-}
-
-impl State {
-    /// A write takes effect.
-    fn apply(&mut self, number: u64, extent: Extent, dice: &Dice) {
-        // A crash has decided about it in the meantime.
-        let Some(write) = self.writes.remove(&number) else { return };
-        let Some(file) = self.files.get_mut(&write.segment) else { return };
-        let pages = write.pieces().count() as u64;
-        let most = match extent {
-            Extent::All | Extent::Some => pages,
-            Extent::Prefix => dice.below(pages.max(1)),
-        };
-        for (at, bytes) in write.pieces().take(most as usize) {
-            if matches!(extent, Extent::Some) && dice.chance(500) {
-                continue;
-            }
-            let piece = Piece { write: number, at, bytes, returned: false, lost: false };
-            put(&mut file.bytes, &piece);
-            file.pieces.push(piece);
-        }
-    }
-
-    /// Whether a power cut leaves the record.
-    fn keeps(&self, place: &Place) -> bool {
-        let Some(file) = self.files.get(&place.segment) else { return false };
-        let head = file.head.as_ref().is_some_and(|(_, head)| file.synced.starts_with(head));
-        file.named && head && file.synced.get(place.range()) == Some(&place.whole)
-    }
-
-    /// Objects of which the last record is not that they were deleted.
-    fn found(&self) -> BTreeSet<String> {
-        let last =
-            |places: Option<&Vec<Place>>| places.into_iter().flatten().map(|place| (place.segment, place.at)).max();
-        let found = self.places.iter().filter(|(key, places)| last(self.deletes.get(*key)) < last(Some(places)));
-        found.map(|(key, _)| key.clone()).collect()
-    }
-
-    /// Forgets all records but those that are to `stay`. Returns the objects of which none is left.
-    fn forget(&mut self, stay: impl Fn(&Place, &BTreeMap<u64, File>) -> bool) -> Vec<String> {
-        let Self { places, deletes, files, .. } = self;
-        let mut gone = Vec::new();
-        places.retain(|key, places| {
-            places.retain(|place| stay(place, files));
-            if places.is_empty() {
-                gone.push(key.clone());
-            }
-            !places.is_empty()
-        });
-        deletes.retain(|_, places| {
-            places.retain(|place| stay(place, files));
-            !places.is_empty()
-        });
-        gone
-    }
-
-    /// Whether a power cut leaves a record of the object whose body is that long.
-    fn holds(&self, key: &str, len: u64) -> bool {
-        let mut places = self.places.get(key).into_iter().flatten();
-        places.any(|place| place.body_len == len && self.keeps(place))
-    }
-}
-
-/// What a record says, by its header alone.
-struct Said {
-    /// It holds the object; else it says that it was deleted.
-    put: bool,
-    key: String,
-    /// Where what it holds begins.
-    body_at: u64,
-}
-
-/// Reads a record as the log writes it, without its help.
-fn record(whole: &[u8]) -> Option<Said> {
-    let number =
-        |range: Range<usize>| whole.get(range)?.iter().try_fold(0, |sum, byte| Some(sum << 8 | u64::from(*byte)));
-    let (kind, key_len, len) = (number(4..6)?, number(6..8)?, number(8..16)?);
-    let key_end = RECORD_LEN + key_len;
-    let body_at = if kind == 3 { key_end.next_multiple_of(PAGE) } else { key_end };
-    if !whole.starts_with(b"KWR1") || body_at + len != whole.len() as u64 {
-        return None;
-    }
-    let key = std::str::from_utf8(whole.get(RECORD_LEN as usize..key_end as usize)?).ok()?;
-    Some(Said { put: matches!(kind, 1 | 3), key: key.to_string(), body_at })
 }
 
 /// The disk; clones are the same.
@@ -696,7 +463,3 @@ impl Disk for SimDisk {
         self.detached(async move { this.set_owner_now(owner).await }).await
     }
 }
-
-#[cfg(test)]
-#[path = "disk_tests.rs"]
-mod tests;

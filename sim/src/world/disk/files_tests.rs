@@ -2,16 +2,16 @@ use kiseki_core::types::VolumeId;
 
 use super::*;
 
-/// A segment with a record at `RECORD`, and perhaps with its header.
+/// A segment with a record at `PAGE`, and perhaps with its header.
 fn file(number: u64, record: &Bytes, with_head: bool) -> File {
-    const RECORD: usize = PAGE as usize;
+    let at = PAGE as usize;
     let head = Head { volume: VolumeId([7; 16]), epoch: 1, number, before: 0 };
     let encoded = head.encode();
-    let mut bytes = vec![0; RECORD + record.len()];
+    let mut bytes = vec![0; at + record.len()];
     if with_head {
         bytes[..encoded.len()].copy_from_slice(&encoded);
     }
-    bytes[RECORD..].copy_from_slice(record);
+    bytes[at..].copy_from_slice(record);
     File { bytes, head: Some((head, encoded)), ..File::default() }
 }
 
