@@ -17,6 +17,7 @@ mod kernel;
 mod opened;
 mod requests;
 mod serve;
+mod turns;
 
 use std::sync::{Arc, OnceLock};
 
@@ -26,6 +27,7 @@ use kiseki_core::env::Env;
 use kiseki_core::types::{AtimeMode, Ino};
 use tokio::runtime::Handle;
 
+pub(crate) use self::turns::Turns;
 use crate::load::Load;
 
 /// A mounted volume, as fuser sees it.
@@ -44,6 +46,7 @@ pub struct Adapter<E: Env> {
     stale: Stale,
     opened: Arc<opened::Opened>,
     fitted: Arc<dir::Fitted>,
+    turns: Arc<Turns>,
 }
 
 impl<E: Env> Adapter<E> {
@@ -51,13 +54,19 @@ impl<E: Env> Adapter<E> {
     /// `executor`.
     pub(crate) fn new(client: Client<E>, root: Ino, atime: AtimeMode, executor: Handle, load: Arc<Load>) -> Self {
         let (stale, opened, fitted) = (Stale::default(), Arc::default(), Arc::default());
+        let turns = Arc::new(Turns::new());
         let (skip_opendir, write_past_cache) = (false, false);
-        Self { client, root, executor, load, skip_opendir, write_past_cache, atime, stale, opened, fitted }
+        Self { client, root, executor, load, skip_opendir, write_past_cache, atime, stale, opened, fitted, turns }
     }
 
     /// How the kernel is told of stale attributes, once there is a connection.
     pub(crate) fn notifier(&self) -> Stale {
         self.stale.clone()
+    }
+
+    /// The threads that serve it.
+    pub(crate) fn turns(&self) -> Arc<Turns> {
+        Arc::clone(&self.turns)
     }
 }
 

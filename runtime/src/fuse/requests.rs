@@ -128,6 +128,7 @@ impl<E: Env> Filesystem for Adapter<E> {
     }
 
     fn forget(&self, _request: &Request, inode: INodeNo, count: u64) {
+        let _turn = self.turns.begin();
         self.client.forget(self.ino(inode), count);
     }
 
@@ -388,6 +389,7 @@ impl<E: Env> Filesystem for Adapter<E> {
                 move |reply, ()| reply.written(len),
             );
         }
+        let _turn = self.turns.begin();
         self.load.note();
         waiting::later(&self.executor, || match self.client.write_now(file, offset, data, drop) {
             Ok(true) => reply.written(len),

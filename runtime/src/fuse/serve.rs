@@ -68,6 +68,7 @@ impl<E: Env> Adapter<E> {
 
     /// Polls `request` here; if it has to wait, it goes on on the executor once it is woken.
     pub(super) fn run(&self, request: impl Future<Output = ()> + Send + 'static) {
+        let _turn = self.turns.begin();
         self.load.note();
         let mut request = Box::pin(request);
         let poll = || request.as_mut().poll(&mut Context::from_waker(Waker::noop()));

@@ -1,6 +1,7 @@
 //! The threads that serve a mount, from its first request to the end of its connection.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
@@ -30,9 +31,11 @@ impl Serving {
     ) -> anyhow::Result<Self> {
         let is_root = rustix::process::geteuid().is_root();
         let config = options.fuser_config(meta, is_root);
-        let notifier = adapter.notifier();
+        let (notifier, turns) = (adapter.notifier(), adapter.turns());
         let session = Session::new(adapter, path, &config).map_err(|error| explain(&error, path))?;
         notifier.set(session.notifier());
+        let device = session.as_fd().try_clone_to_owned().context("cannot duplicate the descriptor of the mount")?;
+        turns.start(device, config.n_threads.unwrap_or(1));
         let connection = table::at(path).ok().flatten().map(|mounted| mounted.dev.1);
         let mut background = session.spawn().context("cannot start the threads of the mount")?;
         // Dropping it, fuser would unmount by path whatever is mounted there by then, which may no longer be ours
