@@ -37,6 +37,8 @@ const PATIENCE: Nanos = 50 * MICRO;
 /// for so long.
 const UNDISTURBED: Nanos = 15 * MICRO;
 const BLIND: Nanos = 2000 * MICRO;
+/// read(2) takes longer.
+const READ: Nanos = MICRO;
 /// One thread that has found a request waiting after each for so long is not enough.
 const SATURATED: Nanos = 1000 * MICRO;
 /// All read for so long before one does again: waking them takes 20 us.
@@ -147,6 +149,16 @@ impl Turns {
             self.streak.store(0, Relaxed);
         }
         Turn(Some(self))
+    }
+
+    /// As `begin`, of a part of a request that fuser takes apart: the first is all of it.
+    pub(super) fn begin_part(&self) -> Turn<'_> {
+        let now = self.now();
+        if now.saturating_sub(self.ended.load(Relaxed)) < READ {
+            self.ended.store(now, Relaxed);
+            return Turn(None);
+        }
+        self.begin()
     }
 
     fn end(&self) {
