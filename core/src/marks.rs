@@ -103,6 +103,8 @@ marks! {
     ListedNames: "a listing took names from memory";
     ListingKept: "a directory was listed to its end and its names were kept in memory";
     OldListingNotKept: "what a snapshot showed of a directory was not kept, for a transaction had changed it since";
+    PageReadAhead: "a page of a listing was read before it was asked for";
+    OldPageNotShown: "a page that was read ahead was not shown, for a transaction had begun since";
     NameFromListing: "a name, or that there is none, was known from the names of its directory";
     MetaKnownToTxn: "a transaction was told what memory had of a key";
     OldSnapshotNotCached: "what a snapshot showed was not kept in memory, for a transaction had ended since";

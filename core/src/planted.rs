@@ -87,6 +87,7 @@ bugs! {
     OverlayReversed, 3, "of the slices of a chunk the oldest lies on top";
     StaleView, 3, "slices read before a commit are installed after it";
     OldNamesKept, 2, "a listing is kept in memory though a transaction has changed its directory since its snapshot";
+    OldPageShown, 2, "a page of a listing that was read ahead is shown though a transaction has begun since";
     OldSnapshotCached, 2, "what a snapshot showed is kept in memory though a transaction has changed it since";
     StaleAttr, 3, "attributes read before a commit are shown after it";
     SliceLeaseUnsynced, 3, "a slice id is used before its lease is durable";

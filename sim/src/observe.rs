@@ -108,6 +108,8 @@ async fn list(kernel: &mut Kernel, dice: &Dice, ino: Ino) -> Result<Vec<(String,
                 // Attributes may be those of a moment before; what an inode is never changes.
                 assert_eq!(entry.kind, attr.kind);
             }
+            // Whoever looks next, long after this, may begin with it or go on.
+            kernel.client().readdirplus_ahead(ino, [0, cookie][limit % 2], 6).await;
             page.into_iter().map(|(entry, _)| entry).collect()
         };
         let Some(last) = page.last() else { return Ok(found) };

@@ -68,6 +68,18 @@ impl<E: Env> CachedMeta<E> {
         lock(&self.cache.shard(hash).state).kept.look(hash, key, |value| value.map(look))?
     }
 
+    /// The number of transactions that have begun to write, if all have ended.
+    pub(super) fn quiet(&self) -> Option<u64> {
+        // In this order: what begins in between counts.
+        let ended = self.cache.ended.load(Ordering::Acquire);
+        (self.begun() == ended).then_some(ended)
+    }
+
+    /// The number of transactions that have begun to write.
+    pub(super) fn begun(&self) -> u64 {
+        self.cache.begun.load(Ordering::Acquire)
+    }
+
     /// A transaction is about to make `dir`, a number that no directory had before.
     pub(super) fn makes(&self, dir: Ino) {
         self.cache.listings.makes(dir);
@@ -119,7 +131,9 @@ impl<E: Env> MetaStore for CachedMeta<E> {
 struct MetaCache {
     shards: Vec<Shard>,
     listings: Listings,
-    /// Transactions that have ended.
+    /// Transactions that have told a key.
+    begun: AtomicU64,
+    /// Those of them that have ended.
     ended: AtomicU64,
 }
 
@@ -170,7 +184,12 @@ impl MetaCache {
         let kept = || Kept::new((bytes - names) / SHARDS);
         let state = || State { kept: kept(), writing: HashMap::default(), ended: 0 };
         let shard = |_| Shard { begun: AtomicU64::new(0), state: Mutex::new(state()) };
-        Self { shards: (0..SHARDS).map(shard).collect(), listings: Listings::new(names), ended: AtomicU64::new(0) }
+        Self {
+            shards: (0..SHARDS).map(shard).collect(),
+            listings: Listings::new(names),
+            begun: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
+        }
     }
 
     fn shard(&self, hash: u64) -> &Shard {
@@ -399,6 +418,9 @@ impl<'a> Write<'a> {
         if let Some(told) = told.iter_mut().find(|told| told.hash == hash && keys[told.key.clone()] == *key) {
             told.wrote = wrote;
             return;
+        }
+        if told.is_empty() {
+            self.cache.begun.fetch_add(1, Ordering::AcqRel);
         }
         let shard = self.cache.shard(hash);
         let mut state = lock(&shard.state);

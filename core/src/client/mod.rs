@@ -42,6 +42,7 @@ mod meta_cache;
 #[cfg(test)]
 mod mount_tests;
 mod names;
+mod pages;
 #[cfg(test)]
 mod race_tests;
 mod ranges;
@@ -66,6 +67,7 @@ use budget::Budget;
 use files::Files;
 use ids::IdPool;
 use meta_cache::CachedMeta;
+use pages::Pages;
 use reaping::Orphans;
 use space::Space;
 use upkeep::{Collector, Grace};
@@ -175,6 +177,7 @@ struct Shared<E: Env> {
     started: Duration,
     files: Files,
     accesses: AccessTable,
+    ahead: Pages,
     inodes: IdPool,
     slices: IdPool,
     blocks: Blocks<E>,
@@ -314,6 +317,7 @@ impl<E: Env> Shared<E> {
             last_put: AtomicU64::new(0),
             files: Files::new(),
             accesses: AccessTable::new(options.atime),
+            ahead: Pages::default(),
             inodes: IdPool::new(),
             slices: IdPool::new(),
             session,

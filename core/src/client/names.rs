@@ -13,12 +13,10 @@ use super::wait::lock;
 use super::{Client, Shared};
 use crate::env::{Edge, Env, MetaError, Point};
 use crate::errno::Errno;
-use crate::format::keys;
-use crate::format::values::Value as _;
-use crate::kv::{OpResult, Txn};
+use crate::kv::Txn;
 use crate::marks::{Mark, reached, reached_if};
 use crate::meta::acl::{self, Acl, AclKind};
-use crate::meta::{self, DirEntry, New, OpCtx, Removed, RenameMode, SECURITY_CAPABILITY, SetAttr, XattrMode};
+use crate::meta::{self, New, OpCtx, Removed, RenameMode, SECURITY_CAPABILITY, SetAttr, XattrMode};
 use crate::planted::{self, Bug};
 use crate::types::{Attr, FILE_SIZE_MAX, FileType, Ino, InodeFlags, SYMLINK_MAX};
 
@@ -357,45 +355,6 @@ impl<E: Env> Client<E> {
         Ok(target)
     }
 
-    /// Up to `limit` entries after `cookie` (0: from the start), without `.` and `..`.
-    pub async fn readdir(&self, dir: Ino, cookie: u64, limit: usize) -> Result<Vec<DirEntry>, Errno> {
-        let entries = self.0.read(|read| meta::lookup::readdir(read, dir, cookie, limit)).await?;
-        self.0.accessed(dir);
-        Ok(entries)
-    }
-
-    /// The same with attributes. Counts no lookup: `remember` does, for each entry that reaches the kernel.
-    pub async fn readdirplus(&self, dir: Ino, cookie: u64, limit: usize) -> Result<Vec<(DirEntry, Attr)>, Errno> {
-        let shared = &self.0;
-        let retired = shared.files.retired();
-        let mut entries = shared
-            .read(|read| {
-                let entries = meta::lookup::readdir(read, dir, cookie, limit)?;
-                let mut with_attr = Vec::with_capacity(entries.len());
-                for entry in entries {
-                    let attr = match shared.kept_attr(&entry)? {
-                        Some(attr) => attr,
-                        None => meta::attr::load(read, entry.ino)?,
-                    };
-                    with_attr.push((entry, attr));
-                }
-                Ok(with_attr)
-            })
-            .await?;
-        shared.accessed(dir);
-        for (entry, attr) in &mut entries {
-            shared.accesses.show(entry.ino, attr);
-            if entry.kind == FileType::Regular && shared.may_be_dirty(entry.ino, retired) {
-                match shared.getattr(entry.ino).await {
-                    // Removed since the listing: it shows what was there.
-                    Err(Errno::ENOENT) => {}
-                    result => *attr = result?,
-                }
-            }
-        }
-        Ok(entries)
-    }
-
     /// Use and limits.
     pub async fn statfs(&self) -> Result<StatFs, Errno> {
         let shared = &self.0;
@@ -533,18 +492,8 @@ impl<E: Env> Shared<E> {
         }
     }
 
-    /// Attributes that are in memory; those of a directory are in several records, which only a snapshot shows together.
-    fn kept_attr(&self, entry: &DirEntry) -> OpResult<Option<Attr>> {
-        if entry.kind == FileType::Directory {
-            return Ok(None);
-        }
-        let kept = self.meta.kept(&keys::attr(entry.ino), Attr::decode).transpose()?;
-        reached_if(Mark::ListedFromMemory, || kept.is_some());
-        Ok(kept)
-    }
-
     /// What the store says of a file at a time when `retired` was read may be behind what was accepted.
-    fn may_be_dirty(&self, ino: Ino, retired: u64) -> bool {
+    pub(super) fn may_be_dirty(&self, ino: Ino, retired: u64) -> bool {
         self.files.get(ino).is_some() || self.files.retired() != retired
     }
 

@@ -28,6 +28,8 @@ const PAGE: usize = 64;
 const FEW: usize = 16;
 /// Most entries that are fetched at once because a reply took as many.
 const PAGE_MAX: usize = 512;
+/// So many more are read ahead: a reply may take a few more than the last.
+const MORE: usize = 8;
 
 /// How many entries with attributes the last full reply took, and the one that did not fit: as many are fetched for the
 /// next, at once and few in vain.
@@ -91,28 +93,34 @@ pub(super) async fn list<E: Env>(
     }
 }
 
-/// As `list`, with attributes. Each entry that fits is a lookup for the kernel.
+/// Reads what follows on a full reply, which ended at `cookie`, while the kernel's caller works on that.
+pub(super) async fn read_ahead<E: Env>(client: &Client<E>, dir: Ino, cookie: u64, fitted: &Fitted) {
+    client.readdirplus_ahead(dir, cookie, fitted.page() + MORE).await;
+}
+
+/// As `list`, with attributes. Each entry that fits is a lookup for the kernel. Returns the offset to go on from, if the reply
+/// is full.
 pub(super) async fn list_plus<E: Env>(
     client: &Client<E>,
     (dir, root): (Ino, Ino),
     offset: u64,
     fitted: &Fitted,
     reply: &mut ReplyDirectoryPlus,
-) -> Result<(), Errno> {
-    let Dots::Fit { mut empty } = add_dots(client, (dir, root), offset, reply).await? else { return Ok(()) };
+) -> Result<Option<u64>, Errno> {
+    let Dots::Fit { mut empty } = add_dots(client, (dir, root), offset, reply).await? else { return Ok(None) };
     let mut cookie = after_dots(offset);
     let (mut limit, mut taken) = (fitted.page(), 0);
     loop {
         let page = match client.readdirplus(dir, cookie, limit).await {
             Ok(page) => page,
             Err(errno) if empty => return Err(errno),
-            Err(_) => return Ok(()),
+            Err(_) => return Ok(None),
         };
         for (entry, attr) in &page {
             // Counted before the reply goes out: the kernel may forget as soon as it has it.
             if !Listing::add(reply, entry.ino, attr, entry.cookie, OsStr::from_bytes(&entry.name)) {
                 fitted.0.store(taken + 1, Ordering::Relaxed);
-                return Ok(());
+                return Ok(Some(cookie));
             }
             client.remember(entry.ino);
             empty = false;
@@ -120,7 +128,7 @@ pub(super) async fn list_plus<E: Env>(
             taken += 1;
         }
         if page.len() < limit {
-            return Ok(());
+            return Ok(None);
         }
         limit = FEW;
     }

@@ -458,7 +458,12 @@ impl<E: Env> Filesystem for Adapter<E> {
         let (client, fitted) = (self.client.clone(), Arc::clone(&self.fitted));
         self.run(async move {
             match dir::list_plus(&client, (inode, root), offset, &fitted, &mut reply).await {
-                Ok(()) => reply.ok(),
+                Ok(next) => {
+                    reply.ok();
+                    if let Some(next) = next {
+                        dir::read_ahead(&client, inode, next, &fitted).await;
+                    }
+                }
                 Err(errno) => reply.error(convert::errno(errno)),
             }
         });
