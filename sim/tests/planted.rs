@@ -57,6 +57,7 @@ mod score {
         Bug::AppendAtOldEnd,
         Bug::RenameInTwo,
         Bug::RenameWithoutWait,
+        Bug::DeleteWithoutBarrier,
         Bug::DeleteWithoutGrace,
         Bug::GivenUpForgotten,
         Bug::UnsureForgotten,
