@@ -30,14 +30,14 @@ const MICRO: Nanos = 1000;
 /// So many requests one after the other, each so soon after another, and a program does one thing at a time.
 const STREAK: u32 = 64;
 const SOON: Nanos = 200 * MICRO;
-/// How long is looked for the next request: twice what a program takes to answer an answer, about what it costs to wake two
-/// threads.
+/// How long is looked for the next request: about what it costs to wake both sides, and twice what a program needs to ask
+/// again.
 const PATIENCE: Nanos = 50 * MICRO;
-/// Between two looks, if nobody else wants the processor. Who looks all the time would keep him waiting, and sleeps instead
-/// for so long.
+/// Longest time between two looks while nobody else wants the processor. Who goes on looking would keep him waiting, and
+/// sleeps instead for so long.
 const UNDISTURBED: Nanos = 15 * MICRO;
 const BLIND: Nanos = 2000 * MICRO;
-/// read(2) takes longer.
+/// Parts of one request follow each other sooner: read(2) takes longer.
 const READ: Nanos = MICRO;
 /// One thread that has found a request waiting after each for so long is not enough.
 const SATURATED: Nanos = 1000 * MICRO;

@@ -171,3 +171,15 @@ fn a_request_within_a_request_is_none() {
     drop(turns.begin());
     assert_eq!(turns.served.load(Relaxed), 2);
 }
+
+#[test]
+fn parts_of_a_request_count_once() {
+    let turns = Turns::new();
+    until("no time passes", || READ <= turns.now());
+    drop(turns.begin_part());
+    assert_eq!(turns.served.load(Relaxed), 1);
+    // Whatever the machine does meanwhile, it ended a moment ago.
+    turns.ended.store(Nanos::MAX, Relaxed);
+    drop(turns.begin_part());
+    assert_eq!(turns.served.load(Relaxed), 1);
+}
