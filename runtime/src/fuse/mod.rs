@@ -1,7 +1,8 @@
 //! The FUSE adapter: each request of the kernel becomes one call of the client, and its result one reply.
 //!
-//! Owns: the translation (`convert`), what the kernel is told to do and to cache (`kernel`), listings (`dir`), and where
-//! a request runs. Leaves to others: what every operation means (`kiseki_core::client`), the mount itself (`mount`).
+//! Owns: the translation (`convert`), what the kernel is told to do and to cache (`kernel`), listings (`dir`), where
+//! a request runs, and which thread reads the next one (`turns`). Leaves to others: what every operation means
+//! (`kiseki_core::client`), the mount itself (`mount`).
 //!
 //! Invariants
 //! - No request blocks a FUSE thread on the object store, but for moments (`brief`): it is a future that is polled on the

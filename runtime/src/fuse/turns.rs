@@ -63,7 +63,6 @@ pub(crate) struct Turns {
 
     /// Requests that threads are at.
     serving: AtomicU32,
-    served: AtomicU64,
     /// When a request was served last.
     ended: AtomicU64,
     /// Requests one after the other, so far.
@@ -112,7 +111,6 @@ impl Turns {
             resting: Mutex::default(),
             over: Condvar::new(),
             serving: AtomicU32::new(0),
-            served: AtomicU64::new(0),
             ended: AtomicU64::new(0),
             streak: AtomicU32::new(0),
             apart_until: AtomicU64::new(0),
@@ -164,34 +162,32 @@ impl Turns {
     fn end(&self) {
         let now = self.now();
         self.serving.fetch_sub(1, Relaxed);
-        self.served.fetch_add(1, Relaxed);
         self.ended.store(now, Relaxed);
         let Some(connection) = self.connection.get() else { return };
-        let begins = STREAK <= self.streak.load(Relaxed) && self.apart_until.load(Relaxed) <= now;
-        if (begins || self.alone.load(Relaxed)) && !self.rest(connection, begins) {
+        if STREAK <= self.streak.load(Relaxed) && self.apart_until.load(Relaxed) <= now {
+            self.alone.store(true, Relaxed);
+        }
+        if self.alone.load(Relaxed) && !self.rest(connection.threads) {
             self.look(connection, now);
         }
     }
 
-    /// Rests while others read. False: there is no other.
-    fn rest(&self, connection: &Connection, begins: bool) -> bool {
+    /// Rests while another of the `threads` reads. False: there is no other.
+    fn rest(&self, threads: usize) -> bool {
         let mut resting = self.resting();
-        if begins {
-            self.alone.store(true, Relaxed);
-        }
-        if connection.threads <= resting.threads + 1 {
+        if threads <= resting.threads + 1 {
             return false;
         }
         resting.threads += 1;
         let watches = !std::mem::replace(&mut resting.watched, true);
-        let mut served = self.served.load(Relaxed);
+        let mut ended = self.ended.load(Relaxed);
         while self.alone.load(Relaxed) {
             resting = if watches {
                 self.over.wait_timeout(resting, TICK).unwrap_or_else(PoisonError::into_inner).0
             } else {
                 self.over.wait(resting).unwrap_or_else(PoisonError::into_inner)
             };
-            if watches && std::mem::replace(&mut served, self.served.load(Relaxed)) == served {
+            if watches && std::mem::replace(&mut ended, self.ended.load(Relaxed)) == ended {
                 self.all_read(&resting);
             }
         }

@@ -160,26 +160,37 @@ fn requests_that_are_served_at_once_keep_all_threads_reading() {
     assert!(!turns.alone.load(Relaxed) && turns.apart_until.load(Relaxed) == 0);
 }
 
+/// Requests that were served, if each came soon and alone.
+fn served(turns: &Turns) -> u32 {
+    turns.streak.load(Relaxed) - turns.serving.load(Relaxed)
+}
+
 #[test]
 fn a_request_within_a_request_is_none() {
     let turns = Turns::new();
+    // Whatever the machine does meanwhile, the last one ended a moment ago.
+    turns.ended.store(Nanos::MAX, Relaxed);
     let outer = turns.begin();
     drop(turns.begin());
-    assert_eq!((turns.serving.load(Relaxed), turns.served.load(Relaxed)), (1, 0));
+    assert_eq!((turns.serving.load(Relaxed), served(&turns)), (1, 0));
+    assert_eq!(turns.ended.load(Relaxed), Nanos::MAX);
     drop(outer);
-    assert_eq!((turns.serving.load(Relaxed), turns.served.load(Relaxed)), (0, 1));
+    assert_eq!((turns.serving.load(Relaxed), served(&turns)), (0, 1));
+    turns.ended.store(Nanos::MAX, Relaxed);
     drop(turns.begin());
-    assert_eq!(turns.served.load(Relaxed), 2);
+    assert_eq!(served(&turns), 2);
 }
 
 #[test]
 fn parts_of_a_request_count_once() {
     let turns = Turns::new();
     until("no time passes", || READ <= turns.now());
+    let before = turns.now();
     drop(turns.begin_part());
-    assert_eq!(turns.served.load(Relaxed), 1);
+    assert!(before <= turns.ended.load(Relaxed), "it was served");
+    let streak = turns.streak.load(Relaxed);
     // Whatever the machine does meanwhile, it ended a moment ago.
     turns.ended.store(Nanos::MAX, Relaxed);
     drop(turns.begin_part());
-    assert_eq!(turns.served.load(Relaxed), 1);
+    assert_eq!(turns.streak.load(Relaxed), streak);
 }
