@@ -33,6 +33,7 @@ mod open;
 mod pending;
 mod stripes;
 mod txn;
+mod writes;
 
 type Db = DBWithThreadMode<MultiThreaded>;
 

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use hashbrown::HashTable;
@@ -19,22 +19,16 @@ use hashbrown::hash_table::Entry;
 use rocksdb::{WriteBatch, WriteOptions};
 
 use super::Db;
-use super::stripes::hash;
+use super::writes::Writes;
 
-/// What commits do to keys.
-pub(super) type Writes = BTreeMap<Bytes, Write>;
-
-/// What one does to a key.
-#[derive(Clone)]
-pub(super) struct Write {
-    /// `None`: it is removed.
-    pub(super) value: Option<Bytes>,
-    /// It was not there before: if it is gone again by the time that it would be written, RocksDB never hears of it.
-    pub(super) new: bool,
-}
+/// Keys with their values; `None`: the key is removed.
+pub(super) type Unwritten = BTreeMap<Bytes, Option<Bytes>>;
 
 /// Locks of the values.
 const SHARDS: usize = 64;
+
+/// As many commits as some threads make until they are written.
+const SPARE: usize = 256;
 
 pub(super) struct Pending {
     queue: Mutex<Queue>,
@@ -43,28 +37,56 @@ pub(super) struct Pending {
     /// Held while some of them are written. Why that has failed: what comes after a gap must not be written.
     writing: Mutex<Option<rocksdb::Error>>,
     newest: Vec<Mutex<HashTable<Newest>>>,
+    /// Memory of commits that are written, for the next ones: who frees what another thread has got makes both wait.
+    spare: Mutex<Vec<Writes>>,
 }
 
 #[derive(Default)]
 struct Queue {
     /// Each with the time of its commit.
-    commits: Vec<(u64, Writes)>,
+    commits: Vec<(u64, Arc<Writes>)>,
     bytes: usize,
 }
 
+/// The newest write of a key.
 struct Newest {
     hash: u64,
-    key: Bytes,
     /// When it was committed.
     time: u64,
-    value: Option<Bytes>,
+    found: Found,
+}
+
+impl Newest {
+    fn is_of(&self, hash: u64, key: &[u8]) -> bool {
+        self.hash == hash && self.found.writes.key(self.found.at) == key
+    }
+}
+
+/// A write of a commit.
+#[derive(Clone)]
+pub(super) struct Found {
+    writes: Arc<Writes>,
+    at: usize,
+}
+
+impl Found {
+    /// `None`: the key was removed.
+    pub(super) fn value(&self) -> Option<&[u8]> {
+        self.writes.value(self.at)
+    }
 }
 
 impl Pending {
     /// None; `last` is the position of the last commit that RocksDB has.
     pub(super) fn new(last: u64) -> Self {
         let newest = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { queue: Mutex::default(), last: AtomicU64::new(last), writing: Mutex::default(), newest }
+        let (queue, writing, spare) = <_>::default();
+        Self { queue, last: AtomicU64::new(last), writing, newest, spare }
+    }
+
+    /// Nothing yet, for the writes of a transaction.
+    pub(super) fn writes(&self) -> Writes {
+        lock(&self.spare).pop().unwrap_or_default()
     }
 
     /// Position of the last commit.
@@ -73,30 +95,25 @@ impl Pending {
     }
 
     /// What is here of a key. It counts if nobody was committing the key meanwhile, as `Stripes` tells.
-    pub(super) fn get(&self, hash: u64, key: &[u8]) -> Option<Option<Bytes>> {
-        lock(self.shard(hash)).find(hash, |newest| newest.key == key).map(|newest| newest.value.clone())
+    pub(super) fn get(&self, hash: u64, key: &[u8]) -> Option<Found> {
+        lock(self.shard(hash)).find(hash, |newest| newest.is_of(hash, key)).map(|newest| newest.found.clone())
     }
 
     /// Commits `writes` at `time`, which no other commit has, while the stripes of their keys are locked. Returns its position.
     pub(super) fn add(&self, time: u64, writes: Writes) -> u64 {
-        let mut bytes = 0;
-        for (key, Write { value, .. }) in &writes {
-            bytes += key.len() + value.as_ref().map_or(0, Bytes::len);
-            let hash = hash(key);
+        let writes = Arc::new(writes);
+        for at in 0..writes.len() {
+            let hash = writes.hash(at);
+            let newest = Newest { hash, time, found: Found { writes: Arc::clone(&writes), at } };
             let mut shard = lock(self.shard(hash));
-            match shard.entry(hash, |newest| newest.key == key, |newest| newest.hash) {
-                Entry::Occupied(mut newest) => {
-                    let newest = newest.get_mut();
-                    (newest.time, newest.value) = (time, value.clone());
-                }
-                Entry::Vacant(place) => {
-                    _ = place.insert(Newest { hash, key: key.clone(), time, value: value.clone() });
-                }
+            match shard.entry(hash, |newest| newest.is_of(hash, writes.key(at)), |newest| newest.hash) {
+                Entry::Occupied(mut place) => *place.get_mut() = newest,
+                Entry::Vacant(place) => _ = place.insert(newest),
             }
         }
         let mut queue = lock(&self.queue);
+        queue.bytes += writes.bytes();
         queue.commits.push((time, writes));
-        queue.bytes += bytes;
         self.last.fetch_add(1, Ordering::AcqRel) + 1
     }
 
@@ -115,22 +132,7 @@ impl Pending {
         if commits.is_empty() {
             return Ok(());
         }
-        // Of each key the last write, and whether the first one found it absent.
-        let mut merged: BTreeMap<&Bytes, (u64, &Write, bool)> = BTreeMap::new();
-        for (time, writes) in &commits {
-            for (key, write) in writes {
-                let (last, newest, _) = merged.entry(key).or_insert((*time, write, write.new));
-                (*last, *newest) = (*time, write);
-            }
-        }
-        let mut batch = WriteBatch::default();
-        for (key, (_, Write { value, .. }, new)) in &merged {
-            match value {
-                Some(value) => batch.put(key, value),
-                None if *new => {}
-                None => batch.delete(key),
-            }
-        }
+        let (batch, last) = merge(&commits);
         let written = if batch.is_empty() { Ok(()) } else { db.write_opt(batch, options) };
         if let Err(error) = written {
             let mut queue = lock(&self.queue);
@@ -140,28 +142,68 @@ impl Pending {
             *writing = Some(error.clone());
             return Err(error);
         }
-        for (key, (time, ..)) in merged {
-            let hash = hash(key);
+        for (time, writes, at) in last {
+            let hash = writes.hash(at);
             // Unless a later commit has taken its place.
-            let written = |newest: &Newest| newest.time == time && newest.key == key;
-            if let Ok(newest) = lock(self.shard(hash)).find_entry(hash, written) {
+            let is_it = |newest: &Newest| newest.time == time && newest.is_of(hash, writes.key(at));
+            if let Ok(newest) = lock(self.shard(hash)).find_entry(hash, is_it) {
                 newest.remove();
             }
         }
+        let mut spare = lock(&self.spare);
+        for writes in commits.into_iter().take(SPARE).filter_map(|(_, writes)| Arc::into_inner(writes)) {
+            spare.extend(writes.emptied());
+        }
+        spare.truncate(SPARE);
         Ok(())
     }
 
     /// What RocksDB does not have.
-    pub(super) fn unwritten(&self) -> Writes {
+    pub(super) fn unwritten(&self) -> Unwritten {
         let _writing = lock(&self.writing);
         let queue = lock(&self.queue);
-        queue.commits.iter().flat_map(|(_, writes)| writes.clone()).collect()
+        let own = |bytes: &[u8]| Bytes::copy_from_slice(bytes);
+        let all =
+            queue.commits.iter().flat_map(|(_, writes)| (0..writes.len()).map(|at| (writes.key(at), writes.value(at))));
+        all.map(|(key, value)| (own(key), value.map(own))).collect()
     }
 
     fn shard(&self, hash: u64) -> &Mutex<HashTable<Newest>> {
         // By other bits than those that place it in the table.
         &self.newest[(hash >> 32) as usize % SHARDS]
     }
+}
+
+/// Commits as one batch, in order of the keys, and the last write of each key.
+fn merge(commits: &[(u64, Arc<Writes>)]) -> (WriteBatch, Vec<(u64, &Writes, usize)>) {
+    let each = |number: usize| (0..commits[number].1.len()).map(move |at| (number, at));
+    let key = |&(number, at): &(usize, usize)| commits[number].1.key(at);
+    // By the first bytes, which lie here; seldom does that not tell.
+    let mut all: Vec<_> = (0..commits.len()).flat_map(each).map(|write| (prefix(key(&write)), write)).collect();
+    all.sort_unstable_by(|(prefix, one), (other_prefix, other)| {
+        prefix.cmp(other_prefix).then_with(|| key(one).cmp(key(other))).then(one.0.cmp(&other.0))
+    });
+    let mut batch = WriteBatch::default();
+    let mut last = Vec::with_capacity(all.len());
+    for same in all.chunk_by(|(prefix, one), (next_prefix, next)| prefix == next_prefix && key(one) == key(next)) {
+        let ((_, (first, first_at)), (_, (number, at))) = (same[0], same[same.len() - 1]);
+        let (time, writes) = &commits[number];
+        match writes.value(at) {
+            Some(value) => batch.put(writes.key(at), value),
+            None if commits[first].1.is_new(first_at) => {}
+            None => batch.delete(writes.key(at)),
+        }
+        last.push((*time, &**writes, at));
+    }
+    (batch, last)
+}
+
+/// The first bytes of a key, as a number that sorts as they do.
+fn prefix(key: &[u8]) -> u128 {
+    let mut first = [0; size_of::<u128>()];
+    let len = key.len().min(first.len());
+    first[..len].copy_from_slice(&key[..len]);
+    u128::from_be_bytes(first)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

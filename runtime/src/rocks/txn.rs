@@ -9,18 +9,17 @@
 //! - Every `get`, `put` and `delete` is tracked from before that moment to the commit; scans are not.
 //! - A transaction that wrote nothing commits nothing.
 
+use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use kiseki_core::kv::{Each, KvError, Pairs, Read, See, Txn, copied};
 use rocksdb::{DBAccess, DBRawIteratorWithThreadMode, ReadOptions, SnapshotWithThreadMode};
 
-use super::pending::{Write, Writes};
+use super::pending::Unwritten;
 use super::stripes::{Stripes, hash};
+use super::writes::Writes;
 use super::{Db, Inner};
-
-/// Room for what a transaction writes: a create takes half of it.
-const BUFFER: usize = 1 << 10;
 
 /// A write transaction.
 pub(super) struct WriteTxn<'db> {
@@ -30,8 +29,6 @@ pub(super) struct WriteTxn<'db> {
     /// Stripes of what it has read or writes.
     tracked: Vec<u32>,
     writes: Writes,
-    /// Where its keys and values lie, one after the other.
-    buffer: BytesMut,
     scans: SnapshotRead<'db>,
     /// What it has read was never there all at once.
     stale: bool,
@@ -47,8 +44,8 @@ pub(super) enum Commit {
 
 impl<'db> WriteTxn<'db> {
     pub(super) fn begin(store: &'db Inner) -> Self {
-        let (time, tracked, writes) = (store.stripes.now(), Vec::with_capacity(16), Writes::new());
-        Self { store, time, tracked, writes, buffer: BytesMut::new(), scans: SnapshotRead::new(store), stale: false }
+        let (time, tracked, writes) = (store.stripes.now(), Vec::with_capacity(16), Writes::default());
+        Self { store, time, tracked, writes, scans: SnapshotRead::new(store), stale: false }
     }
 
     /// What it has read was there at one moment, so that what the operation has made of it is an answer.
@@ -59,13 +56,14 @@ impl<'db> WriteTxn<'db> {
 
     pub(super) fn commit(self) -> Commit {
         let Inner { stripes, pending, .. } = self.store;
-        if self.writes.is_empty() {
+        let count = self.writes.len();
+        if count == 0 {
             return if self.holds() { Commit::Done(pending.last()) } else { Commit::Conflict };
         }
         if self.stale {
             return Commit::Conflict;
         }
-        let mut written: Vec<u32> = self.writes.keys().map(|key| Stripes::of(hash(key))).collect();
+        let mut written: Vec<u32> = (0..count).map(|at| Stripes::of(self.writes.hash(at))).collect();
         written.sort_unstable();
         written.dedup();
         let mut locked = stripes.lock(&written);
@@ -99,23 +97,13 @@ impl<'db> WriteTxn<'db> {
 
     /// `new`: the key is not there.
     fn write(&mut self, key: &[u8], value: Option<&[u8]>, new: bool) {
-        let value = value.map(|value| self.keep(value));
-        if let Some(before) = self.writes.get_mut(key) {
-            before.value = value;
-            return;
+        let hash = hash(key);
+        if self.writes.len() == 0 {
+            self.writes = self.store.pending.writes();
         }
-        self.track(Stripes::of(hash(key)));
-        let key = self.keep(key);
-        self.writes.insert(key, Write { value, new });
-    }
-
-    /// A copy, which shares its memory with the others.
-    fn keep(&mut self, bytes: &[u8]) -> Bytes {
-        if self.buffer.capacity() < bytes.len() {
-            self.buffer.reserve(bytes.len().max(BUFFER));
+        if self.writes.set(hash, key, value, new) {
+            self.track(Stripes::of(hash));
         }
-        self.buffer.extend_from_slice(bytes);
-        self.buffer.split().freeze()
     }
 }
 
@@ -125,8 +113,8 @@ impl Read for WriteTxn<'_> {
     }
 
     fn see(&mut self, key: &[u8], see: See<'_>) -> Result<(), KvError> {
-        if let Some(own) = self.writes.get(key) {
-            see(own.value.as_deref());
+        if let Ok(at) = self.writes.find(key) {
+            see(self.writes.value(at));
             return Ok(());
         }
         let hash = hash(key);
@@ -135,7 +123,7 @@ impl Read for WriteTxn<'_> {
             // Whoever asks passes it up, and the operation is run again.
             let written = self.track(stripe).ok_or(KvError::Miss)?;
             match self.store.pending.get(hash, key) {
-                Some(value) => see(value.as_deref()),
+                Some(found) => see(found.value()),
                 None => see(self.store.db.get_pinned(key).map_err(read_failed)?.as_deref()),
             }
             if self.store.stripes.is_still(stripe, written) {
@@ -157,7 +145,7 @@ impl Txn for WriteTxn<'_> {
     fn take_known(&mut self, key: &[u8], _: Option<&[u8]>) -> bool {
         let stripe = Stripes::of(hash(key));
         // Somebody has looked after `time`: a commit that was not seen then is later than that, or still under way.
-        let taken = !self.stale && self.store.stripes.written(stripe) <= self.time && !self.writes.contains_key(key);
+        let taken = !self.stale && self.store.stripes.written(stripe) <= self.time && self.writes.find(key).is_err();
         if taken {
             self.tracked.push(stripe);
         }
@@ -215,7 +203,7 @@ struct At<'db> {
     snapshot: SnapshotWithThreadMode<'db, Db>,
     options: ReadOptions,
     /// Commits that it lacks, because they cannot be written.
-    unwritten: Writes,
+    unwritten: Unwritten,
 }
 
 impl<'db> SnapshotRead<'db> {
@@ -239,20 +227,20 @@ impl<'db> SnapshotRead<'db> {
             return Ok(());
         }
         let At { snapshot, unwritten, .. } = self.at();
-        let both: Writes;
-        let over = if unwritten.is_empty() {
-            own
-        } else {
-            both = unwritten.iter().chain(own).map(|(key, value)| (key.clone(), value.clone())).collect();
-            &both
-        };
-        let over = over.range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)));
-        visit(&mut snapshot.raw_iterator_opt(bounded(start, end, limit)), over, start, limit, each)
+        let mut iterator = snapshot.raw_iterator_opt(bounded(start, end, limit));
+        let own = own.range(start, end);
+        if unwritten.is_empty() {
+            return visit(&mut iterator, own, start, limit, each);
+        }
+        let unwritten = unwritten.range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)));
+        let unwritten = unwritten.map(|(key, value)| (&key[..], value.as_deref()));
+        let over: BTreeMap<_, _> = unwritten.chain(own).collect();
+        visit(&mut iterator, over.into_iter(), start, limit, each)
     }
 
     fn at(&mut self) -> &At<'db> {
         self.at.get_or_insert_with(|| {
-            let unwritten = if self.store.write_out() { Writes::new() } else { self.store.pending.unwritten() };
+            let unwritten = if self.store.write_out() { Unwritten::new() } else { self.store.pending.unwritten() };
             let snapshot = self.store.db.snapshot();
             let mut options = ReadOptions::default();
             options.set_snapshot(&snapshot);
@@ -270,7 +258,7 @@ impl Read for SnapshotRead<'_> {
         let db = &self.store.db;
         let At { options, unwritten, .. } = self.at();
         match unwritten.get(key) {
-            Some(own) => see(own.value.as_deref()),
+            Some(value) => see(value.as_deref()),
             None => see(db.get_pinned_opt(key, options).map_err(read_failed)?.as_deref()),
         }
         Ok(())
@@ -281,7 +269,7 @@ impl Read for SnapshotRead<'_> {
     }
 
     fn visit(&mut self, start: &[u8], end: &[u8], limit: usize, each: Each<'_>) -> Result<(), KvError> {
-        self.visit_below(&Writes::new(), (start, end), limit, each)
+        self.visit_below(&Writes::default(), (start, end), limit, each)
     }
 }
 
@@ -308,7 +296,7 @@ fn bounded(start: &[u8], end: &[u8], limit: usize) -> ReadOptions {
 /// Shows `each` what the iterator has from `start` on, `limit` pairs at most, with `own` writes in its place and between.
 fn visit<'a, D: DBAccess>(
     iterator: &mut DBRawIteratorWithThreadMode<'_, D>,
-    own: impl Iterator<Item = (&'a Bytes, &'a Write)>,
+    own: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>,
     start: &[u8],
     limit: usize,
     each: Each<'_>,
@@ -318,16 +306,16 @@ fn visit<'a, D: DBAccess>(
     iterator.seek(start);
     while left > 0 {
         match (iterator.item(), own.peek()) {
-            (Some((key, value)), next) if next.is_none_or(|(own, _)| key < &own[..]) => {
+            (Some((key, value)), next) if next.is_none_or(|(own, _)| key < *own) => {
                 each(key, value);
                 left -= 1;
             }
-            (there, Some((key, write))) => {
-                if let Some(value) = &write.value {
+            (there, Some(&(key, value))) => {
+                if let Some(value) = value {
                     each(key, value);
                     left -= 1;
                 }
-                let replaced = there.is_some_and(|(there, _)| there == &key[..]);
+                let replaced = there.is_some_and(|(there, _)| there == key);
                 own.next();
                 if !replaced {
                     continue;
