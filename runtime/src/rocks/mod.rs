@@ -385,6 +385,36 @@ mod tests {
         }
     }
 
+    #[test]
+    fn commits_of_one_batch_are_merged_by_whole_keys() {
+        let (_dir, _runtime, meta) = created();
+        let inner = &meta.inner;
+        let long = |end: &str| [&[b'k'; 20], end.as_bytes()].concat();
+        let keys = [long("b"), long("a"), long(""), b"k".to_vec(), b"k\0".to_vec(), b"k\0\0".to_vec()];
+        for round in 1..=3u8 {
+            for key in &keys {
+                let write = |txn: &mut dyn Txn| {
+                    txn.put(key, &[round, key.len() as u8]);
+                    Ok(())
+                };
+                inner.write(write).expect("puts");
+            }
+            let delete = |txn: &mut dyn Txn| {
+                txn.delete(&keys[usize::from(round)]);
+                Ok(())
+            };
+            inner.write(delete).expect("deletes");
+        }
+        assert!(inner.write_out() && inner.pending.bytes() == 0);
+        let mut expected: Vec<_> = keys.iter().map(|key| (key.clone(), vec![3, key.len() as u8])).collect();
+        expected.remove(3);
+        expected.sort();
+        let found = inner.read(|read| Ok(read.scan(b"k", b"l", 10)?)).expect("scans");
+        assert_eq!(found.into_iter().map(|(key, value)| (key.to_vec(), value.to_vec())).collect::<Vec<_>>(), expected);
+        // The memory of those that are written is used again, and holds nothing of them.
+        assert_eq!((inner.pending.writes().len(), inner.pending.writes().bytes()), (0, 0));
+    }
+
     fn count_files(meta: &RocksMeta, level: u32) -> u64 {
         let value = meta.inner.db.property_value(&format!("rocksdb.num-files-at-level{level}"));
         value.expect("asks").expect("knows").parse().expect("a number")
