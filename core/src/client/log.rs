@@ -199,6 +199,8 @@ struct State {
     settled: u64,
     /// A task settles what was put, or removes segments.
     settling: bool,
+    /// How many wait for what is here to be put.
+    hurried: u32,
     /// When the next put is looked for.
     timer: Option<Duration>,
     stopping: bool,
@@ -235,7 +237,7 @@ impl<E: Env, D: Disk> Logged<E, D> {
         Some(LogStatus { backlog: state.log.backlog(), size_max, broken: state.broken })
     }
 
-    /// Somebody waits for what is in the log to be put (or nobody does any more): nothing waits for more to come.
+    /// Somebody waits for what is in the log to be put (or does no more): while one does nothing waits for more to come.
     pub fn hurry(&self, hurry: bool) {
         self.objects.0.hurry(hurry);
     }

@@ -86,7 +86,7 @@ impl Pending {
 
     /// Nothing yet, for the writes of a transaction.
     pub(super) fn writes(&self) -> Writes {
-        lock(&self.spare).pop().unwrap_or_default()
+        lock(&self.spare).pop().unwrap_or_else(Writes::with_room)
     }
 
     /// Position of the last commit.
@@ -150,11 +150,11 @@ impl Pending {
                 newest.remove();
             }
         }
-        let mut spare = lock(&self.spare);
-        for writes in commits.into_iter().take(SPARE).filter_map(|(_, writes)| Arc::into_inner(writes)) {
-            spare.extend(writes.emptied());
-        }
-        spare.truncate(SPARE);
+        // Emptied before it is locked, for who begins to write waits for it.
+        let room = SPARE.saturating_sub(lock(&self.spare).len());
+        let used = commits.into_iter().filter_map(|(_, writes)| Arc::into_inner(writes)?.emptied());
+        let mut used = used.take(room).collect();
+        lock(&self.spare).append(&mut used);
         Ok(())
     }
 
@@ -163,8 +163,7 @@ impl Pending {
         let _writing = lock(&self.writing);
         let queue = lock(&self.queue);
         let own = |bytes: &[u8]| Bytes::copy_from_slice(bytes);
-        let all =
-            queue.commits.iter().flat_map(|(_, writes)| (0..writes.len()).map(|at| (writes.key(at), writes.value(at))));
+        let all = queue.commits.iter().flat_map(|(_, writes)| writes.pairs(0..writes.len()));
         all.map(|(key, value)| (own(key), value.map(own))).collect()
     }
 

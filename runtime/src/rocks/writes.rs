@@ -29,12 +29,13 @@ struct Write {
 }
 
 impl Writes {
+    /// None, and room for those of a short transaction.
+    pub(super) fn with_room() -> Self {
+        Self { bytes: Vec::with_capacity(BYTES), list: Vec::with_capacity(KEYS) }
+    }
+
     /// Sets a key of this hash, or removes it. `new`: it was not there before. Whether it is the key's first write here.
     pub(super) fn set(&mut self, hash: u64, key: &[u8], value: Option<&[u8]>, new: bool) -> bool {
-        if self.list.is_empty() {
-            self.bytes.reserve(BYTES);
-            self.list.reserve(KEYS);
-        }
         let found = self.find(key);
         match found {
             Ok(at) => self.list[at].value = value.map(|value| self.keep(value)),
@@ -54,7 +55,12 @@ impl Writes {
     /// Those whose keys are in `start..end`; `None`: the key is removed.
     pub(super) fn range(&self, start: &[u8], end: &[u8]) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
         let place = |key| self.find(key).unwrap_or_else(|place| place);
-        (place(start)..place(end)).map(|at| (self.key(at), self.value(at)))
+        self.pairs(place(start)..place(end))
+    }
+
+    /// The same by their places.
+    pub(super) fn pairs(&self, places: Range<usize>) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+        places.map(|at| (self.key(at), self.value(at)))
     }
 
     pub(super) fn len(&self) -> usize {

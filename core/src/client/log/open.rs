@@ -111,6 +111,7 @@ impl<E: Env, D: Disk> Logged<E, D> {
             direct: 0,
             settled: 0,
             settling: false,
+            hurried: 0,
             timer: None,
             stopping: options.mode == LogMode::ReadOnly,
             unsure: false,

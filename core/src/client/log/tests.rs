@@ -521,6 +521,30 @@ async fn until(world: &World, holds: impl Fn() -> bool) {
     panic!("it never holds");
 }
 
+/// The first of two who waited for the log had his end, and the other's uploads went on at leisure.
+#[test]
+fn uploads_hurry_while_anybody_waits() {
+    let world = World::mountable();
+    let disk = FakeDisk::new(&world, 1);
+    world.block_on(async {
+        let log = open(&world, &disk, LogOptions { upload_delay: Duration::from_secs(3600), ..small() }).await;
+        let put = async |key| log.objects().put(key, vec![Bytes::from_static(b"body")]).await.expect("a put");
+        let is_stored = |key| world.state().objects.contains_key(key);
+        log.hurry(true);
+        log.hurry(true);
+        log.hurry(false);
+        put("first").await;
+        until(&world, || is_stored("first")).await;
+        log.hurry(false);
+        put("second").await;
+        world.sleep_until(world.now() + Duration::from_secs(600)).await;
+        assert!(!is_stored("second"), "nobody waits");
+        log.hurry(true);
+        until(&world, || is_stored("second")).await;
+        log.hurry(false);
+    });
+}
+
 #[test]
 fn small_files_travel_together_and_leave_no_trace() {
     let world = World::mountable();

@@ -223,14 +223,14 @@ impl<E: Env, D: Disk> Inner<E, D> {
     pub(super) fn hurry(self: &Arc<Self>, hurry: bool) {
         let Some(staging) = &self.staging else { return };
         let LogOptions { mut pace, mut upload_delay, mut pack_delay, .. } = staging.options;
-        if hurry {
+        let mut state = lock(&staging.state);
+        state.hurried = if hurry { state.hurried + 1 } else { state.hurried.saturating_sub(1) };
+        if state.hurried > 0 {
             (pace.quiet_after, upload_delay, pack_delay) = (Duration::ZERO, Duration::ZERO, Duration::ZERO);
         }
-        {
-            let mut state = lock(&staging.state);
-            state.log.set_delays(upload_delay, pack_delay);
-            state.log.set_pace(pace);
-        }
+        state.log.set_delays(upload_delay, pack_delay);
+        state.log.set_pace(pace);
+        drop(state);
         self.pump();
     }
 
