@@ -60,6 +60,8 @@ marks! {
     LogPutAgain: "an object was put again that was in the write-back log";
     LogSegments: "the write-back log went on in another segment";
     LogSegmentRemoved: "a segment of the write-back log went";
+    LogBodyHeld: "the bytes of a block stayed in memory after they were synced, to be put";
+    LogBodyLetGo: "the cache let go of such a block before it was put";
     LogRead: "a block was read from the write-back log";
     LogKeptRead: "a block that the store has was read from the write-back log";
     LogKeptReleased: "a segment without a name went to make room";

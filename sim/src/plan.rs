@@ -159,6 +159,7 @@ impl Knobs {
             pack_delay: Duration::from_millis(one_of(&[0, 20, 300, 3000])),
             pack_rest: Duration::from_millis(one_of(&[0, 0, 100, 10_000])),
             paged_from: one_of(&[u64::MAX, u64::MAX, 200, u64::from(block_size)]),
+            held_from: if looks == 300 { u64::from(block_size) / 2 } else { u64::MAX },
             keep: dice.chance(700),
             place: "sim".into(),
         };

@@ -148,11 +148,13 @@ impl<E: Env> Blocks<E> {
         inner.lent.fetch_max(spare, Ordering::AcqRel);
         inner.shards.iter().for_each(|shard| lock(shard).cache.set_capacity(capacity));
         inner.lent.store(spare, Ordering::Release);
+        inner.env.objects().trim();
     }
 
     /// Keeps a block that was just stored.
     pub(super) fn insert(&self, id: BlockId, payload: Bytes) {
         lock(self.0.shard(id)).cache.insert(id.slice, id.index, payload);
+        self.0.env.objects().trim();
     }
 
     /// Lets go of a block that is gone.
@@ -249,6 +251,7 @@ impl<E: Env> Inner<E> {
             let result = self.fetch_whole(id).await;
             landing.payload = result.as_ref().ok().cloned();
             drop(landing);
+            self.env.objects().trim();
             publisher.publish(result.clone());
             return result;
         }

@@ -57,6 +57,8 @@ pub struct LogOptions {
     pub segment_size: u64,
     /// Records of objects of this length and more have their pages in the log to themselves.
     pub paged_from: u64,
+    /// Objects of this length and more stay in memory until they are put, while others hold their bytes, too.
+    pub held_from: u64,
     /// Objects of this length and more go to the real store directly.
     pub direct_from: u64,
     /// How many objects are put into the real store at once.
@@ -84,6 +86,7 @@ impl Default for LogOptions {
             keep: false,
             segment_size: 64 << 20,
             paged_from: u64::MAX,
+            held_from: u64::MAX,
             direct_from: u64::MAX,
             pace: Pace::steady(16),
             upload_delay: Duration::ZERO,
@@ -328,6 +331,12 @@ impl<E: Env, D: Disk> ObjectStore for LoggedObjects<E, D> {
             state.log.give_up_kept(key);
         }
         self.0.env.objects().distrust(key);
+    }
+
+    fn trim(&self) {
+        if let Some(staging) = &self.0.staging {
+            lock(&staging.state).log.trim();
+        }
     }
 
     /// What is in the store is put again by the next mount while there are records of it.

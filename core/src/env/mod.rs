@@ -133,6 +133,8 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// What was given of the object is not what it should be: where there are several copies, another is to be taken from
     /// here on.
     fn distrust(&self, _key: &str) {}
+    /// Bytes that were put may be shared with others, who have let go of some: they are wanted as memory.
+    fn trim(&self) {}
     /// Whether a put that this store begins by itself, now or at the next mount, may take effect after its object was
     /// deleted.
     fn is_unsure(&self) -> bool {

@@ -7,14 +7,15 @@
 //! there at the start (`recover`).
 //!
 //! Invariants
-//! - The body of a record stays in memory until a sync that began after its write has returned.
+//! - The body of a record stays in memory until a sync that began after its write has returned; a long one after that until
+//!   it is put, but no longer than others hold it anyway.
 //! - An object leaves the index only once it is in the store, past a barrier that began after its put, or deleted.
 //! - Segments go in the order of their numbers, so a `Delete` outlives every record that it speaks of.
 //! - A segment goes only when each of its objects has left; one with damage is set aside, not removed.
 //! - Objects are put in the order in which they were staged, but for those that wait for a pack to fill.
 
 use alloc::borrow::ToOwned;
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -135,7 +136,7 @@ struct Entry {
     place: Option<(u64, u64)>,
     len: u64,
     sum: u64,
-    /// Until a sync covers the record.
+    /// At least until a sync covers the record.
     body: Option<Vec<Bytes>>,
     state: State,
     since: Duration,
@@ -232,6 +233,10 @@ pub struct Log {
     size_max: u64,
     /// Records of bodies of this length and more are paged.
     paged_from: u64,
+    /// Bodies of this length and more are held after a sync.
+    held_from: u64,
+    /// Which are, with their orders.
+    held: VecDeque<(String, u64)>,
     /// How long an object stays here before it is put: what is deleted by then never is.
     delay: Duration,
     pace: Pace,
@@ -275,6 +280,8 @@ impl Log {
             segment_size,
             size_max,
             paged_from: u64::MAX,
+            held_from: u64::MAX,
+            held: VecDeque::new(),
             delay: Duration::ZERO,
             pace: Pace::steady(1),
             used: Duration::ZERO,
@@ -303,6 +310,11 @@ impl Log {
     /// Records of objects of `from` bytes and more are paged.
     pub fn set_paged(&mut self, from: u64) {
         self.paged_from = from;
+    }
+
+    /// Bodies of `from` bytes and more stay in memory until they are put, while others hold them, too.
+    pub fn set_held(&mut self, from: u64) {
+        self.held_from = from;
     }
 
     // ---- getters

@@ -368,3 +368,38 @@ fn segments_without_a_name_make_room_for_records() {
     }
     assert!(released > 5 && log.kept_bytes() > 0);
 }
+
+#[test]
+fn a_long_body_stays_in_memory_until_it_is_put_while_others_hold_it() {
+    let mut log = log();
+    log.set_held(1000);
+    let payloads = [990, 1000, 1000].map(|len| Bytes::from(vec![7; len]));
+    for (key, payload) in ["short", "kept", "evicted"].into_iter().zip(&payloads) {
+        let body = [Bytes::from_static(b"head"), payload.clone()];
+        let Place::At(slot) = log.reserve(Kind::Put, key, &body) else { panic!("there is no place") };
+        assert!(log.handle_written(NOW, &slot, Kind::Put, key, &body));
+    }
+    let in_memory = |log: &Log| {
+        let all = ["short", "kept", "evicted"];
+        all.map(|key| matches!(log.find(key), Some((BytesAt::Memory(_), _))))
+    };
+    let [_short, kept, evicted] = payloads;
+    log.trim();
+    assert_eq!(in_memory(&log), [true; 3], "no sync covers them");
+    let sync = log.plan_sync().expect("there is something to sync");
+    log.handle_synced(&sync);
+    assert_eq!(in_memory(&log), [false, true, true]);
+    drop(evicted);
+    log.trim();
+    assert_eq!(in_memory(&log), [false, true, false]);
+    assert_eq!(uploads(&mut log, NOW, 3), ["short", "kept", "evicted"]);
+    for key in ["short", "kept", "evicted"] {
+        log.handle_upload(NOW, key, true);
+    }
+    let put = log.plan_settle();
+    log.handle_settled(&put);
+    assert!(kept.is_unique(), "it is put");
+    log.trim();
+    assert!(log.held.is_empty());
+    log.check();
+}

@@ -96,6 +96,7 @@ impl<E: Env, D: Disk> Logged<E, D> {
         log.set_delays(options.upload_delay, options.pack_delay);
         log.set_pace(options.pace);
         log.set_paged(options.paged_from);
+        log.set_held(options.held_from);
         log.set_packs(options.pack_below, options.pack_size);
         let damage = recover(&env, &disk, volume.id, &mut log).await?;
         if volume.packs {

@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::{Log, State};
 use crate::format::log::{Frontier, Kind, next_at};
+use crate::marks::{Mark, reached};
 
 /// A sync that is to be run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +30,15 @@ pub enum Lost {
     Put(String, Vec<Bytes>),
     /// That an object was deleted.
     Delete(String),
+}
+
+/// Bodies that are looked at in vain each time that others may have let go of something. (They let go of the oldest first,
+/// mostly, so one or two would do.)
+const TRIMMED: usize = 32;
+
+/// Nobody else holds it. (What it is longest of: a head is nobody else's.)
+fn is_let_go(body: &[Bytes]) -> bool {
+    body.iter().max_by_key(|piece| piece.len()).is_none_or(Bytes::is_unique)
 }
 
 impl Log {
@@ -77,7 +87,33 @@ impl Log {
                 && let Some(entry) = self.entries.get_mut(&key)
                 && entry.order == order
             {
-                entry.body = None;
+                entry.body = entry.body.take().filter(|body| self.held_from <= entry.len && !is_let_go(body));
+                if entry.body.is_some() {
+                    self.held.push_back((key, order));
+                    reached(Mark::LogBodyHeld);
+                }
+            }
+        }
+    }
+
+    /// Others may have let go of bodies that are held here: those go, until `TRIMMED` are found that have not been let go
+    /// of. The next call goes on behind them.
+    pub fn trim(&mut self) {
+        let mut left = TRIMMED.min(self.held.len());
+        while left > 0
+            && let Some((key, order)) = self.held.pop_front()
+        {
+            let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.order == order) else { continue };
+            match &entry.body {
+                Some(body) if is_let_go(body) => {
+                    entry.body = None;
+                    reached(Mark::LogBodyLetGo);
+                }
+                Some(_) => {
+                    self.held.push_back((key, order));
+                    left -= 1;
+                }
+                None => {}
             }
         }
     }
