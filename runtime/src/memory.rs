@@ -9,8 +9,8 @@
 //!
 //! Invariants
 //! - An allocation begins at a multiple of `MARK` if and only if it is a mapping of its own.
-//! - As much is kept as was not in use of the budget when `keep` was called last; and with it no more is mapped than the
-//!   budget, less what smaller pieces took of it.
+//! - Something is kept only while no more is mapped, in use or not, than the budget, less what smaller pieces took of it
+//!   when `keep` was called last.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::mem;
@@ -49,7 +49,6 @@ pub fn set_up() {
 struct Kept {
     first: usize,
     bytes: usize,
-    bytes_max: usize,
     /// Of all mappings, also those in use.
     mapped: usize,
     mapped_max: usize,
@@ -62,7 +61,7 @@ struct Link {
 }
 
 /// Held for a few instructions: the kernel is called without it.
-static KEPT: Mutex<Kept> = Mutex::new(Kept { first: 0, bytes: 0, bytes_max: 0, mapped: 0, mapped_max: 0, mappings: 0 });
+static KEPT: Mutex<Kept> = Mutex::new(Kept { first: 0, bytes: 0, mapped: 0, mapped_max: 0, mappings: 0 });
 
 fn kept() -> MutexGuard<'static, Kept> {
     KEPT.lock().unwrap_or_else(PoisonError::into_inner)
@@ -74,8 +73,8 @@ pub fn keep(budget: usize, used: usize) {
     loop {
         let mut kept = kept();
         let smaller = used.saturating_sub(kept.mapped - kept.bytes);
-        (kept.bytes_max, kept.mapped_max) = (budget.saturating_sub(used), budget.saturating_sub(smaller));
-        if !kept.is_too_much(0) {
+        kept.mapped_max = budget.saturating_sub(smaller);
+        if !kept.is_too_much() {
             return;
         }
         let Some((memory, len)) = kept.pop() else { return };
@@ -106,9 +105,8 @@ pub fn offer() {
 }
 
 impl Kept {
-    /// With `more` that is in use now.
-    fn is_too_much(&self, more: usize) -> bool {
-        self.mapped_max < self.mapped || self.bytes_max < self.bytes + more
+    fn is_too_much(&self) -> bool {
+        self.mapped_max < self.mapped
     }
 
     fn pop(&mut self) -> Option<(NonNull<u8>, usize)> {
@@ -122,7 +120,7 @@ impl Kept {
 
     /// Keeps what is given back; false: there is enough, and the kernel is to have it.
     fn push(&mut self, memory: NonNull<u8>, len: usize) -> bool {
-        let keeps = !self.is_too_much(len);
+        let keeps = !self.is_too_much();
         if keeps {
             self.link(memory, len);
         } else {
@@ -333,8 +331,13 @@ mod tests {
             let other = Memory.alloc(layout);
             Memory.dealloc(other, layout);
             assert_eq!(bytes(), (len, 2 * len));
-            keep(0, 0);
+            // All that was in use is given back at once.
+            let other = Memory.alloc(layout);
+            keep(2 * len, 2 * len);
+            Memory.dealloc(other, layout);
             Memory.dealloc(again, layout);
+            assert_eq!(bytes(), (2 * len, 2 * len));
+            keep(0, 0);
             assert_eq!(bytes(), (0, 0));
         }
     }
