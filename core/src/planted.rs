@@ -2,7 +2,7 @@
 //! show that it would notice.
 //!
 //! Owns: their names and stories, which one is planted in this thread, and what a bug needs beyond a line.
-//! Leaves to others: the place of each (`planted::is` in `client`, `file`, `meta`, `format`), noticing (`sim`).
+//! Leaves to others: the place of each (`planted::is` in `client`, `file`, `meta`, `format`, `store`), noticing (`sim`).
 //!
 //! Invariants
 //! - Without the feature `planted`, which only `sim` asks for, `is` is constantly false and nothing of this is compiled
@@ -59,6 +59,7 @@ bugs! {
     LogSyncFailedAccepted, 1, "a sync of the write-back log that failed counts as done";
     LogHomeUnsynced, 1, "the write-back log is used before it is durable that the volume has one";
     DirectUncovered, 1, "a barrier does not cover what went past the write-back log into the store";
+    SegmentsSideBySide, 7, "who comes late makes a segment of the write-back log beside the one that takes records";
     SegmentBeforeBarrier, 1, "a segment of the write-back log goes when its objects are put, without a barrier";
     TornRecordAccepted, 1, "a torn record of the write-back log counts";
     LogReadUnverified, 3, "what comes back from the disk of the write-back log is put as it is";

@@ -74,6 +74,18 @@ pub async fn drained(world: &World, excused: &Excused) -> Result<(), String> {
     }
 }
 
+/// Waits until the log of a mount, of which the store has everything, takes the room of one segment at most.
+pub async fn given_back(env: &LoggedEnv) -> Result<(), String> {
+    let until = TimeHandle::current().elapsed() + DRAIN;
+    loop {
+        let Some(status) = env.log_status().filter(|status| status.backlog.segments > 1) else { return Ok(()) };
+        if TimeHandle::current().elapsed() > until {
+            return Err(format!("the store has everything, and the log does not go: {status:?}"));
+        }
+        time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
 /// The metadata as it lies there: structurally whole, and within the limits of the volume.
 pub fn sound(world: &World) -> Result<(), String> {
     let findings = std::cell::RefCell::new(Vec::new());

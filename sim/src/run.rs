@@ -24,7 +24,7 @@ use crate::crowd::{Crowd, Mount, PATIENCE, Work};
 use crate::dice::Dice;
 use crate::faults::{Counts, Ending, Fault};
 use crate::plan::{Knobs, Limits, Plan};
-use crate::rest::{Excused, drained, filled, flushed, leftovers, sound};
+use crate::rest::{Excused, drained, filled, flushed, given_back, leftovers, sound};
 use crate::trace::Trace;
 use crate::world::{LoggedEnv, Moment, Switches, World};
 
@@ -389,6 +389,9 @@ impl Run {
         let orphans = self.world.faults.level(Fault::ReadFailed) > 0;
         self.drain(&mounts).await?;
         drained(&self.world, &Excused { objects: self.world.objects.late(), orphans, packs: false }).await?;
+        for Mount { env, .. } in &mounts {
+            given_back(env).await?;
+        }
         self.unmount(&mounts, Close::Sometimes).await?;
         let mounts = self.begin().await?;
         self.drain(&mounts).await?;

@@ -65,6 +65,7 @@ mod score {
         Bug::HoleForgotten,
         Bug::ListCutShort,
         Bug::TornRecordAccepted,
+        Bug::SegmentsSideBySide,
         Bug::LogDeleteUnrecorded,
         Bug::DeletedWhilePut,
         Bug::LogUnlisted,

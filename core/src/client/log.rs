@@ -521,6 +521,7 @@ impl<E: Env, D: Disk> Inner<E, D> {
 
     /// Makes the segment that records go to from here on, unless another task does.
     async fn make_segment(&self, staging: &Staging<D>) -> Result<(), DiskError> {
+        self.env.pause().await;
         self.release_segments(staging).await;
         let Some(head) = lock(&staging.state).log.begin_segment() else { return Ok(()) };
         let mut making = Making { staging, head, made: false };

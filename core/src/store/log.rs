@@ -10,7 +10,8 @@
 //! - The body of a record stays in memory until a sync that began after its write has returned; a long one after that until
 //!   it is put, but no longer than others hold it anyway.
 //! - An object leaves the index only once it is in the store, past a barrier that began after its put, or deleted.
-//! - Segments go in the order of their numbers, so a `Delete` outlives every record that it speaks of.
+//! - Segments go in the order of their numbers, so a `Delete` outlives every record that it speaks of; the newest alone
+//!   takes records.
 //! - A segment goes only when each of its objects has left; one with damage is set aside, not removed.
 //! - Objects are put in the order in which they were staged, but for those that wait for a pack to fill.
 
@@ -26,6 +27,7 @@ use bytes::Bytes;
 use crate::format::log::{
     Content, Frontier, Kind, RECORDS_AT, Segment as SegmentHead, body_at, body_sum, encode_record, next_at,
 };
+use crate::planted::{self, Bug};
 use crate::types::{PackId, VolumeId};
 
 use self::kept::Kept;
@@ -109,7 +111,9 @@ pub struct Backlog {
     /// When the oldest of them was staged, on the clock of `Env::now`; those of earlier mounts count from the start of
     /// this one.
     pub since: Option<Duration>,
-    /// Size of all segments.
+    /// Segments that a later mount would find.
+    pub segments: u64,
+    /// Their size.
     pub log_bytes: u64,
     /// Size of segments that no later mount finds, of which objects are read that the store has, too.
     pub kept_bytes: u64,
@@ -347,7 +351,12 @@ impl Log {
 
     /// What is in the log.
     pub fn backlog(&self) -> Backlog {
-        let mut backlog = Backlog { log_bytes: self.log_bytes(), kept_bytes: self.kept_bytes(), ..Backlog::default() };
+        let mut backlog = Backlog {
+            segments: self.segments.len() as u64,
+            log_bytes: self.log_bytes(),
+            kept_bytes: self.kept_bytes(),
+            ..Backlog::default()
+        };
         for entry in self.entries.values().filter(|entry| entry.state != State::Settled) {
             backlog.objects += 1;
             backlog.bytes += entry.len;
@@ -452,11 +461,13 @@ impl Log {
         Place::At(Slot { segment: segment.head.number, at, head, sum, order: self.next_order })
     }
 
-    /// The header of a segment to be made, unless another one is; to be ended with `handle_segment`.
+    /// The header of a segment to be made, unless another one is or was meanwhile; to be ended with `handle_segment`.
     pub fn begin_segment(&mut self) -> Option<SegmentHead> {
-        if core::mem::replace(&mut self.making, true) {
+        let takes_records = |segment: &Segment| !segment.closed && !planted::is(Bug::SegmentsSideBySide);
+        if self.making || self.segments.values().next_back().is_some_and(takes_records) {
             return None;
         }
+        self.making = true;
         let before = self.complete_to();
         let number = self.next_segment;
         self.next_segment += 1;
@@ -587,6 +598,7 @@ impl Log {
         let running = self.entries.values().filter(runs).count();
         assert_eq!(running, self.running, "puts under way");
         assert!(self.synced <= self.written);
+        assert!(self.segments.values().rev().skip(1).all(|segment| segment.closed), "an older segment takes records");
         self.check_kept();
     }
 }

@@ -15,7 +15,13 @@ fn log() -> Log {
     log
 }
 
+/// The segment that takes records is full.
+fn fill(log: &mut Log) {
+    log.segments.values_mut().for_each(|segment| segment.closed = true);
+}
+
 fn make_segment(log: &mut Log) {
+    fill(log);
     let head = log.begin_segment().expect("no other is made");
     log.handle_segment(head, true);
 }
@@ -220,6 +226,7 @@ fn a_segment_made_during_a_failed_sync_is_not_used() {
     let mut log = log();
     stage(&mut log, "a");
     let plan = log.plan_sync().expect("there is something");
+    fill(&mut log);
     let head = log.begin_segment().expect("no other is made");
     assert!(RECORDS_AT < head.before);
     log.handle_sync_failed(&plan);
@@ -402,4 +409,15 @@ fn a_long_body_stays_in_memory_until_it_is_put_while_others_hold_it() {
     log.trim();
     assert!(log.held.is_empty());
     log.check();
+}
+
+#[test]
+fn who_comes_late_makes_no_segment_beside_the_one_that_takes_records() {
+    let mut log = Log::new(VolumeId([1; 16]), 1, 1 << 20, 1 << 30);
+    for _ in 0..2 {
+        assert_eq!(log.reserve(Kind::Put, "a", &body(100)), Place::NeedSegment);
+    }
+    make_segment(&mut log);
+    assert_eq!(log.begin_segment(), None);
+    stage(&mut log, "a");
 }

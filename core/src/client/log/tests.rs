@@ -270,6 +270,7 @@ fn what_an_earlier_mount_has_left_arrives_until_it_is_stored() {
         let log = open(&world, &disk, options()).await;
         assert!(log.objects().is_arriving());
         log.objects().put("own", vec![Bytes::from_static(b"body")]).await.expect("a put");
+        log.objects().barrier().await.expect("a barrier");
         log.objects().delete("left").await.expect("a delete");
         assert!(!log.objects().is_arriving());
     });
