@@ -285,8 +285,15 @@ fn log_segment() -> (log::Segment, Vec<u8>, Vec<Written>) {
     for (index, len) in [10_u64, 0, 5000, 77].into_iter().enumerate() {
         let paged = index == 2;
         let at = log::next_at(end, index % 2 == 0);
-        let (key, body) = (format!("blocks/{index}"), vec![index as u8 + 1; len as usize]);
-        let sum = log::body_sum(&[Bytes::copy_from_slice(&body)]);
+        let (key, mut body) = (format!("blocks/{index}"), vec![index as u8 + 1; len as usize]);
+        // Two are blocks, which are verified by their own checksums.
+        if index >= 2 {
+            let id = BlockId { slice: SliceId(index as u64), index: 1, len: len as u32 };
+            body = [&encode_head(segment.volume, id, 1000, &body)[..], &body].concat();
+        }
+        let len = body.len() as u64;
+        let sum = log::Sum::of(&[Bytes::copy_from_slice(&body)]);
+        assert_eq!(matches!(sum, log::Sum::Head(_)), index >= 2);
         let content = log::Content { kind: log::Kind::Put, key: &key, len, sum, paged };
         bytes.resize(at as usize, 0);
         bytes.extend_from_slice(&log::encode_record(&segment, at, log::Frontier { segment: 2, at }, &content));

@@ -105,7 +105,7 @@ pub fn head_len(frame_size: u32, len: u32) -> u32 {
 
 /// Length of the object of a block of `len` bytes.
 pub fn object_len(frame_size: u32, len: u32) -> u64 {
-    u64::from(head_len(frame_size, len)) + u64::from(len)
+    HEADER_LEN as u64 + 8 * u64::from(frame_count(frame_size, len)) + u64::from(len)
 }
 
 /// Header and table for a block; the object is these bytes and then the payload. (payload: `id.len` bytes, >= 1)
@@ -236,6 +236,22 @@ pub fn decode_head(volume: VolumeId, id: BlockId, frame_size: u32, bytes: &[u8])
 /// The block that an object says it is; nothing of it is verified.
 pub(super) fn read_id(bytes: &[u8]) -> Result<BlockId, BlockError> {
     Ok(Header::of(bytes)?.identity.id)
+}
+
+/// The head of an object of `len` bytes that begins so, if it says that it is a block of that length; nothing of it is
+/// verified.
+pub(super) fn head_of(start: &[u8], len: u64) -> Option<&[u8]> {
+    let Header { identity, frame_size, .. } = Header::of(start).ok()?;
+    let id = identity.id;
+    let is_block = id.len > 0 && frame_size > 0 && object_len(frame_size, id.len) == len;
+    is_block.then(|| start.get(..usize::try_from(len - u64::from(id.len)).ok()?)).flatten()
+}
+
+/// Whether an object is the block that it says it is, all of it.
+pub(super) fn is_whole(object: &[u8]) -> bool {
+    let Ok(Header { identity: Identity { volume, id }, frame_size, .. }) = Header::of(object) else { return false };
+    let Some(start) = head_of(object, object.len() as u64) else { return false };
+    decode_head(volume, id, frame_size, start).is_ok_and(|head| head.verify(0, &object[start.len()..]).is_ok())
 }
 
 /// The fields after magic and version.

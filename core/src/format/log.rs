@@ -6,7 +6,8 @@
 //! A segment is a header and, from `RECORDS_AT` on, records: a header of `RECORD_LEN` bytes, the key of the object, its
 //! body. A record begins at the next multiple of `ALIGN` after the one before it, or of `PAGE` where a sync came
 //! between, so that no write touches a page with synced bytes. A paged record has its pages to itself, and its body begins
-//! at a multiple of `PAGE`, so that it can be written around the page cache.
+//! at a multiple of `PAGE`, so that it can be written around the page cache. A body that is a block, with checksums of its
+//! own, is not gone through for another one.
 //!
 //! Invariants
 //! - Checksums are seeded with volume, epoch, segment and position: a record is valid in its place alone.
@@ -22,10 +23,12 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
 use super::codec::{DecodeError, Decoder, Encoder, require};
+use crate::format::block;
 use crate::types::VolumeId;
 
-/// Version of this format; those from `VERSION_MIN` on can be read. 1: no paged records.
-const VERSION: u32 = 2;
+/// Version of this format; those from `VERSION_MIN` on can be read. 1: no paged records. 2: blocks have checksums of all of
+/// the body, too.
+const VERSION: u32 = 3;
 const VERSION_MIN: u32 = 1;
 const OWNER_MAGIC: &[u8; 8] = b"KISEKIWB";
 const SEGMENT_MAGIC: &[u8; 8] = b"KISEKIWS";
@@ -154,14 +157,35 @@ pub fn body_at(at: u64, key_len: u64, paged: bool) -> u64 {
     if paged { start.next_multiple_of(PAGE) } else { start }
 }
 
-/// Checksum of a body, whatever its place.
-pub fn body_sum(body: &[Bytes]) -> u64 {
-    match body {
-        [whole] => xxh3_64_with_seed(whole, 0),
-        pieces => {
-            let mut state = Xxh3::new();
-            pieces.iter().for_each(|piece| state.update(piece));
-            state.digest()
+/// What a body is verified by, whatever its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sum {
+    /// The checksum of all of it.
+    Body(u64),
+    /// The checksum of its head: it is a block, and the rest is verified by that. (`format::block`)
+    Head(u64),
+}
+
+impl Sum {
+    /// Of a body in pieces, the first of which has the head if it is a block.
+    pub fn of(body: &[Bytes]) -> Self {
+        let len = body.iter().map(|piece| piece.len() as u64).sum();
+        if let Some(head) = body.first().and_then(|first| block::head_of(first, len)) {
+            return Self::Head(xxh3_64_with_seed(head, 0));
+        }
+        let mut state = Xxh3::new();
+        body.iter().for_each(|piece| state.update(piece));
+        Self::Body(state.digest())
+    }
+
+    /// Whether `body` is the one that this is of.
+    pub fn holds(self, body: &[u8]) -> bool {
+        match self {
+            Self::Body(sum) => xxh3_64_with_seed(body, 0) == sum,
+            Self::Head(sum) => {
+                let head = block::head_of(body, body.len() as u64);
+                head.is_some_and(|head| xxh3_64_with_seed(head, 0) == sum) && block::is_whole(body)
+            }
         }
     }
 }
@@ -175,8 +199,8 @@ pub struct Content<'a> {
     pub key: &'a str,
     /// Length of the body.
     pub len: u64,
-    /// Its checksum.
-    pub sum: u64,
+    /// What that is verified by.
+    pub sum: Sum,
     /// It has its pages to itself. (a `Put`)
     pub paged: bool,
 }
@@ -184,10 +208,12 @@ pub struct Content<'a> {
 /// Header and key of a record at `at`, up to where its body follows.
 pub fn encode_record(segment: &Segment, at: u64, frontier: Frontier, record: &Content<'_>) -> Bytes {
     let Content { kind, key, len, sum, paged } = *record;
-    let kind = match (kind, paged) {
-        (Kind::Put, false) => 1,
-        (Kind::Delete, _) => 2,
-        (Kind::Put, true) => 3,
+    let (kind, sum) = match (kind, paged, sum) {
+        (Kind::Put, false, Sum::Body(sum)) => (1, sum),
+        (Kind::Delete, _, Sum::Body(sum) | Sum::Head(sum)) => (2, sum),
+        (Kind::Put, true, Sum::Body(sum)) => (3, sum),
+        (Kind::Put, false, Sum::Head(sum)) => (4, sum),
+        (Kind::Put, true, Sum::Head(sum)) => (5, sum),
     };
     let fields = Encoder::new(RECORD_LEN as usize + key.len())
         .raw(&RECORD_MAGIC)
@@ -218,8 +244,8 @@ pub struct Record {
     pub at: u64,
     /// Where its body is in the segment.
     pub body: Range<u64>,
-    /// Checksum of the body.
-    pub sum: u64,
+    /// What the body is verified by.
+    pub sum: Sum,
     /// What was known to be synced.
     pub frontier: Frontier,
     /// The body is there, and is what was written.
@@ -243,19 +269,19 @@ fn decode_record(segment: &Segment, bytes: &[u8], at: u64) -> Option<Record> {
     if state.digest() != sum {
         return None;
     }
-    let (len, body_sum) = (f.u64().ok()?, f.u64().ok()?);
+    let (len, sum) = (f.u64().ok()?, f.u64().ok()?);
     let frontier = Frontier { segment: f.u64().ok()?, at: f.u64().ok()? };
-    let start = body_at(at, key_len.into(), kind == 3);
+    let start = body_at(at, key_len.into(), matches!(kind, 3 | 5));
     let body = start..start.checked_add(len)?;
-    let whole = bytes
-        .get(usize::try_from(body.start).ok()?..usize::try_from(body.end).ok()?)
-        .is_some_and(|bytes| xxh3_64_with_seed(bytes, 0) == body_sum);
-    let kind = match kind {
-        1 | 3 => Kind::Put,
-        2 => Kind::Delete,
+    let (kind, sum) = match kind {
+        1 | 3 => (Kind::Put, Sum::Body(sum)),
+        2 => (Kind::Delete, Sum::Body(sum)),
+        4 | 5 => (Kind::Put, Sum::Head(sum)),
         _ => return None,
     };
-    Some(Record { kind, key: core::str::from_utf8(key).ok()?.to_owned(), at, body, sum: body_sum, frontier, whole })
+    let range = usize::try_from(body.start).ok()?..usize::try_from(body.end).ok()?;
+    let whole = bytes.get(range).is_some_and(|body| sum.holds(body));
+    Some(Record { kind, key: core::str::from_utf8(key).ok()?.to_owned(), at, body, sum, frontier, whole })
 }
 
 /// What is in a segment.

@@ -3,12 +3,13 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::*;
+use crate::types::{BlockId, SliceId};
 
 const SEGMENT: Segment = Segment { volume: VolumeId([7; 16]), epoch: 3, number: 9, before: 4711 };
 const FRONTIER: Frontier = Frontier { segment: 9, at: 5000 };
 
 fn record(segment: &Segment, at: u64, key: &str, body: &[u8]) -> Vec<u8> {
-    let sum = body_sum(&[Bytes::copy_from_slice(body)]);
+    let sum = Sum::of(&[Bytes::copy_from_slice(body)]);
     let content = Content { kind: Kind::Put, key, len: body.len() as u64, sum, paged: false };
     let mut bytes = encode_record(segment, at, FRONTIER, &content).to_vec();
     bytes.extend_from_slice(body);
@@ -54,6 +55,7 @@ fn segments_of_the_version_before_are_read_and_others_refused() {
     };
     assert_eq!(of_version(VERSION), Ok(SEGMENT));
     assert_eq!(of_version(1), Ok(SEGMENT));
+    assert_eq!(of_version(2), Ok(SEGMENT));
     assert_eq!(of_version(0), Err(DecodeError::Version(0)));
     assert_eq!(of_version(VERSION + 1), Err(DecodeError::Version(VERSION + 1)));
 }
@@ -81,7 +83,7 @@ fn paged_records_have_their_pages_to_themselves() {
         let at = next_at(end, paged);
         bytes.resize(at as usize, 0);
         let (key, body) = (format!("key/{len}"), vec![5; len]);
-        let sum = body_sum(&[Bytes::from(body.clone())]);
+        let sum = Sum::of(&[Bytes::from(body.clone())]);
         let content = Content { kind: Kind::Put, key: &key, len: len as u64, sum, paged };
         bytes.extend_from_slice(&encode_record(&SEGMENT, at, FRONTIER, &content));
         assert_eq!(bytes.len() as u64, body_at(at, key.len() as u64, paged));
@@ -146,6 +148,56 @@ fn damage_is_what_was_synced_and_cannot_be_read() {
 fn pieces_have_the_sum_of_the_whole() {
     let whole: Vec<u8> = (0..10_000).map(|n| n as u8).collect();
     let pieces: Vec<Bytes> = whole.chunks(77).map(Bytes::copy_from_slice).collect();
-    assert_eq!(body_sum(&pieces), body_sum(&[whole.into()]));
-    assert_eq!(body_sum(&[]), body_sum(&[Bytes::new()]));
+    assert_eq!(Sum::of(&pieces), Sum::of(&[whole.into()]));
+    assert_eq!(Sum::of(&[]), Sum::of(&[Bytes::new()]));
+}
+
+/// The head and the payload of a block, and the object.
+fn block(payload: &[u8]) -> ([Bytes; 2], Bytes) {
+    let id = BlockId { slice: SliceId(77), index: 2, len: payload.len() as u32 };
+    let head = block::encode_head(SEGMENT.volume, id, 100, payload);
+    let object = [&head[..], payload].concat().into();
+    ([head, Bytes::copy_from_slice(payload)], object)
+}
+
+#[test]
+fn a_block_is_verified_by_its_own_checksums() {
+    let (pieces, object) = block(&[9; 250]);
+    let sum = Sum::of(&pieces);
+    assert!(matches!(sum, Sum::Head(_)));
+    assert_eq!(Sum::of(core::slice::from_ref(&object)), sum);
+    assert!(sum.holds(&object));
+    for at in 0..object.len() {
+        let mut damaged = object.to_vec();
+        damaged[at] ^= 0x10;
+        assert!(!sum.holds(&damaged), "byte {at}");
+        assert!(!sum.holds(&object.slice(..at)), "{at} bytes of it");
+    }
+    let (_, other) = block(&[8; 250]);
+    assert!(!sum.holds(&other), "a block of the same name with other bytes");
+    // What only begins as a block does, or does not say how long it is.
+    let longer: Bytes = [&object[..], b"more"].concat().into();
+    assert!(!sum.holds(&longer));
+    assert!(matches!(Sum::of(&[longer]), Sum::Body(_)));
+    assert!(matches!(Sum::of(&[object.slice(..40), object.slice(40..)]), Sum::Body(_)));
+}
+
+#[test]
+fn blocks_are_found_whole_or_in_a_gap() {
+    let ((pieces, object), mut bytes) = (block(&[9; 5000]), SEGMENT.encode().to_vec());
+    bytes.resize(RECORDS_AT as usize, 0);
+    for paged in [true, false] {
+        let at = next_at(bytes.len() as u64, true);
+        bytes.resize(at as usize, 0);
+        let content = Content { kind: Kind::Put, key: "key", len: object.len() as u64, sum: Sum::of(&pieces), paged };
+        bytes.extend_from_slice(&encode_record(&SEGMENT, at, FRONTIER, &content));
+        bytes.extend_from_slice(&object);
+    }
+    let found = scan(&SEGMENT, &bytes);
+    assert_eq!((whole(&found), found.gaps.len()), (vec!["key", "key"], 0));
+    assert!(found.records.iter().all(|record| bytes[record.body.start as usize..record.body.end as usize] == object));
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    let found = scan(&SEGMENT, &bytes);
+    assert_eq!((whole(&found), found.gaps.len()), (vec!["key"], 1));
 }

@@ -25,7 +25,7 @@ use core::time::Duration;
 use bytes::Bytes;
 
 use crate::format::log::{
-    Content, Frontier, Kind, RECORDS_AT, Segment as SegmentHead, body_at, body_sum, encode_record, next_at,
+    Content, Frontier, Kind, RECORDS_AT, Segment as SegmentHead, Sum, body_at, encode_record, next_at,
 };
 use crate::planted::{self, Bug};
 use crate::types::{PackId, VolumeId};
@@ -55,8 +55,8 @@ pub struct Slot {
     pub at: u64,
     /// Header and key of the record, up to where its body follows.
     pub head: Bytes,
-    /// Checksum of the body.
-    sum: u64,
+    /// What the body is verified by.
+    sum: Sum,
     /// In the order of all records.
     order: u64,
 }
@@ -85,8 +85,8 @@ pub enum BytesAt {
         segment: u64,
         /// Where.
         range: Range<u64>,
-        /// Checksum of the whole body.
-        sum: u64,
+        /// What the whole body is verified by.
+        sum: Sum,
     },
 }
 
@@ -139,7 +139,7 @@ struct Entry {
     /// Segment and where its bytes begin there. `None`: a sync has failed, and they are in memory only.
     place: Option<(u64, u64)>,
     len: u64,
-    sum: u64,
+    sum: Sum,
     /// At least until a sync covers the record.
     body: Option<Vec<Bytes>>,
     state: State,
@@ -384,6 +384,11 @@ impl Log {
         self.entries.values().any(|entry| entry.order <= self.found_to && entry.state != State::Settled)
     }
 
+    /// The segment has not gone.
+    pub fn has_segment(&self, number: u64) -> bool {
+        self.segments.contains_key(&number)
+    }
+
     /// No put into the store is under way.
     pub fn is_idle(&self) -> bool {
         self.running == 0 && self.packing.running() == 0
@@ -451,7 +456,7 @@ impl Log {
         let before = core::mem::replace(&mut segment.end, end);
         segment.tail = next_at(end, paged);
         segment.writing.insert(at, before);
-        let sum = body_sum(body);
+        let sum = Sum::of(body);
         let head = encode_record(&segment.head, at, self.frontier, &Content { kind, key, len, sum, paged });
         self.next_order += 1;
         if kind == Kind::Put {

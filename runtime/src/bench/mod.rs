@@ -198,11 +198,12 @@ impl Run<'_> {
         };
         self.caches.drop()?;
         let before = self.requests()?;
-        let began = Instant::now();
         let elapsed = self.write(kind, Account::Visible, what)?;
+        let written = Instant::now();
         let closed = self.requests()?;
         self.drain()?;
-        let drained = began.elapsed();
+        // As in `elapsed`, the making of bytes does not count.
+        let drained = elapsed + written.elapsed();
         let stored = self.requests()?;
         rows.push(self.plan.row(item, Some(Account::Visible), elapsed, between(before, closed)));
         rows.push(self.plan.row(item, Some(Account::Drained), drained, between(before, stored)));

@@ -241,12 +241,12 @@ pub(super) fn record(whole: &[u8]) -> Option<Said> {
         |range: Range<usize>| whole.get(range)?.iter().try_fold(0, |sum, byte| Some(sum << 8 | u64::from(*byte)));
     let (kind, key_len, len) = (number(4..6)?, number(6..8)?, number(8..16)?);
     let key_end = RECORD_LEN + key_len;
-    let body_at = if kind == 3 { key_end.next_multiple_of(PAGE) } else { key_end };
+    let body_at = if matches!(kind, 3 | 5) { key_end.next_multiple_of(PAGE) } else { key_end };
     if !whole.starts_with(b"KWR1") || body_at + len != whole.len() as u64 {
         return None;
     }
     let key = std::str::from_utf8(whole.get(RECORD_LEN as usize..key_end as usize)?).ok()?;
-    Some(Said { put: matches!(kind, 1 | 3), key: key.to_string(), body_at })
+    Some(Said { put: kind != 2, key: key.to_string(), body_at })
 }
 
 #[cfg(test)]
