@@ -75,7 +75,10 @@ def digits($n): pow(10; $n) as $p | (. * $p | round) as $i
     | if $n == 0 then "\($i)" else "\($i / $p | floor).\("\($i % $p + $p)"[1:])" end;
 def figure: if . == null then "" elif . >= 100 then digits(0) elif . >= 10 then digits(1) else digits(2) end;
 def words: {write_big: "Write big file", read_big: "Read big file", write_small: "Write small file",
-    read_small: "Read small file", stat: "Stat file", write_long: "Write four times the buffer", plain_upload: "Upload 4 MiB objects with curl", untar: "Untar", git_clone: "git clone",
+    read_small: "Read small file", stat: "Stat file", rand4k_cold: "Read 4 KiB at random, cold",
+    rand4k_warm: "Read 4 KiB at random, warm", create_empty: "Create empty file", rename: "Rename", ls_l: "List with attributes",
+    unlink: "Unlink", small4k_fsync: "Write 4 KiB file, fsync", append4k: "Append 4 KiB",
+    append4k_fsync: "Append 4 KiB, fdatasync", mix_rw4k: "Write and read 4 KiB at random", write_long: "Write four times the buffer", plain_upload: "Upload 4 MiB objects with curl", untar: "Untar", git_clone: "git clone",
     cargo_build: "cargo build", sqlite_commits: "SQLite commits"}[.] // .;
 # The rows of one driver, one object for all systems: key, threads, unit, and the row of each system.
 def across($driver): [.rows[] | select(.driver == $driver)] | (map("\(.row) \(.account)") | to_entries
