@@ -63,27 +63,29 @@ pub async fn flushed(world: &World, node: &NodeHandle, client: &Client<LoggedEnv
 
 /// Waits until the store holds exactly what is referred to, but for what is `excused`.
 pub async fn drained(world: &World, excused: &Excused) -> Result<(), String> {
-    let until = TimeHandle::current().elapsed() + DRAIN;
-    loop {
+    gone(|| {
         let left = leftovers(world, excused);
-        let Some(first) = left.first() else { return Ok(()) };
-        if TimeHandle::current().elapsed() > until {
-            return Err(format!("{} things are left, such as: {first}", left.len()));
-        }
-        time::sleep(Duration::from_secs(1)).await;
-    }
+        left.first().map(|first| format!("{} things are left, such as: {first}", left.len()))
+    })
+    .await
 }
 
 /// Waits until the log of a mount, of which the store has everything, takes the room of one segment at most.
 pub async fn given_back(env: &LoggedEnv) -> Result<(), String> {
+    let too_many = || env.log_status().filter(|status| status.backlog.segments > 1);
+    gone(|| too_many().map(|status| format!("the store has everything, and the log does not go: {status:?}"))).await
+}
+
+/// Waits until nothing is `left`; an error with what is.
+async fn gone(left: impl Fn() -> Option<String>) -> Result<(), String> {
     let until = TimeHandle::current().elapsed() + DRAIN;
-    loop {
-        let Some(status) = env.log_status().filter(|status| status.backlog.segments > 1) else { return Ok(()) };
+    while let Some(left) = left() {
         if TimeHandle::current().elapsed() > until {
-            return Err(format!("the store has everything, and the log does not go: {status:?}"));
+            return Err(left);
         }
         time::sleep(Duration::from_secs(1)).await;
     }
+    Ok(())
 }
 
 /// The metadata as it lies there: structurally whole, and within the limits of the volume.

@@ -334,7 +334,8 @@ impl<E: Env, D: Disk> ObjectStore for LoggedObjects<E, D> {
     }
 
     fn trim(&self) {
-        if let Some(staging) = &self.0.staging {
+        let holds = |staging: &&Staging<D>| staging.options.held_from < staging.options.direct_from;
+        if let Some(staging) = self.0.staging.as_ref().filter(holds) {
             lock(&staging.state).log.trim();
         }
     }

@@ -100,7 +100,7 @@ fn frame_count(frame_size: u32, len: u32) -> u32 {
 
 /// Length of header and table: where the payload starts.
 pub fn head_len(frame_size: u32, len: u32) -> u32 {
-    HEADER_LEN as u32 + 8 * frame_count(frame_size, len)
+    (object_len(frame_size, len) - u64::from(len)) as u32
 }
 
 /// Length of the object of a block of `len` bytes.
@@ -247,11 +247,12 @@ pub(super) fn head_of(start: &[u8], len: u64) -> Option<&[u8]> {
     is_block.then(|| start.get(..usize::try_from(len - u64::from(id.len)).ok()?)).flatten()
 }
 
-/// Whether an object is the block that it says it is, all of it.
-pub(super) fn is_whole(object: &[u8]) -> bool {
-    let Ok(Header { identity: Identity { volume, id }, frame_size, .. }) = Header::of(object) else { return false };
-    let Some(start) = head_of(object, object.len() as u64) else { return false };
-    decode_head(volume, id, frame_size, start).is_ok_and(|head| head.verify(0, &object[start.len()..]).is_ok())
+/// The head of an object that is the block that it says it is, all of it.
+pub(super) fn verified_head(object: &[u8]) -> Option<&[u8]> {
+    let Header { identity: Identity { volume, id }, frame_size, .. } = Header::of(object).ok()?;
+    let (head, payload) = object.split_at(head_of(object, object.len() as u64)?.len());
+    decode_head(volume, id, frame_size, head).ok()?.verify(0, payload).ok()?;
+    Some(head)
 }
 
 /// The fields after magic and version.

@@ -182,10 +182,7 @@ impl Sum {
     pub fn holds(self, body: &[u8]) -> bool {
         match self {
             Self::Body(sum) => xxh3_64_with_seed(body, 0) == sum,
-            Self::Head(sum) => {
-                let head = block::head_of(body, body.len() as u64);
-                head.is_some_and(|head| xxh3_64_with_seed(head, 0) == sum) && block::is_whole(body)
-            }
+            Self::Head(sum) => block::verified_head(body).is_some_and(|head| xxh3_64_with_seed(head, 0) == sum),
         }
     }
 }

@@ -33,7 +33,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// There is something to settle or to remove.
 fn has_work(log: &Log) -> bool {
-    !log.plan_settle().is_empty() || !log.plan_packs().is_empty() || log.removable(false).is_some() || log.has_release()
+    log.has_puts() || log.removable(false).is_some() || log.has_release()
 }
 
 impl<E: Env, D: Disk> Inner<E, D> {

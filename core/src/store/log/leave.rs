@@ -90,6 +90,11 @@ impl Log {
         self.waiting.insert(entry.order, key.to_owned());
     }
 
+    /// Whether a barrier would cover anything: `plan_settle` or `plan_packs` name something.
+    pub fn has_puts(&self) -> bool {
+        !self.put.is_empty() || self.packing.has_puts()
+    }
+
     /// Objects that a barrier which begins at this moment covers.
     pub fn plan_settle(&self) -> Vec<String> {
         self.put.iter().cloned().collect()

@@ -86,6 +86,10 @@ impl Packs {
         self.running.len()
     }
 
+    pub(super) fn has_puts(&self) -> bool {
+        !self.put.is_empty()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty() && self.put.is_empty()
     }
